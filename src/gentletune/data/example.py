@@ -1,0 +1,49 @@
+"""The row every room understands: a prompt, a completion, and how an answer to it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+ANSWER_PREFIX = "Answer:"
+"""Chain-of-thought completions end with a line `Answer: VALUE`; scoring reads what follows the last one."""
+
+AnswerKind = Literal["decimal", "integer", "date", "weeks_days", "choice"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The right answer: `value` as written; decimals are right within [lower, upper], other kinds exactly."""
+
+    kind: AnswerKind
+    value: str
+    lower: float | None = None
+    upper: float | None = None
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One mechanically checkable demand on a response, e.g. `Constraint("lowercase")`, `Constraint("bullets", 3)`."""
+
+    kind: str
+    argument: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with its reference completion.
+
+    `answer` or `constraints` say how a response is judged (neither: the row is for training only);
+    `group` names what examples share (a patient note), so that a split never puts it on both sides.
+    """
+
+    prompt: str
+    completion: str
+    answer: Answer | None = None
+    constraints: tuple[Constraint, ...] = ()
+    group: str = ""
+    category: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The example as a `prompt`/`completion` row."""
+        return {"prompt": self.prompt, "completion": self.completion}
