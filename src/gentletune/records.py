@@ -75,7 +75,12 @@ class RunRecord(BaseModel):
 
 
 def mean_score(
-    values: Sequence[float], *, task: str, side: Literal["domain", "general"], metric: str, higher_is_better: bool
+    values: Sequence[float],
+    *,
+    task: str,
+    side: Literal["domain", "general"],
+    metric: str,
+    higher_is_better: bool,
 ) -> Score:
     """Mean of per-item values with its standard error, sd / √n (sample standard deviation).
 
@@ -114,7 +119,13 @@ def ratio_score(
     spread = math.fsum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
     stderr = math.sqrt(n / (n - 1) * spread) / total if n > 1 else None
     return Score(
-        task=task, side=side, metric=metric, value=ratio, stderr=stderr, n=n, higher_is_better=higher_is_better
+        task=task,
+        side=side,
+        metric=metric,
+        value=ratio,
+        stderr=stderr,
+        n=n,
+        higher_is_better=higher_is_better,
     )
 
 
@@ -152,7 +163,9 @@ def read_record(directory: Path) -> RunRecord | None:
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again") from error
+        raise UserError(
+            f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again"
+        ) from error
 
 
 def load_records(directories: Iterable[Path]) -> list[RunRecord]:

@@ -1,0 +1,22 @@
+"""One file a method. Importing this package registers every file in it."""
+
+import importlib
+import pkgutil
+
+from gentletune.methods.base import Method, Parameterisation, TokenBatch, Weighted, compose
+from gentletune.methods.registry import method_names, parse_method, register, training_part
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "Method",
+    "Parameterisation",
+    "TokenBatch",
+    "Weighted",
+    "compose",
+    "method_names",
+    "parse_method",
+    "register",
+    "training_part",
+]

@@ -1,0 +1,59 @@
+"""LoRA through PEFT: a frozen base and trained low-rank products, merged at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gentletune.methods.base import Method, Parameterisation
+from gentletune.methods.registry import check_number, register
+
+
+@register("lora")
+def lora(
+    r: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | list[str] = "all-linear"
+) -> Method:
+    """LoRA (arXiv 2106.09685) on all linear layers but the head.
+
+    Args:
+        r: rank ≥ 1.
+        alpha: scale, > 0; the product is multiplied by alpha / r.
+        dropout: in [0, 1).
+        targets: PEFT's target modules.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+    if not isinstance(r, int) or r < 1:
+        raise ValueError(f"r must be a whole number >= 1, got {r!r}")
+    check_number("alpha", alpha, low=0, open_low=True)
+    check_number("dropout", dropout, low=0, high=0.999)
+
+    def wrap(model: Any) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        return get_peft_model(model, config)
+
+    def merge(model: Any) -> Any:
+        return model.merge_and_unload()
+
+    return Method(
+        parameterise=Parameterisation(
+            wrap=wrap, deviations=product_deviations, merge=merge, keeps_initial=False
+        )
+    )
+
+
+def product_deviations(model: Any, _initial: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """(alpha/r)·B·A of each adapted layer, with gradient: the effective θ - θ⁰, zero at the start."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.active_adapters:
+                yield module.get_delta_weight(adapter)

@@ -1,0 +1,200 @@
+"""The recipe: model + data + method + optimisation + measurement, as one frozen value.
+
+YAML files, CLI flags and Python share these field names; `lr` is accepted for `learning_rate`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gentletune.errors import UserError, unknown
+
+ALIASES = {"lr": "learning_rate"}
+
+# Fields that change neither the trained weights nor any score.
+_BOOKKEEPING = frozenset(
+    {"output", "report_to", "log_every", "save_every", "keep_checkpoints", "probe_every", "probe_rows"}
+)
+# Fields that change scores but not the trained weights.
+_MEASUREMENT = frozenset(
+    {
+        "evaluate",
+        "domain_tokens",
+        "general_prompts",
+        "general_tokens",
+        "general_rows",
+        "reference_path",
+        "eval_batch_tokens",
+    }
+)
+
+
+class Recipe(BaseModel):
+    """Everything that determines a run.
+
+    >>> Recipe(model="smollm2-135m", data="clinic", method="talr", lr=1e-5).learning_rate
+    1e-05
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # --- model
+    model: str = Field("smollm2-135m", min_length=1, description="Directory, bundled alias or hub name.")
+    trust_remote_code: bool = Field(
+        False, description="Run code that comes with the model. Off unless you say so."
+    )
+
+    # --- data
+    data: str | None = Field(
+        None, description="Domain recipe: clinic, medcalc or esci. None: the file's own shape."
+    )
+    data_path: str | None = Field(
+        None, description="JSONL, JSON, CSV or Parquet file, or a datasets hub name."
+    )
+    data_split: str = Field("train", description="Split to train on, where data_path is a hub name.")
+    test_path: str | None = Field(
+        None, description="Held-out file; None splits data_path by group (patient note)."
+    )
+    test_rows: int = Field(64, ge=1, description="Held-out rows the domain side is measured on.")
+    train_rows: int | None = Field(None, ge=1, description="Use only this many training rows (None: all).")
+    cot: bool = Field(True, description="Train on the worked chain of thought (false: on the label only).")
+    max_length: int | None = Field(
+        None, ge=8, description="Longest row in tokens; longer rows are dropped, counted."
+    )
+
+    # --- method
+    method: str = Field(
+        "sft", min_length=1, description="For example sft, talr, talr(tau=1.0)+lora(r=8)+wise_ft."
+    )
+
+    # --- optimisation
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="Peak learning rate of AdamW.")
+    epochs: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps."
+    )
+    max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
+    batch_size: int = Field(8, ge=1, description="Rows per device and micro-batch.")
+    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning-rate schedule after warm-up."
+    )
+    warmup: float = Field(
+        0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up."
+    )
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="Gradient clipping norm.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 is autocast over fp32 weights."
+    )
+    gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
+    head: Literal["auto", "reference", "chunked"] = Field(
+        "auto", description="Backend of the token-NLL head."
+    )
+    seed: int = Field(0, ge=0, description="Seeds data order, splits, adapters and sampling.")
+
+    # --- bookkeeping
+    output: str | None = Field(None, description="Run directory.")
+    report_to: tuple[str, ...] = Field((), description="trackio, wandb, tensorboard, …")
+    log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
+    save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(1, ge=1, description="Checkpoints kept while training.")
+    probe_every: int = Field(10, ge=0, description="Steps between probes of domain NLL and drift (0: none).")
+    probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
+
+    # --- measurement
+    evaluate: bool = Field(True, description="Measure the initial and the tuned model after training.")
+    domain_tokens: int = Field(160, ge=1, description="Longest answer generated for a domain row.")
+    general_prompts: int = Field(
+        200, ge=1, description="Shipped general prompts whose answers measure drift."
+    )
+    general_tokens: int = Field(48, ge=1, description="Longest general answer, sampled or greedy.")
+    general_rows: int = Field(64, ge=1, description="Rows of each generated general task.")
+    reference_path: str | None = Field(
+        None, description="File of reference answers to measure code length on."
+    )
+    eval_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per evaluation batch.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _aliases(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+        if len(renamed) != len(values):
+            raise ValueError("give learning_rate or lr, not both")
+        return renamed
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Self:
+        """Validate `values`; every mistake becomes one `UserError` line that begins with `where`."""
+        for key in values:
+            if ALIASES.get(key, key) not in cls.model_fields:
+                problem = unknown("key", str(key), [*cls.model_fields, *ALIASES])
+                raise UserError(f"{where}: {problem}")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or "recipe"
+            message = first["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
+            raise UserError(f"{where}: {key}: {message} (got {first['input']!r})") from error
+
+    def override(self, values: Mapping[str, Any]) -> Self:
+        """A copy with `values` replaced, validated."""
+        merged = {**self.model_dump(), **{ALIASES.get(key, key): value for key, value in values.items()}}
+        return self.parse(merged)
+
+    def training_fields(self) -> dict[str, Any]:
+        """The fields that determine the trained weights."""
+        return self.model_dump(mode="json", exclude=set(_BOOKKEEPING | _MEASUREMENT))
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that determine weights and scores."""
+        return self.model_dump(mode="json", exclude=set(_BOOKKEEPING))
+
+    def digest(self) -> str:
+        """Short hash of `result_fields`, equal for recipes that would give the same result."""
+        text = json.dumps(self.result_fields(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from `path`. Raises `UserError` with the line of a syntax error."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; give a YAML recipe")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}: line {line}: broken YAML: {error.problem}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, such as `model: smollm2-135m`")
+    # YAML 1.1 reads 5e-6 as text; numbers written that way are what every recipe of this field holds.
+    return {str(key): _number(value) for key, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def load_recipe(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe from a YAML file (or the defaults) with `overrides` on top."""
+    values = read_yaml(path) if path else {}
+    extra = {ALIASES.get(key, key): value for key, value in (overrides or {}).items()}
+    merged = {**{ALIASES.get(key, key): value for key, value in values.items()}, **extra}
+    return Recipe.parse(merged, where=str(path) if path else "recipe")

@@ -1,0 +1,187 @@
+"""Which number stands for a side (domain or general skill), and how two such numbers compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gentletune.errors import UserError, unknown
+from gentletune.records import RunRecord, Score
+
+Side = Literal["domain", "general"]
+Verdict = Literal["better", "worse", "tied", "unknown"]
+
+Z = 1.96
+MEAN_KEYS: dict[Side, str] = {"domain": "domain_mean/accuracy", "general": "general_mean/accuracy"}
+# What each side falls back to when no accuracy leaves the floor, in order.
+GENERAL_FALLBACK = ("drift_sampled/bits_per_token", "drift_greedy/bits_per_token", "reference/bits_per_token")
+UNITS = {"accuracy": "share correct", "bits_per_token": "bits per token"}
+LABELS = {
+    "drift_sampled/bits_per_token": "drift from the initial model on text it samples",
+    "drift_greedy/bits_per_token": "drift from the initial model on its greedy text",
+    "reference/bits_per_token": "loss on reference text",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with its standard error in the axis's unit; `stderr` is None when unknown, `n` counts items."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A way to read one number off a run: a single score, or the mean of several (`sources`).
+
+    `key` names it (`clinic/accuracy`), `label` says in plain words what it is, `unit` its unit.
+    """
+
+    key: str
+    side: Side
+    label: str
+    unit: str
+    higher_is_better: bool
+    sources: tuple[str, ...]
+
+    def point(self, record: RunRecord, initial: bool = False) -> Point | None:
+        """The run's point on this axis (of its initial model if `initial`), None where a score is missing.
+
+        A mean's standard error is √Σse² / k: the k tasks are taken as independent.
+        """
+        points = [_read(record, key, initial) for key in self.sources]
+        found = [p for p in points if p is not None]
+        if not found or len(found) < len(points):
+            return None
+        if len(found) == 1:
+            return found[0]
+        errors = [p.stderr for p in found if p.stderr is not None]
+        stderr = math.hypot(*errors) / len(found) if len(errors) == len(found) else None
+        return Point(math.fsum(p.value for p in found) / len(found), stderr, sum(p.n for p in found))
+
+    @property
+    def described(self) -> str:
+        """Label, unit and direction: `clinic (share correct, higher is better)`."""
+        return f"{self.label} ({self.unit}, {'higher' if self.higher_is_better else 'lower'} is better)"
+
+
+def complete(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """The runs that finished."""
+    return [r for r in records if r.status == "complete"]
+
+
+def score_keys(records: Iterable[RunRecord], side: Side | None = None) -> list[str]:
+    """Every score key of the runs (of one side, if given), in order of first appearance."""
+    scores = (s for r in records for s in (*r.scores, *r.initial_scores))
+    return list(dict.fromkeys(s.key for s in scores if side in (None, s.side)))
+
+
+def single_axis(records: Sequence[RunRecord], key: str) -> Axis:
+    """The axis of one score. Raises `UserError` where no run has it."""
+    for record in records:
+        for score in (*record.scores, *record.initial_scores):
+            if score.key == key:
+                return _axis_of(score)
+    raise unknown("score", key, [*score_keys(records), *(a.key for a in _means(records))])
+
+
+def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None) -> Axis | None:
+    """The axis that stands for a side: the one asked for, else accuracy where the model has any.
+
+    The default is the mean of the side's `accuracy` scores present in every complete run, if it is more than
+    2 standard errors above zero for some run or its initial model. Else it is the domain task's
+    `bits_per_token`, or `drift_sampled/bits_per_token` for general skill. None where there is no score at all.
+    Raises `UserError` on an unknown `key`.
+    """
+    mean = _mean_axis(records, side)
+    if key is not None:
+        if not score_keys(records):
+            return None
+        return next((a for a in _means(records) if a.key == key), None) or single_axis(records, key)
+    if mean is not None and _off_the_floor(mean, complete(records)):
+        return mean
+    names = _common(records, side) or score_keys(complete(records), side)
+    losses = [name for name in names if name.endswith("/bits_per_token")]
+    wanted = losses if side == "domain" else [*GENERAL_FALLBACK, *losses]
+    chosen = next((name for name in [*wanted, *names] if name in names), None)
+    return single_axis(records, chosen) if chosen else None
+
+
+def compare(axis: Axis, a: Point | None, b: Point | None) -> Verdict:
+    """How `a` stands to `b`: tied within 1.96·√(se_a² + se_b²) (unpaired), unknown if either error is missing.
+
+    >>> axis = Axis("t/accuracy", "domain", "t", "share correct", True, ("t/accuracy",))
+    >>> compare(axis, Point(0.9, 0.02, 100), Point(0.6, 0.05, 100))
+    'better'
+    """
+    change = difference(a, b)
+    if change is None or change.stderr is None:
+        return "unknown"
+    if abs(change.value) <= Z * change.stderr:
+        return "tied"
+    return "better" if (change.value > 0) == axis.higher_is_better else "worse"
+
+
+def difference(a: Point | None, b: Point | None) -> Point | None:
+    """a - b with its unpaired standard error; None where either point is missing."""
+    if a is None or b is None:
+        return None
+    known = a.stderr is not None and b.stderr is not None
+    stderr = math.hypot(a.stderr or 0.0, b.stderr or 0.0) if known else None
+    return Point(a.value - b.value, stderr, min(a.n, b.n))
+
+
+def _read(record: RunRecord, key: str, initial: bool) -> Point | None:
+    score = record.score(key, initial)
+    if score is not None:
+        return Point(score.value, score.stderr, score.n)
+    if initial and key.startswith("drift_") and record.score(key) is not None:
+        return Point(0.0, 0.0, 0)  # the initial model is at no distance from itself
+    return None
+
+
+def _axis_of(score: Score) -> Axis:
+    unit = UNITS.get(score.metric, score.metric.replace("_", " "))
+    task = score.task.replace("_", " ")
+    plain = f"{task} accuracy" if score.metric == "accuracy" else task
+    plain = f"loss on {task} answers" if score.metric == "bits_per_token" else plain
+    label = LABELS.get(score.key, plain)
+    return Axis(score.key, score.side, label, unit, score.higher_is_better, (score.key,))
+
+
+def _common(records: Sequence[RunRecord], side: Side) -> list[str]:
+    done = complete(records)
+    keys = [[s.key for s in r.scores if s.side == side] for r in done]
+    return [key for key in keys[0] if all(key in other for other in keys)] if keys else []
+
+
+def _mean_axis(records: Sequence[RunRecord], side: Side) -> Axis | None:
+    keys = [key for key in _common(records, side) if key.endswith("/accuracy")]
+    if len(keys) < 2:
+        return single_axis(records, keys[0]) if keys else None
+    tasks = " and ".join(key.removesuffix("/accuracy").replace("_", " ") for key in keys)
+    label = f"mean accuracy over {tasks.replace(' and ', ', ', len(keys) - 2)}"
+    return Axis(MEAN_KEYS[side], side, label, UNITS["accuracy"], True, tuple(keys))
+
+
+def _means(records: Sequence[RunRecord]) -> list[Axis]:
+    axes = (_mean_axis(records, "domain"), _mean_axis(records, "general"))
+    return [a for a in axes if a is not None and len(a.sources) > 1]
+
+
+def _off_the_floor(axis: Axis, records: Sequence[RunRecord]) -> bool:
+    points = (axis.point(r, initial) for r in records for initial in (False, True))
+    return any(p is not None and p.stderr is not None and p.value > 2 * p.stderr for p in points)
+
+
+def both_axes(
+    records: Sequence[RunRecord], domain: str | None, general: str | None
+) -> tuple[Axis | None, Axis | None]:
+    """The domain and the general axis. Raises `UserError` on an unknown key, or one key for both."""
+    if domain is not None and domain == general:
+        raise UserError(f"both axes are '{domain}'; give two different scores")
+    return choose_axis(records, "domain", domain), choose_axis(records, "general", general)

@@ -1,0 +1,60 @@
+"""Numbers as people read them: as many digits as the standard error supports."""
+
+from __future__ import annotations
+
+import math
+
+from gentletune.report.axes import Point
+
+MISSING = "–"
+
+
+def plus_minus(point: Point | None, *, signed: bool = False) -> str:
+    """`value ± standard error`, the error to two digits; `–` where there is none.
+
+    >>> plus_minus(Point(0.81234, 0.0213, 100))
+    '0.812 ± 0.021'
+    """
+    if point is None:
+        return MISSING
+    if point.stderr is None:
+        return f"{number(point.value, signed=signed)} ± ?"
+    places = _places(point.stderr) if point.stderr > 0 else 3
+    if point.value == 0 and point.stderr == 0:
+        return "0"
+    return f"{_fixed(point.value, places, signed)} ± {_fixed(point.stderr, places, False)}"
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Three significant digits with a true minus sign; `–` for None."""
+    if value is None:
+        return MISSING
+    text = f"{value:+.3g}" if signed else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def rate(learning_rate: float) -> str:
+    """A learning rate, short: 5e-6.
+
+    >>> rate(5e-06)
+    '5e-6'
+    """
+    return f"{learning_rate:.3g}".replace("e-0", "e-")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `42 s`, `3.5 min` or `1.2 h`; `–` for None."""
+    if seconds is None:
+        return MISSING
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 5400 else f"{seconds / 3600:.3g} h"
+
+
+def _places(stderr: float) -> int:
+    return min(max(1 - math.floor(math.log10(stderr)), 0), 8)
+
+
+def _fixed(value: float, places: int, signed: bool) -> str:
+    text = f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
+    return text.replace("-", "−")

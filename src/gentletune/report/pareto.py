@@ -1,0 +1,88 @@
+"""The trade-off: which points nothing else beats on both axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gentletune.records import RunRecord
+from gentletune.report.axes import Axis, Point, complete
+from gentletune.report.numbers import rate
+
+INITIAL_LABEL = "initial model"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One option in the plane: a run, or the initial model (`index` None), since doing nothing is an option.
+
+    `x` is the domain score and `y` the general one, in their axes' units; `index` is the run's place in the
+    records.
+    """
+
+    index: int | None
+    method: str
+    name: str
+    x: Point
+    y: Point
+
+
+def pareto_front(
+    points: Sequence[tuple[float, float]], *, x_higher: bool = True, y_higher: bool = True
+) -> list[int]:
+    """Indices of the points that no other point beats, from the worst x to the best.
+
+    A point is beaten by one at least as good on both axes and better on one; equal points are all kept.
+
+    >>> pareto_front([(1, 5), (3, 2), (2, 1)])
+    [0, 1]
+    """
+    oriented = [(x if x_higher else -x, y if y_higher else -y) for x, y in points]
+    order = sorted(range(len(oriented)), key=lambda i: (oriented[i], -i), reverse=True)
+    front: list[int] = []
+    best: tuple[float, float] | None = None
+    # From the best x down, a point is unbeaten exactly if its y is above every y seen (or it is a tie).
+    for i in order:
+        if best is None or oriented[i][1] > best[1] or oriented[i] == best:
+            front.append(i)
+            best = oriented[i]
+    return front[::-1]
+
+
+def candidates(records: Sequence[RunRecord], domain: Axis, general: Axis) -> list[Candidate]:
+    """The complete runs that have both scores, led by the initial model where its scores are known."""
+    found: list[Candidate] = []
+    for index, record in enumerate(records):
+        x, y = domain.point(record), general.point(record)
+        if record.status == "complete" and x is not None and y is not None:
+            name = f"{record.label} {rate(record.learning_rate)}"
+            found.append(Candidate(index, record.label, name, x, y))
+    start = initial_of(records, domain), initial_of(records, general)
+    if start[0] is not None and start[1] is not None:
+        found.insert(0, Candidate(None, INITIAL_LABEL, INITIAL_LABEL, start[0], start[1]))
+    return found
+
+
+def front_of(options: Sequence[Candidate], domain: Axis, general: Axis) -> list[int]:
+    """Places in `options` of the Pareto front, from the worst domain score to the best."""
+    return pareto_front(
+        [(c.x.value, c.y.value) for c in options],
+        x_higher=domain.higher_is_better,
+        y_higher=general.higher_is_better,
+    )
+
+
+def initial_of(records: Sequence[RunRecord], axis: Axis) -> Point | None:
+    """The initial model's point, from the first complete run that measured it."""
+    points = (axis.point(record, initial=True) for record in complete(records))
+    return next((p for p in points if p is not None), None)
+
+
+def initials_differ(records: Sequence[RunRecord], axis: Axis) -> bool:
+    """Whether runs disagree on their initial model by more than a standard error: not one comparison then."""
+    first = initial_of(records, axis)
+    others = [p for p in (axis.point(r, initial=True) for r in complete(records)) if p is not None]
+    if first is None:
+        return False
+    slack = max(first.stderr or 0.0, 1e-3 * abs(first.value))
+    return any(abs(p.value - first.value) > slack for p in others)
