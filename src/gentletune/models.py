@@ -95,9 +95,7 @@ def _checked_directory(directory: Path, trust_remote_code: bool) -> Path:
             "so save it again with save_pretrained"
         )
     if not trust_remote_code and '"auto_map"' in (directory / "config.json").read_text(encoding="utf-8"):
-        raise UserError(
-            f"the model in {directory} brings its own code; set trust_remote_code: true if you trust it"
-        )
+        raise UserError(f"the model in {directory} brings its own code; set trust_remote_code: true if you trust it")
     return directory
 
 
@@ -121,9 +119,7 @@ def _from_hub(name: str) -> Path:
 
 def _require_terms(name: str, bundle: Bundle) -> None:
     if bundle.terms and os.environ.get(bundle.terms) != "1":
-        raise UserError(
-            f"model '{name}' is under the {bundle.licence}; read them and set {bundle.terms}=1 to accept"
-        )
+        raise UserError(f"model '{name}' is under the {bundle.licence}; read them and set {bundle.terms}=1 to accept")
 
 
 def _build_bundle(name: str, bundle: Bundle, target: Path) -> None:
@@ -203,9 +199,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load a tokenizer from {directory}: {str(error).splitlines()[0]}") from error
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer in {directory} has no end token; a model trained with it would never stop"
-        )
+        raise UserError(f"the tokenizer in {directory} has no end token; a model trained with it would never stop")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -213,9 +207,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 def model_hash(directory: Path) -> str:
     """SHA-256 over the config, tokenizer and weight files of a model directory."""
-    files = sorted(
-        p for pattern in (_WEIGHTS, "config.json", "tokenizer*.json") for p in directory.glob(pattern)
-    )
+    files = sorted(p for pattern in (_WEIGHTS, "config.json", "tokenizer*.json") for p in directory.glob(pattern))
     return digest([[p.name, file_digest(p)] for p in files])
 
 

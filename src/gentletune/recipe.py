@@ -47,56 +47,34 @@ class Recipe(BaseModel):
 
     # --- model
     model: str = Field("smollm2-135m", min_length=1, description="Directory, bundled alias or hub name.")
-    trust_remote_code: bool = Field(
-        False, description="Run code that comes with the model. Off unless you say so."
-    )
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off unless you say so.")
 
     # --- data
-    data: str | None = Field(
-        None, description="Domain recipe: clinic, medcalc or esci. None: the file's own shape."
-    )
-    data_path: str | None = Field(
-        None, description="JSONL, JSON, CSV or Parquet file, or a datasets hub name."
-    )
+    data: str | None = Field(None, description="Domain recipe: clinic, medcalc or esci. None: the file's own shape.")
+    data_path: str | None = Field(None, description="JSONL, JSON, CSV or Parquet file, or a datasets hub name.")
     data_split: str = Field("train", description="Split to train on, where data_path is a hub name.")
-    test_path: str | None = Field(
-        None, description="Held-out file; None splits data_path by group (patient note)."
-    )
+    test_path: str | None = Field(None, description="Held-out file; None splits data_path by group (patient note).")
     test_rows: int = Field(64, ge=1, description="Held-out rows the domain side is measured on.")
     train_rows: int | None = Field(None, ge=1, description="Use only this many training rows (None: all).")
     cot: bool = Field(True, description="Train on the worked chain of thought (false: on the label only).")
-    max_length: int | None = Field(
-        None, ge=8, description="Longest row in tokens; longer rows are dropped, counted."
-    )
+    max_length: int | None = Field(None, ge=8, description="Longest row in tokens; longer rows are dropped, counted.")
 
     # --- method
-    method: str = Field(
-        "sft", min_length=1, description="For example sft, talr, talr(tau=1.0)+lora(r=8)+wise_ft."
-    )
+    method: str = Field("sft", min_length=1, description="For example sft, talr, talr(tau=1.0)+lora(r=8)+wise_ft.")
 
     # --- optimisation
     learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="Peak learning rate of AdamW.")
-    epochs: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps."
-    )
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps.")
     max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
     batch_size: int = Field(8, ge=1, description="Rows per device and micro-batch.")
     gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="Learning-rate schedule after warm-up."
-    )
-    warmup: float = Field(
-        0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up."
-    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up.")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="Gradient clipping norm.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 is autocast over fp32 weights."
-    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 is autocast over fp32 weights.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
-    head: Literal["auto", "reference", "chunked"] = Field(
-        "auto", description="Backend of the token-NLL head."
-    )
+    head: Literal["auto", "reference", "chunked"] = Field("auto", description="Backend of the token-NLL head.")
     seed: int = Field(0, ge=0, description="Seeds data order, splits, adapters and sampling.")
 
     # --- bookkeeping
@@ -111,14 +89,10 @@ class Recipe(BaseModel):
     # --- measurement
     evaluate: bool = Field(True, description="Measure the initial and the tuned model after training.")
     domain_tokens: int = Field(160, ge=1, description="Longest answer generated for a domain row.")
-    general_prompts: int = Field(
-        200, ge=1, description="Shipped general prompts whose answers measure drift."
-    )
+    general_prompts: int = Field(200, ge=1, description="Shipped general prompts whose answers measure drift.")
     general_tokens: int = Field(48, ge=1, description="Longest general answer, sampled or greedy.")
     general_rows: int = Field(64, ge=1, description="Rows of each generated general task.")
-    reference_path: str | None = Field(
-        None, description="File of reference answers to measure code length on."
-    )
+    reference_path: str | None = Field(None, description="File of reference answers to measure code length on.")
     eval_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per evaluation batch.")
 
     @model_validator(mode="before")

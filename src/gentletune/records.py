@@ -93,9 +93,7 @@ def mean_score(
         raise ValueError(f"no items to score for task '{task}'")
     mean = math.fsum(values) / n
     stderr = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-    return Score(
-        task=task, side=side, metric=metric, value=mean, stderr=stderr, n=n, higher_is_better=higher_is_better
-    )
+    return Score(task=task, side=side, metric=metric, value=mean, stderr=stderr, n=n, higher_is_better=higher_is_better)
 
 
 def ratio_score(
@@ -163,9 +161,7 @@ def read_record(directory: Path) -> RunRecord | None:
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again"
-        ) from error
+        raise UserError(f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again") from error
 
 
 def load_records(directories: Iterable[Path]) -> list[RunRecord]:

@@ -104,6 +104,11 @@ def test_malformed_conditionals_are_refused(levels: list[list[list[float]]], mes
         TokenTree(tuple(np.array(level) for level in levels))
 
 
+def test_a_row_that_nearly_sums_to_one_is_divided_by_its_sum() -> None:
+    row = TokenTree((np.array([[0.5, 0.5 + 8e-10]]),)).conditionals[0]
+    assert abs(row.sum() - 1.0) < 1e-15
+
+
 def test_a_tree_cannot_be_changed(golden_q: TokenTree) -> None:
     given_level = np.array([[0.5, 0.5]])
     tree = TokenTree((given_level,))

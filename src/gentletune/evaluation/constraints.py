@@ -11,8 +11,8 @@ from gentletune.data.example import Constraint
 Argument = str | int | None
 Checker = Callable[[str, Argument], bool]
 
-BULLET = re.compile(r"(?m)^\s*[-*•] +\S")
-NUMBERED = re.compile(r"(?m)^\s*(\d+)[.)] +\S")
+BULLET = re.compile(r"(?m)^[ \t]*[-*•] +\S")
+NUMBERED = re.compile(r"(?m)^[ \t]*(\d+)[.)] +\S")
 
 
 def satisfied(response: str, constraints: Sequence[Constraint]) -> bool:
@@ -54,7 +54,7 @@ def _uppercase(text: str, _: Argument) -> bool:
 
 
 def _bullets(text: str, argument: Argument) -> bool:
-    """Exactly this many lines begin with `- `, `* ` or `• ` and go on; other lines are free."""
+    """Exactly this many lines begin, indented or not, with `- `, `* ` or `• ` and go on; other lines are free."""
     return len(BULLET.findall(text)) == _count(argument)
 
 

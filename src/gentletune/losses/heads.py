@@ -67,9 +67,7 @@ def token_nll(
     raise ValueError(f"unknown head backend '{backend}'; known: auto, chunked, reference")
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float
-) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
     logits = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
     if bias is not None:
         logits = logits + bias

@@ -117,14 +117,10 @@ def compose(first: Method, second: Method) -> Method:
         name=f"{first.name}+{second.name}",
         label=f"{first.label}+{second.label}",
         token_weights=_multiply(first.token_weights, second.token_weights),
-        sequence_weights=_both(
-            first.sequence_weights, second.sequence_weights, lambda f, g: lambda x: f(x) * g(x)
-        ),
+        sequence_weights=_both(first.sequence_weights, second.sequence_weights, lambda f, g: lambda x: f(x) * g(x)),
         penalty=_both(first.penalty, second.penalty, _add_penalties),
         parameterise=first.parameterise or second.parameterise,
-        finish=_both(
-            first.finish, second.finish, lambda f, g: lambda initial, tuned: g(initial, f(initial, tuned))
-        ),
+        finish=_both(first.finish, second.finish, lambda f, g: lambda initial, tuned: g(initial, f(initial, tuned))),
         normalization="simplex" if "simplex" in (first.normalization, second.normalization) else "count",
         uses_previous=first.uses_previous or second.uses_previous,
     )

@@ -12,9 +12,7 @@ from gentletune.methods.registry import check_number, register
 
 
 @register("lora")
-def lora(
-    r: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | list[str] = "all-linear"
-) -> Method:
+def lora(r: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | list[str] = "all-linear") -> Method:
     """LoRA (arXiv 2106.09685) on all linear layers but the head.
 
     Args:
@@ -34,18 +32,14 @@ def lora(
     def wrap(model: Any) -> Any:
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(
-            r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
-        )
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
         return get_peft_model(model, config)
 
     def merge(model: Any) -> Any:
         return model.merge_and_unload()
 
     return Method(
-        parameterise=Parameterisation(
-            wrap=wrap, deviations=product_deviations, merge=merge, keeps_initial=False
-        )
+        parameterise=Parameterisation(wrap=wrap, deviations=product_deviations, merge=merge, keeps_initial=False)
     )
 
 

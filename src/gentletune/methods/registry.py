@@ -52,9 +52,7 @@ def parse_method(text: str) -> Method:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise UserError(
-            f"method '{text}': write names joined by +, with arguments as name(key=value)"
-        ) from error
+        raise UserError(f"method '{text}': write names joined by +, with arguments as name(key=value)") from error
     parts = [_build(node, text) for node in _addends(tree)]
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
@@ -118,9 +116,7 @@ def _show(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def check_number(
-    name: str, value: Any, *, low: float, high: float = float("inf"), open_low: bool = False
-) -> float:
+def check_number(name: str, value: Any, *, low: float, high: float = float("inf"), open_low: bool = False) -> float:
     """`value` as a float within [low, high] ((low, high] with `open_low`). Raises ValueError otherwise."""
     number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
     if number is None or not (low < number if open_low else low <= number) or not number <= high:

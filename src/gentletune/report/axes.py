@@ -178,9 +178,7 @@ def _off_the_floor(axis: Axis, records: Sequence[RunRecord]) -> bool:
     return any(p is not None and p.stderr is not None and p.value > 2 * p.stderr for p in points)
 
 
-def both_axes(
-    records: Sequence[RunRecord], domain: str | None, general: str | None
-) -> tuple[Axis | None, Axis | None]:
+def both_axes(records: Sequence[RunRecord], domain: str | None, general: str | None) -> tuple[Axis | None, Axis | None]:
     """The domain and the general axis. Raises `UserError` on an unknown key, or one key for both."""
     if domain is not None and domain == general:
         raise UserError(f"both axes are '{domain}'; give two different scores")

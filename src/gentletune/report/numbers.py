@@ -39,7 +39,10 @@ def rate(learning_rate: float) -> str:
     >>> rate(5e-06)
     '5e-6'
     """
-    return f"{learning_rate:.3g}".replace("e-0", "e-")
+    if learning_rate <= 0 or learning_rate >= 0.01:
+        return f"{learning_rate:.3g}"
+    digits, power = f"{learning_rate:.2e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
 
 
 def duration(seconds: float | None) -> str:

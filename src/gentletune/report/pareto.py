@@ -27,9 +27,7 @@ class Candidate:
     y: Point
 
 
-def pareto_front(
-    points: Sequence[tuple[float, float]], *, x_higher: bool = True, y_higher: bool = True
-) -> list[int]:
+def pareto_front(points: Sequence[tuple[float, float]], *, x_higher: bool = True, y_higher: bool = True) -> list[int]:
     """Indices of the points that no other point beats, from the worst x to the best.
 
     A point is beaten by one at least as good on both axes and better on one; equal points are all kept.
@@ -38,7 +36,7 @@ def pareto_front(
     [0, 1]
     """
     oriented = [(x if x_higher else -x, y if y_higher else -y) for x, y in points]
-    order = sorted(range(len(oriented)), key=lambda i: (oriented[i], -i), reverse=True)
+    order = sorted(range(len(oriented)), key=lambda i: (oriented[i], i), reverse=True)
     front: list[int] = []
     best: tuple[float, float] | None = None
     # From the best x down, a point is unbeaten exactly if its y is above every y seen (or it is a tie).

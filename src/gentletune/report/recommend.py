@@ -40,9 +40,7 @@ def recommend(records: Sequence[RunRecord], domain: Axis | None, general: Axis |
         return Advice(sentence, None, "no_complete_runs")
     if domain is None or general is None:
         side = "domain" if domain is None else "general"
-        return Advice(
-            f"No complete run has a {side} score, so nothing can be recommended.", None, "no_scores"
-        )
+        return Advice(f"No complete run has a {side} score, so nothing can be recommended.", None, "no_scores")
     runs = _scored(records, domain, general)
     if not runs:
         sentence = f"No complete run has both {domain.key} and {general.key}, so nothing can be recommended."
@@ -115,9 +113,7 @@ class _Choice:
 
     def _name(self, index: int) -> str:
         record = self.records[index]
-        twins = [
-            r for r in self.records if (r.label, r.learning_rate) == (record.label, record.learning_rate)
-        ]
+        twins = [r for r in self.records if (r.label, r.learning_rate) == (record.label, record.learning_rate)]
         seed = f" (seed {record.seed})" if len(twins) > 1 else ""
         return f"{record.label} at learning rate {rate(record.learning_rate)}{seed}"
 
@@ -146,7 +142,7 @@ class _Choice:
         change = f"changes by {plus_minus(cost, signed=True)}" if cost else "has no initial value to compare"
         text = (
             f"Ship {self._name(chosen)}: it takes {self._move(chosen)}, and {general} {change}, "
-            f"{self._loss(chosen)}; {self._certainty(tied, rivals)}"
+            f"{self._loss(chosen)}; {self._certainty(chosen, tied, rivals)}"
         )
         if left_out:
             text += f" ({left_out} left out for want of a standard error)"
@@ -165,13 +161,13 @@ class _Choice:
             "unknown": "and the data cannot tell whether that is a loss",
         }[compare(self.general, self.runs[index][1], start)]
 
-    def _certainty(self, tied: Sequence[int], rivals: Sequence[int]) -> str:
+    def _certainty(self, chosen: int, tied: Sequence[int], rivals: Sequence[int]) -> str:
         if rivals:
             named = ", ".join(self._name(i).replace("learning rate ", "") for i in rivals[:4])
             more = f" and {len(rivals) - 4} more" if len(rivals) > 4 else ""
             why = (
                 "so the simplest, plain sft at the smallest such learning rate, is preferred"
-                if self._simplest_is_plain(rivals, tied)
+                if self._plain(chosen)
                 else "so take it as the best guess, not as a proven winner"
             )
             return f"the data cannot tell it apart from {named}{more}, {why}"
@@ -180,7 +176,3 @@ class _Choice:
         if len(tied) == 1:
             return "its domain score is measurably above that of every other run that improved"
         return f"of the {len(tied)} runs tied on the domain score it measurably keeps the most general skill"
-
-    def _simplest_is_plain(self, rivals: Sequence[int], tied: Sequence[int]) -> bool:
-        unbeaten = [i for i in tied if not any(self._beats(j, i) for j in tied)]
-        return len(rivals) > 0 and self._plain(self._simplest(unbeaten))

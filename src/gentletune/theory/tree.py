@@ -19,10 +19,10 @@ class TokenTree:
 
     `conditionals[d]` has shape (v**d, v): row c is q(· | c) at the inner node reached by prefix c of d
     tokens. Prefixes and sequences are numbered in lexicographic order, so node c has children
-    c·v, …, c·v + v - 1, and sequence x₁…xₙ has index Σ xᵢ v^(n-i). Zeros are allowed: such a token has log-probability
-    -inf. The arrays (nested lists will do) are copied, each row is divided by its sum, and the copies are
-    read-only. Raises `ValueError` on a wrong shape, an entry that is negative or not finite, or a row whose
-    sum is not 1 (to `ROW_SUM_TOLERANCE`).
+    c·v, …, c·v + v - 1, and sequence x₁…xₙ has index Σ xᵢ v^(n-i). Zeros are allowed: such a token has
+    log-probability -inf. The arrays (nested lists will do) are copied, each row is divided by its sum, and
+    the copies are read-only. Raises `ValueError` on a wrong shape, an entry that is negative or not finite,
+    or a row whose sum is not 1 (to `ROW_SUM_TOLERANCE`).
 
     Source: the token tree of arXiv 2509.20758, here complete (every leaf at depth n).
 
@@ -45,9 +45,7 @@ class TokenTree:
         object.__setattr__(self, "conditionals", levels)
 
     @classmethod
-    def random(
-        cls, depth: int, vocab: int, rng: np.random.Generator, concentration: float = 1.0
-    ) -> TokenTree:
+    def random(cls, depth: int, vocab: int, rng: np.random.Generator, concentration: float = 1.0) -> TokenTree:
         """A tree whose every row is drawn from a symmetric Dirichlet(`concentration`), independently.
 
         Small concentrations give peaked rows, large ones near-uniform rows. Raises `ValueError` unless

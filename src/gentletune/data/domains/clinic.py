@@ -26,25 +26,36 @@ COT_INSTRUCTION = f'Explain briefly, then end with a line "{ANSWER_PREFIX} numbe
 LABEL_INSTRUCTION = "Reply with the number only."
 
 COMPLAINTS = (
-    *("knee pain", "a dry cough", "headache", "tiredness", "back pain", "a sore throat", "dizziness"),
-    *("nausea", "abdominal pain", "a skin rash", "fever", "poor appetite", "a twisted ankle", "poor sleep"),
-    *(
-        "ear pain",
-        "leg cramps",
-        "hay fever",
-        "a routine check",
-        "shoulder pain",
-        "a burning feeling on passing urine",
-    ),
+    "knee pain",
+    "a dry cough",
+    "headache",
+    "tiredness",
+    "back pain",
+    "a sore throat",
+    "dizziness",
+    "nausea",
+    "abdominal pain",
+    "a skin rash",
+    "fever",
+    "poor appetite",
+    "a twisted ankle",
+    "poor sleep",
+    "ear pain",
+    "leg cramps",
+    "hay fever",
+    "a routine check",
+    "shoulder pain",
+    "a burning feeling on passing urine",
 )
 ADULT_EXTRAS = (
-    *("Takes no regular medicines.", "Works as a teacher.", "Lives alone.", "Walks to work daily."),
-    *(
-        "Retired from farming.",
-        "Drinks two coffees a day.",
-        "Drives a bus.",
-        "Had the appendix removed years ago.",
-    ),
+    "Takes no regular medicines.",
+    "Sings in a choir.",
+    "Lives alone.",
+    "Walks to work daily.",
+    "Keeps a vegetable garden.",
+    "Drinks two coffees a day.",
+    "Likes to cook.",
+    "Had the appendix removed years ago.",
 )
 CHILD_EXTRAS = (
     "Attends the local school.",
@@ -119,9 +130,7 @@ def _example(key: str, *, cot: bool, split: Split) -> Example:
     return Example(
         prompt=f"{note}\n{_question(rng, formula)} {instruction}",
         completion=_explanation(rng, case) if cot else str(value),
-        answer=Answer("decimal", str(value), *limits(value))
-        if formula.places
-        else Answer("integer", str(value)),
+        answer=Answer("decimal", str(value), *limits(value)) if formula.places else Answer("integer", str(value)),
         group=_digest(note)[:12],
         category=formula.name,
     )

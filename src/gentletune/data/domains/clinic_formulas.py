@@ -197,9 +197,7 @@ def _winters(rng: Random, _: Patient) -> Case:
     bicarbonate = 2 * rng.randint(3, 11)  # even, so that one and a half times it is whole
     work = Working()
     work.step(work.step("1.5", "*", bicarbonate), "+", 8)
-    return Case(
-        (Fact("bicarbonate", str(bicarbonate), "mmol/L"),), "Expected pCO2 = 1.5 * bicarbonate + 8", work
-    )
+    return Case((Fact("bicarbonate", str(bicarbonate), "mmol/L"),), "Expected pCO2 = 1.5 * bicarbonate + 8", work)
 
 
 def _pack_years(rng: Random, patient: Patient) -> Case:
@@ -268,9 +266,7 @@ def _body_mass_index(rng: Random, _: Patient) -> Case:
     work = Working()
     metres = work.step(height, "/", 100)
     work.step(weight, "/", work.step(metres, "*", metres), places=1)
-    return Case(
-        (Fact("height", str(height), "cm"), _weight(weight)), "BMI = weight / height in metres squared", work
-    )
+    return Case((Fact("height", str(height), "cm"), _weight(weight)), "BMI = weight / height in metres squared", work)
 
 
 def _clearance(rng: Random, patient: Patient) -> Case:
@@ -373,16 +369,12 @@ FORMULAS: tuple[Formula, ...] = (
     Formula("infusion rate", "infusion rate", "mL/h", 0, 3, _infusion_rate),
     Formula("fluid balance", "net fluid balance", "mL", 0, 3, _fluid_balance),
     Formula("blood volume", "estimated blood volume (70 mL/kg men, 65 women)", "mL", 0, 2, _blood_volume),
-    Formula(
-        "maintenance fluid", "maintenance fluid by the 4-2-1 rule", "mL/h", 0, 2, _maintenance, for_child=True
-    ),
+    Formula("maintenance fluid", "maintenance fluid by the 4-2-1 rule", "mL/h", 0, 2, _maintenance, for_child=True),
     Formula("LDL cholesterol", "LDL cholesterol by the Friedewald formula", "mg/dL", 0, 2, _friedewald),
     Formula("body mass index", "body mass index", "kg/m2", 1, 3, _body_mass_index),
     Formula("creatinine clearance", "Cockcroft-Gault creatinine clearance", "mL/min", 1, 2, _clearance),
     Formula("corrected calcium", "albumin-corrected calcium", "mg/dL", 2, 2, _corrected_calcium),
-    Formula(
-        "corrected sodium", "sodium corrected for glucose (factor 1.6)", "mmol/L", 1, 2, _corrected_sodium
-    ),
+    Formula("corrected sodium", "sodium corrected for glucose (factor 1.6)", "mmol/L", 1, 2, _corrected_sodium),
     Formula("serum osmolality", "calculated serum osmolality", "mOsm/kg", 1, 2, _osmolality),
     Formula("ideal body weight", "ideal body weight by the Devine formula", "kg", 1, 2, _ideal_weight),
     Formula("body surface area", "body surface area by the Mosteller formula", "m2", 2, 2, _surface_area),

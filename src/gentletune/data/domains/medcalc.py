@@ -1,0 +1,60 @@
+"""MedCalc-Bench: patient notes, a clinical calculation, an exact answer (the official CSV columns)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gentletune.data.example import ANSWER_PREFIX, Answer, AnswerKind, Example
+from gentletune.errors import UserError
+
+COLUMNS = (
+    *("Patient Note", "Question", "Ground Truth Answer", "Lower Limit", "Upper Limit"),
+    *("Ground Truth Explanation", "Output Type"),
+)
+_WEEKS_DAYS = re.compile(r"(\d+)\s*weeks?\D+(\d+)\s*days?")
+
+
+def medcalc_example(row: Mapping[str, Any], *, cot: bool, where: str) -> Example:
+    """One official row. Raises `UserError` on a missing column or an answer that cannot be read.
+
+    Chain of thought is the official explanation with a closing `Answer:` line; label-only is the answer alone.
+    The prompt's closing instruction is ours.
+    """
+    missing = [column for column in COLUMNS if row.get(column) in (None, "")]
+    if missing:
+        raise UserError(f"{where}: MedCalc column '{missing[0]}' is missing or empty; needs {', '.join(COLUMNS)}")
+    answer = _answer(row, where)
+    note, question = str(row["Patient Note"]).strip(), str(row["Question"]).strip()
+    if cot:
+        instruction = f"Explain your calculation and end with a line '{ANSWER_PREFIX} VALUE'."
+        completion = f"{str(row['Ground Truth Explanation']).strip()}\n{ANSWER_PREFIX} {answer.value}"
+    else:
+        instruction, completion = "Reply with the answer only.", answer.value
+    return Example(
+        prompt=f"Patient note:\n{note}\n\nQuestion: {question}\n{instruction}",
+        completion=completion,
+        answer=answer,
+        group=hashlib.sha256(note.encode()).hexdigest()[:12],
+        category=str(row.get("Category") or ""),
+    )
+
+
+def _answer(row: Mapping[str, Any], where: str) -> Answer:
+    kind, value = str(row["Output Type"]).strip().lower(), str(row["Ground Truth Answer"]).strip()
+    if found := _WEEKS_DAYS.search(value):  # the official files call some of these integers
+        return Answer("weeks_days", f"({found[1]} weeks, {found[2]} days)")
+    if kind == "date":
+        return Answer("date", value)
+    if kind not in ("decimal", "integer"):
+        raise UserError(f"{where}: unknown Output Type '{kind}'; known: decimal, integer, date")
+    try:
+        number, low, high = (float(str(row[c])) for c in ("Ground Truth Answer", "Lower Limit", "Upper Limit"))
+    except ValueError as error:
+        raise UserError(f"{where}: the answer or a limit is not a number: {error}") from error
+    if kind == "integer" and number == int(number):
+        value = str(int(number))
+    known: AnswerKind = "decimal" if kind == "decimal" else "integer"
+    return Answer(known, value, min(low, high), max(low, high))

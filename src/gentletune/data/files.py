@@ -1,0 +1,188 @@
+"""Rows from JSONL, JSON, CSV and Parquet files or a `datasets` hub name, in one of three shapes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from gentletune.errors import UserError
+
+Row = dict[str, Any]
+Shape = Literal["messages", "prompt_completion", "text"]
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_ROLES = {"system", "user", "assistant", "tool", "developer"}
+
+
+def read_rows(path: str, *, split: str = "train") -> list[Row]:
+    """All rows of a file, or of a hub data set's `split` where `path` is no file but an owner/name.
+
+    Raises:
+        UserError: missing or empty file, unknown format, broken JSON (with its line), a hub that does not answer.
+    """
+    file = Path(path).expanduser()
+    if file.is_file():
+        rows = _READERS[file.suffix.lower()](file) if file.suffix.lower() in _READERS else None
+        if rows is None:
+            raise UserError(f"{path}: unknown data format '{file.suffix}'; known: {', '.join(SUFFIXES)}")
+    elif file.is_dir():
+        raise UserError(f"{path} is a directory; give one data file ({', '.join(SUFFIXES)})")
+    elif path.count("/") == 1 and not path.startswith((".", "~", "/")) and not file.suffix:
+        rows = _from_hub(path, split)
+    else:
+        raise UserError(f"no such data file: {path}")
+    if not rows:
+        raise UserError(f"{path}: no rows; give a file with at least one")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows = []
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if raw.strip():
+                rows.append(_object(raw, f"{path}: line {number}"))
+    return rows
+
+
+def _object(raw: bytes, where: str) -> Row:
+    try:
+        value = json.loads(raw)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: broken JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_json(path: Path) -> list[Row]:
+    try:
+        value = json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno}: broken JSON: {error.msg} at column {error.colno}") from error
+    if isinstance(value, dict):  # {"data": [...]} is how some tools export
+        lists = [v for v in value.values() if isinstance(v, list)]
+        value = lists[0] if len(lists) == 1 else [value]
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise UserError(f"{path}: expected a list of JSON objects")
+    return value
+
+
+def _read_csv(path: Path) -> list[Row]:
+    limit = csv.field_size_limit(2**31 - 1)  # clinical notes outgrow the default 128 KiB
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows: list[Row] = []
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{path}: line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the header"
+                    )
+                rows.append(dict(row))
+            return rows
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: broken CSV: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
+    return rows
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _from_hub(name: str, split: str) -> list[Row]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises many kinds; the user needs one line
+        raise UserError(
+            f"data set '{name}' (split '{split}') is no local file and the hub did not give it "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); connect, or give a file"
+        ) from error
+    return [dict(row) for row in loaded]
+
+
+def shape_of(row: Mapping[str, Any], where: str) -> Shape:
+    """Which of the three shapes a row has. Raises `UserError` where it has none."""
+    if "messages" in row:
+        return "messages"
+    if "prompt" in row and "completion" in row:
+        return "prompt_completion"
+    if "text" in row:
+        return "text"
+    raise UserError(
+        f"{where}: columns {', '.join(map(str, row))} fit no shape; "
+        "give 'messages', 'prompt' and 'completion', or 'text' (or name a domain with data: medcalc)"
+    )
+
+
+def check_rows(rows: Iterable[Row], where: str) -> Shape:
+    """Check every row against the first row's shape; returns the shape.
+
+    Raises:
+        UserError: a row of another shape, an empty completion or text, or malformed messages, with its number.
+    """
+    shape: Shape | None = None
+    for number, row in enumerate(rows, start=1):
+        place = f"{where}: row {number}"
+        found = shape_of(row, place)
+        shape = shape or found
+        if found != shape:
+            raise UserError(f"{place}: shape '{found}', but the first row has '{shape}'")
+        _CHECKS[shape](row, place)
+    if shape is None:
+        raise UserError(f"{where}: no rows")
+    return shape
+
+
+def _check_messages(row: Row, place: str) -> None:
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{place}: 'messages' must be a non-empty list")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise UserError(f"{place}: each message needs a 'role' and a text 'content'")
+        if message.get("role") not in _ROLES:
+            raise UserError(f"{place}: unknown role {message.get('role')!r}; known: {', '.join(sorted(_ROLES))}")
+    answers = [m["content"] for m in messages if m["role"] == "assistant"]
+    if not answers:
+        raise UserError(f"{place}: no assistant message, so nothing to learn; drop the row")
+    if not all(answer.strip() for answer in answers):
+        raise UserError(f"{place}: an assistant message is empty; drop the row or fill it")
+
+
+def _check_pair(row: Row, place: str) -> None:
+    for key in ("prompt", "completion"):
+        if not isinstance(row[key], str):
+            raise UserError(f"{place}: '{key}' must be text, got {type(row[key]).__name__}")
+    if not row["completion"].strip():
+        raise UserError(f"{place}: the completion is empty, so nothing to learn; drop the row or fill it")
+
+
+def _check_text(row: Row, place: str) -> None:
+    if not isinstance(row["text"], str) or not row["text"].strip():
+        raise UserError(f"{place}: 'text' must be text that is not empty")
+
+
+_CHECKS = {"messages": _check_messages, "prompt_completion": _check_pair, "text": _check_text}

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import given
+from report_records import failed, pair, run
+
+from gentletune.report.axes import Point, both_axes
+from gentletune.report.pareto import candidates, front_of, initials_differ, pareto_front
+
+GOLDEN = [(1.0, 5.0), (2.0, 4.0), (2.0, 3.0), (3.0, 4.0), (5.0, 1.0), (3.0, 4.0), (5.0, 0.0), (4.0, 1.0)]
+
+
+def test_golden_front_with_ties() -> None:
+    assert pareto_front(GOLDEN) == [0, 3, 5, 4]
+
+
+def test_golden_front_with_directions_flipped() -> None:
+    assert pareto_front([(x, -y) for x, y in GOLDEN], y_higher=False) == [0, 3, 5, 4]
+    assert pareto_front([(-x, y) for x, y in GOLDEN], x_higher=False) == [0, 3, 5, 4]
+    assert pareto_front(GOLDEN, x_higher=False, y_higher=False) == [6, 7, 2, 0]
+
+
+def test_of_nothing_and_of_one() -> None:
+    assert pareto_front([]) == []
+    assert pareto_front([(0.0, 0.0)]) == [0]
+
+
+def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a[0] >= b[0] and a[1] >= b[1] and a != b
+
+
+# Few distinct values, so that ties are common.
+plane = st.lists(st.tuples(st.integers(-3, 3).map(float), st.integers(-3, 3).map(float)), max_size=12)
+
+
+@given(plane, st.booleans(), st.booleans())
+def test_front_is_exactly_what_nothing_beats(points: list[tuple[float, float]], up: bool, right: bool) -> None:
+    front = pareto_front(points, x_higher=right, y_higher=up)
+    turned = [(x if right else -x, y if up else -y) for x, y in points]
+    assert len(set(front)) == len(front)
+    for i, point in enumerate(turned):
+        beaters = [j for j in front if beats(turned[j], point)]
+        assert (i in front) == (not beaters)
+        assert i not in front or not any(beats(other, point) for other in turned)
+    assert [turned[i][0] for i in front] == sorted(turned[i][0] for i in front)
+
+
+def test_the_initial_model_is_an_option_and_failed_runs_are_none() -> None:
+    records = [
+        pair("sft", 1e-6, 0.8, 0.5),
+        failed(),
+        pair("sft", 1e-5, 0.7, 0.4),
+        run("talr", 1e-6, {"clinic/accuracy": 0.9}),
+    ]
+    domain, general = both_axes(records, "clinic/accuracy", "arithmetic/accuracy")
+    assert domain is not None
+    assert general is not None
+    options = candidates(records, domain, general)
+    assert [c.index for c in options] == [None, 0, 2]
+    assert options[0].x == Point(0.4, 0.01, 100)
+    assert options[1].name == "sft 1e-6"
+    assert front_of(options, domain, general) == [0, 1]
+
+
+def test_unlike_initial_models_are_noticed() -> None:
+    same = [pair("sft", 1e-6, 0.8, 0.5), pair("sft", 1e-5, 0.7, 0.4)]
+    other = pair("sft", 1e-5, 0.7, 0.4, initial={"clinic/accuracy": 0.3, "arithmetic/accuracy": 0.6})
+    domain, _ = both_axes(same, None, None)
+    assert domain is not None
+    assert not initials_differ(same, domain)
+    assert initials_differ([*same, other], domain)

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import stat
+from html.parser import HTMLParser
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from report_records import failed, pair, run
+
+from gentletune.errors import UserError
+from gentletune.records import RunRecord
+from gentletune.report import Report, report
+from gentletune.report.files import write_bytes_atomic
+from gentletune.report.page import provenance
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|$x$"
+DRIFT = {"drift_sampled/bits_per_token": 0.125, "reference/bits_per_token": 3.25}
+
+
+class Page(HTMLParser):
+    """The page's elements, and the text of each script by its id or place."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script" and self.scripts:
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self.tags.append(("/script", {}))
+
+
+def study() -> list[RunRecord]:
+    tuned = {"clinic/accuracy": 0.8125, "arithmetic/accuracy": 0.5, "instructions/accuracy": 0.4} | DRIFT
+    return [
+        run(
+            "sft",
+            1e-6,
+            tuned,
+            versions={"torch": "2.9.0"},
+            hashes={"data": "abc123"},
+            hardware={"gpu": "H200"},
+            timings={"train": 61.5},
+            training={"steps": 200.0, "update_norm": 0.1234567},
+            git_commit="deadbeef",
+        ),
+        run("talr", 5e-6, tuned | {"clinic/accuracy": 0.875}, versions={"torch": "2.9.1"}),
+        pair("flow", 1e-6, 0.7, 0.55),
+        failed(error="loss became <b>infinite</b>"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return report(study(), tmp_path_factory.mktemp("report") / "new", title="Clinic & co")
+
+
+@pytest.fixture(scope="module")
+def page(made: Report) -> Page:
+    return Page(made.html.read_text(encoding="utf-8"))
+
+
+def test_all_four_files_and_nothing_else(made: Report) -> None:
+    assert sorted(p.name for p in made.html.parent.iterdir()) == [
+        "pareto.png",
+        "report.html",
+        "results.csv",
+        "results.md",
+    ]
+    assert {stat.S_IMODE(p.stat().st_mode) for p in made.html.parent.iterdir()} == {0o644}
+    assert made.domain_axis is not None
+    assert made.domain_axis.key == "clinic/accuracy"
+    assert made.sentence == made.advice.sentence
+
+
+def test_the_page_loads_nothing_from_the_network(page: Page, made: Report) -> None:
+    for _, attributes in page.tags:
+        assert not {"src", "href", "srcset", "action"} & set(attributes)
+    assert "url(" not in made.html.read_text(encoding="utf-8").split("</style>")[0]
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "http" not in policy
+
+
+def test_the_page_holds_the_points_and_plotly_accepts_them(page: Page) -> None:
+    figures = json.loads(page.scripts[0])
+    named = {trace["name"]: trace for trace in figures["tradeoff"]["data"]}
+    assert set(named) == {"Pareto front", "initial model", "sft", "talr", "flow"}
+    assert named["sft"]["x"] == [0.8125]
+    assert named["talr"]["error_x"]["array"] == [0.01]
+    assert named["initial model"]["marker"]["symbol"] == "star"
+    assert named["Pareto front"]["x"] == [0.4, 0.7, 0.875]
+    assert {a["text"] for a in figures["tradeoff"]["layout"]["annotations"]} >= {"sft 1e-6", "initial model"}
+    for figure in figures.values():
+        plain = json.loads(re.sub(r'"\$\w+"', '"#888888"', json.dumps(figure)))
+        go.Figure(plain)
+
+
+def test_every_view_has_its_figure(page: Page) -> None:
+    boxes = {attributes.get("id") for _, attributes in page.tags}
+    assert set(json.loads(page.scripts[0])) <= boxes
+    for key in ("arithmetic/accuracy", "instructions/accuracy", "drift_sampled/bits_per_token"):
+        assert key in page.text
+    assert "General skill, view by view" in page.text
+    assert "can disagree" in page.text
+
+
+def test_the_page_says_what_was_run(page: Page, made: Report) -> None:
+    assert made.sentence in page.text
+    assert "Clinic & co" in page.text
+    assert "loss became <b>infinite</b>" in page.text
+    for said in ("deadbeef", "2.9.0 (differs in 3 other runs)", "abc123", "H200", "61.5 s", "0.123", "0.812 ± 0.010"):
+        assert said in page.text
+
+
+def test_nothing_in_a_record_can_run(tmp_path: Path) -> None:
+    evil = [
+        pair(EVIL, 1e-6, 0.9, 0.5, hashes={EVIL: EVIL}, versions={EVIL: EVIL}),
+        pair("sft", 1e-6, 0.7, 0.6, initial={}),
+        failed(error=EVIL),
+    ]
+    text = report(evil, tmp_path, title=EVIL).html.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.scripts) == 3
+    assert "alert(1)" not in page.scripts[1] + page.scripts[2]
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert "</" not in page.scripts[0]
+    names = [trace.get("name") for trace in json.loads(page.scripts[0])["tradeoff"]["data"]]
+    assert any("&lt;script&gt;" in (name or "") for name in names)
+    markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "<script" not in markdown
+    width = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("|")}
+    assert len(width) == 1
+
+
+def test_the_png_is_one(made: Report) -> None:
+    data = made.png.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(data) > 10_000
+
+
+def test_the_csv_has_a_row_per_run(made: Report) -> None:
+    with made.csv.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["label"], r["status"]) for r in rows] == [
+        ("sft", "complete"),
+        ("talr", "complete"),
+        ("flow", "complete"),
+        ("sft", "failed"),
+    ]
+    first = rows[0]
+    assert (first["clinic/accuracy"], first["clinic/accuracy stderr"], first["clinic/accuracy n"]) == (
+        "0.8125",
+        "0.01",
+        "100",
+    )
+    assert (first["clinic/accuracy initial"], first["learning_rate"]) == ("0.4", "1e-06")
+    assert (first["steps"], first["update_norm"], first["train_seconds"]) == ("200", "0.123457", "61.5")
+    assert rows[2]["instructions/accuracy"] == ""
+    assert rows[3]["error"] == "loss became <b>infinite</b>"
+    assert all(None not in row and None not in row.values() for row in rows)
+
+
+def test_the_markdown_table(made: Report) -> None:
+    text = made.markdown.read_text(encoding="utf-8")
+    assert "| **talr** | 5e-6 | 0 | complete | 0.875 ± 0.010 (+0.475 ± 0.014 ▲) |" in text
+    assert "- sft 1e-3: loss became &lt;b&gt;infinite&lt;/b&gt;" in text
+
+
+@pytest.mark.parametrize("records", [[], [failed()], [failed(), failed("talr", error=None)]])
+def test_without_complete_runs_it_says_so(records: list[RunRecord], tmp_path: Path) -> None:
+    result = report(records, tmp_path, domain="clinic/accuracy")
+    assert (result.domain_axis, result.general_axis, result.advice.index) == (None, None, None)
+    assert "No complete runs" in Page(result.html.read_text(encoding="utf-8")).text
+    assert result.png.stat().st_size > 10_000
+    assert len(result.csv.read_text(encoding="utf-8").splitlines()) == len(records) + 1
+
+
+def test_runs_with_unlike_scores_and_many_points(tmp_path: Path) -> None:
+    records = [pair("sft", 1e-6 * (i + 1), 0.5 + i / 100, 0.6 - i / 100, seed=i) for i in range(20)]
+    bare = run("talr", 1e-6, {"clinic/accuracy": (0.5, None)}, initial={})
+    page = Page(report([*records, bare], tmp_path, general="arithmetic/accuracy").html.read_text(encoding="utf-8"))
+    assert "Not plotted for want of a score on one of the axes: talr 1e-6." in page.text
+
+
+def test_chosen_axes_and_a_wrong_one(tmp_path: Path) -> None:
+    result = report(study()[:2], tmp_path, general="drift_sampled/bits_per_token")
+    assert result.general_axis is not None
+    assert result.general_axis.key == "drift_sampled/bits_per_token"
+    assert "axis reversed" in result.html.read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="unknown score"):
+        report(study(), tmp_path / "other", general="drift")
+    assert not (tmp_path / "other").exists()
+
+
+def test_views_that_disagree_are_named(tmp_path: Path) -> None:
+    a = run("sft", 1e-6, {"clinic/accuracy": 0.9, "arithmetic/accuracy": 0.6, "drift_sampled/bits_per_token": 0.3})
+    b = run("talr", 1e-6, {"clinic/accuracy": 0.9, "arithmetic/accuracy": 0.5, "drift_sampled/bits_per_token": 0.1})
+    text = report([a, b], tmp_path).markdown.read_text(encoding="utf-8")
+    assert "sft 1e-6 by arithmetic/accuracy; talr 1e-6 by drift_sampled/bits_per_token" in text
+
+
+def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b.png"
+    write_bytes_atomic(target, b"old")
+    with pytest.raises(OSError):
+        write_bytes_atomic(target.parent, b"new")
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.rglob("*")] == ["a", "b.png"]
+
+
+def test_provenance_of_nothing() -> None:
+    assert provenance([]) == []
