@@ -1,0 +1,44 @@
+"""gentletune: fine-tune a language model on a domain without losing what it could already do.
+
+>>> from gentletune import Recipe
+>>> Recipe(data="clinic", method="talr", lr=1e-5).method
+'talr'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gentletune.errors import UserError
+from gentletune.recipe import Recipe, load_recipe
+from gentletune.records import RunRecord, Score, load_records
+
+if TYPE_CHECKING:
+    from gentletune.report import report
+    from gentletune.study import evaluate, sweep, train
+
+# Imported on first use: `import gentletune` stays quick, and reports need no torch.
+_LAZY = {
+    "train": "gentletune.study",
+    "evaluate": "gentletune.study",
+    "sweep": "gentletune.study",
+    "report": "gentletune.report",
+}
+
+__all__ = [
+    "Recipe",
+    "RunRecord",
+    "Score",
+    "UserError",
+    "evaluate",
+    "load_recipe",
+    "load_records",
+    "report",
+    "sweep",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'gentletune' has no attribute '{name}'")

@@ -74,26 +74,20 @@ class RunRecord(BaseModel):
         return next((s for s in pool if s.key == key), None)
 
 
-def mean_score(
-    values: Sequence[float],
-    *,
-    task: str,
-    side: Literal["domain", "general"],
-    metric: str,
-    higher_is_better: bool,
-) -> Score:
-    """Mean of per-item values with its standard error, sd / √n (sample standard deviation).
+def accuracy_score(right: Sequence[bool | float], *, task: str, side: Literal["domain", "general"]) -> Score:
+    """Share of right answers. The standard error is Agresti and Coull's, from (k + 2) / (n + 4), so that a share
+    of 0 or 1 among few items does not claim to be certain; with many items it is the usual √(p(1-p)/n).
 
-    >>> s = mean_score([1, 0, 1, 1], task="t", side="domain", metric="accuracy", higher_is_better=True)
-    >>> (s.value, round(s.stderr, 3), s.n)
-    (0.75, 0.25, 4)
+    >>> s = accuracy_score([0, 0, 0, 0], task="t", side="domain")
+    >>> s.value, round(s.stderr, 3)
+    (0.0, 0.153)
     """
-    n = len(values)
+    n, k = len(right), math.fsum(right)
     if n == 0:
         raise ValueError(f"no items to score for task '{task}'")
-    mean = math.fsum(values) / n
-    stderr = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-    return Score(task=task, side=side, metric=metric, value=mean, stderr=stderr, n=n, higher_is_better=higher_is_better)
+    share = (k + 2) / (n + 4)
+    stderr = math.sqrt(share * (1 - share) / (n + 4))
+    return Score(task=task, side=side, metric="accuracy", value=k / n, stderr=stderr, n=n, higher_is_better=True)
 
 
 def ratio_score(

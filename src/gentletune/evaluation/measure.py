@@ -18,7 +18,7 @@ from gentletune.evaluation.constraints import satisfied
 from gentletune.evaluation.generate import Progress, generate
 from gentletune.evaluation.scoring import is_right
 from gentletune.recipe import Recipe
-from gentletune.records import Score, mean_score
+from gentletune.records import Score, accuracy_score
 
 Stage = Callable[[str], Progress | None]
 GENERAL_SEED = 20250920  # the general tasks are the same rows in every run
@@ -89,7 +89,7 @@ def measure(
     scores: list[Score] = []
     if data.examples:
         right = _accuracy(model, tokenizer, data.examples, recipe, recipe.domain_tokens, stage(f"{data.name} accuracy"))
-        scores.append(_accuracy_score(right, data.name, "domain"))
+        scores.append(accuracy_score(right, task=data.name, side="domain"))
     held = encode_rows(data.test, tokenizer, max_length=row_limit(model, recipe), where=f"{data.name}, held out").rows
     found = _nll(model, tokenizer, held, recipe, stage(f"{data.name} code length"))
     scores.append(code_length_score(found, task=data.name, side="domain"))
@@ -103,7 +103,7 @@ def measure(
     for task, make in (("arithmetic", arithmetic_examples), ("instructions", instruction_examples)):
         examples = make(recipe.general_rows, seed=GENERAL_SEED)
         right = _accuracy(model, tokenizer, examples, recipe, recipe.general_tokens, stage(f"{task} accuracy"))
-        scores.append(_accuracy_score(right, task, "general"))
+        scores.append(accuracy_score(right, task=task, side="general"))
     return scores
 
 
@@ -181,7 +181,3 @@ def _judge(response: str, example: Example) -> bool:
     if example.answer is not None:
         return is_right(response, example.answer)
     return satisfied(response, example.constraints)
-
-
-def _accuracy_score(right: Sequence[float], task: str, side: Literal["domain", "general"]) -> Score:
-    return mean_score(right, task=task, side=side, metric="accuracy", higher_is_better=True)

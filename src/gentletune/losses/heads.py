@@ -6,6 +6,7 @@ V vocabulary size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -62,8 +63,7 @@ def token_nll(
         if backend == "reference":
             return _reference(hidden, weight, targets, bias, softcap, scale)
         if backend == "chunked":
-            nll, lse = _ChunkedNLL.apply(hidden, weight, targets, bias, softcap, scale)
-            return nll, lse
+            return _chunked(hidden, weight, targets, bias, softcap, scale)
     raise ValueError(f"unknown head backend '{backend}'; known: auto, chunked, reference")
 
 
@@ -136,3 +136,7 @@ class _ChunkedNLL(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, grad_bias, None, None
+
+
+# torch leaves Function.apply untyped.
+_chunked: Callable[..., tuple[Tensor, Tensor]] = _ChunkedNLL.apply

@@ -14,7 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from gentletune.losses import Backend, effective_sample_size, sequence_means
+from gentletune.losses import Backend, sequence_means
 from gentletune.methods import Method, TokenBatch, Weighted
 from gentletune.methods.base import squared_norm
 from gentletune.training.forward import add_token_nll
@@ -47,6 +47,8 @@ class GentleTrainer(SFTTrainer):
         initial: θ⁰ by parameter name, where the parameterisation's deviations need it.
     """
 
+    _signature_columns: list[str] | None
+
     def __init__(
         self,
         model: Any,
@@ -74,8 +76,7 @@ class GentleTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if "sequence_weight" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "sequence_weight"]
+        self._signature_columns = [*dict.fromkeys([*(self._signature_columns or []), "sequence_weight"])]
 
     # --- loss
 
@@ -245,4 +246,3 @@ class GentleTrainer(SFTTrainer):
 
 
 PREVIOUS_FILE = "previous_sequence_nll.pt"
-__all__ = ["Collator", "GentleTrainer", "TrainingDivergedError", "effective_sample_size"]

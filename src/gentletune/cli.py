@@ -1,0 +1,276 @@
+"""The command line: parsing and printing; each command is one call."""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from gentletune.errors import UserError, unknown
+from gentletune.recipe import ALIASES, Recipe, load_recipe
+from gentletune.records import RunRecord, Score, load_records, write_json_atomic
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+stdout, stderr = Console(), Console(stderr=True)
+
+_UsageError: Any = typer.BadParameter.__base__  # typer exports only this child of it
+_RECIPE = "Recipe YAML; flags override it. Every recipe key is a flag: --learning-rate (or --lr), --max-steps, …"
+ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help=_RECIPE)]
+_FREE: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _recipe_help() -> str:
+    """The recipe's keys as flags, with their defaults."""
+    flags = [f"--{k.replace('_', '-')}: {f.description} Default: {f.default}." for k, f in Recipe.model_fields.items()]
+    return "Recipe flags:\n\n" + "\n\n".join(flags).replace("[", "\\[")
+
+
+@app.callback()
+def _about() -> None:
+    """Fine-tune a language model on a domain without losing what it could already do."""
+
+
+@app.command("train", context_settings=_FREE, epilog=_recipe_help())
+def train_command(context: typer.Context, config: ConfigOption = None) -> None:
+    """Train one recipe, measure domain gain and general loss, and write its run directory.
+
+    [bold]Examples[/bold]
+
+      gentletune train -c recipe.yaml --lr 5e-6
+
+      gentletune train --model smollm2-135m --data clinic --method talr --lr 1e-5 --max-steps 50 --output runs/a
+
+      gentletune train --data medcalc --data-path train.csv --no-cot --method "talr(tau=1.0)+lora+wise_ft"
+    """
+    recipe = load_recipe(config, _overrides(context.args))
+    from gentletune.study import train
+
+    _prepare()
+    with _stages() as stage:
+        record = train(recipe, stage=stage)
+    if record.status == "failed":
+        stderr.print(f"gentletune: the run failed: {record.error}", style="red", soft_wrap=True)
+        raise typer.Exit(1)
+    _print_scores(record.scores, record.initial_scores, f"{record.label}, learning rate {record.learning_rate:g}")
+    _say(f"run directory: {_run_directory(record)}")
+
+
+@app.command("evaluate", context_settings=_FREE, epilog=_recipe_help())
+def evaluate_command(
+    context: typer.Context,
+    config: ConfigOption = None,
+    model: Annotated[str, typer.Option(help="The model to measure: directory, alias or hub name.")] = "",
+    initial: Annotated[
+        str, typer.Option(help="The initial model drift is measured from; the recipe's by default.")
+    ] = "",
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file, too.")] = None,
+) -> None:
+    """Domain and general scores of any model, beside those of the recipe's initial model.
+
+    [bold]Examples[/bold]
+
+      gentletune evaluate -c recipe.yaml --model runs/a/model
+
+      gentletune evaluate --data clinic --model smollm2-135m --json scores.json
+    """
+    recipe = load_recipe(config, _overrides(context.args) | ({"model": initial} if initial else {}))
+    from gentletune.study import evaluate
+
+    _prepare()
+    name = model or recipe.model
+    with _stages() as stage:
+        scores, before = evaluate(recipe, name, stage=stage)
+    _print_scores(scores, before, name)
+    if json_path:
+        pair = {"model": name, "initial_model": recipe.model, "scores": scores, "initial_scores": before}
+        dumped = {k: [s.model_dump() for s in v] if isinstance(v, list) else v for k, v in pair.items()}
+        write_json_atomic(json_path, dumped)
+
+
+@app.command("sweep")
+def sweep_command(
+    config: Annotated[Path, typer.Option("-c", "--config", help="Study YAML: base, axes, also.")],
+    output: Annotated[Path, typer.Option(help="Study directory.")] = Path("runs/study"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Run every trial of a study in this process; run again, it does only what is missing.
+
+    [bold]Example[/bold]
+
+      gentletune sweep -c recipes/demo.yaml --output demo
+    """
+    from gentletune.study import plan, read_study, sweep
+
+    study = read_study(config)
+    if dry_run:
+        for trial in plan(study, output, str(config)):
+            stdout.print(f"{trial.name}{f'  (weights of {trial.trains_like})' if trial.trains_like else ''}")
+        return
+    _prepare()
+    with _stages() as stage:
+        records = sweep(study, output, where=str(config), stage=stage, say=_say)
+    failed = [record for record in records if record.status == "failed"]
+    for record in failed:
+        stderr.print(f"gentletune: {record.label} at {record.learning_rate:g} failed: {record.error}", style="red")
+    _say(f"{len(records) - len(failed)} of {len(records)} runs complete under {output}")
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run or study directories.")],
+    output: Annotated[Path | None, typer.Option(help="Where the report goes; the first directory by default.")] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "gentletune: domain gain against general loss",
+    domain: Annotated[str | None, typer.Option(help="Score of the domain axis, e.g. clinic/accuracy.")] = None,
+    general: Annotated[str | None, typer.Option(help="Score of the general axis, e.g. arithmetic/accuracy.")] = None,
+) -> None:
+    """Pareto front, tables and advice from finished runs: one HTML file, PNG, CSV and Markdown.
+
+    [bold]Example[/bold]
+
+      gentletune report runs --output report --general drift_sampled/bits_per_token
+    """
+    from gentletune.report import report
+
+    made = report(load_records(runs), output or runs[0], title=title, domain=domain, general=general)
+    stdout.print(made.sentence, soft_wrap=True, highlight=False)
+    _say(f"report: {made.html.resolve()}")
+
+
+def _overrides(arguments: list[str]) -> dict[str, Any]:
+    """`--key value`, `--key=value`, `--flag` and `--no-flag` as recipe values."""
+    values: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"unexpected argument '{word}'; recipe keys are given as --key value")
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        name = ALIASES.get(key, key)
+        if name.startswith("no_") and _is_flag(name[3:]):
+            values[name[3:]] = False
+        elif name not in Recipe.model_fields:
+            raise unknown(
+                "flag", word.split("=")[0], [f"--{k.replace('_', '-')}" for k in [*Recipe.model_fields, *ALIASES]]
+            )
+        elif _is_flag(name) and not equals:
+            values[name] = True
+        elif not equals and not rest:
+            raise UserError(f"{word} needs a value")
+        else:
+            values[name] = _typed(name, value if equals else rest.pop(0))
+    return values
+
+
+def _is_flag(name: str) -> bool:
+    field = Recipe.model_fields.get(name)
+    return field is not None and field.annotation is bool
+
+
+def _typed(name: str, text: str) -> Any:
+    """Comma-separated lists and `none`, as the field's type wants them; pydantic parses the rest."""
+    annotation = Recipe.model_fields[name].annotation
+    if typing.get_origin(annotation) is tuple:
+        return tuple(part for part in text.split(",") if part)
+    optional = typing.get_origin(annotation) is types.UnionType and type(None) in typing.get_args(annotation)
+    return None if optional and text.lower() == "none" else text
+
+
+def _prepare() -> None:
+    """Quiet the libraries' own chatter and keep memory; before any model is touched."""
+    from gentletune.models import keep_freed_memory
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    keep_freed_memory()
+
+
+def _say(line: str) -> None:
+    stderr.print(f"gentletune: {line}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], Callable[[int, int], None] | None]]:
+    """A progress line that names the stage under way, with its count and ETA."""
+    from gentletune.training.callbacks import progress_bar
+
+    bars: list[Progress] = []
+
+    def stage(name: str) -> Callable[[int, int], None] | None:
+        close()
+        if not stderr.is_terminal:
+            _say(name)
+            return None
+        bar = progress_bar(stderr)
+        bar.start()
+        bars.append(bar)
+        task = bar.add_task(name, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if done >= total:
+                bar.stop()
+
+        return advance
+
+    def close() -> None:
+        while bars:
+            bars.pop().stop()
+
+    try:
+        yield stage
+    finally:
+        close()
+
+
+def _print_scores(scores: list[Score], initial: list[Score], title: str) -> None:
+    if not scores:
+        return
+    table = Table(title=title)
+    for heading in ("side", "score", "better", "initial", "tuned", "± s.e.", "n"):
+        table.add_column(heading)
+    before = {s.key: s for s in initial}
+    for s in scores:
+        was = f"{before[s.key].value:.4f}" if s.key in before else ""
+        error = "" if s.stderr is None else f"{s.stderr:.4f}"
+        table.add_row(
+            s.side, s.key, "higher" if s.higher_is_better else "lower", was, f"{s.value:.4f}", error, str(s.n)
+        )
+    stdout.print(table)
+
+
+def _run_directory(record: RunRecord) -> str:
+    from gentletune.methods import parse_method
+    from gentletune.study.run import default_output
+
+    recipe = Recipe.parse(record.recipe)
+    return recipe.output or default_output(recipe, parse_method(recipe.method))
+
+
+def main() -> None:
+    """Entry point: a `UserError` or a usage error is one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except _UsageError as error:
+        _fail(error.format_message())
+    except (KeyboardInterrupt, typer.Abort):
+        stderr.print("gentletune: interrupted; run the same command again to go on")
+        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"gentletune: {line}", file=sys.stderr)
+    sys.exit(2)

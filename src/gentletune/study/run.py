@@ -1,0 +1,318 @@
+"""One run from recipe to record: train (or take up where it stopped), finish, measure, write it down."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from gentletune.cache import cached_json, whole_directory
+from gentletune.data import DomainData, Encoded, encode_rows, load_data
+from gentletune.errors import UserError
+from gentletune.evaluation.code_length import sequence_nll
+from gentletune.evaluation.measure import (
+    Reference,
+    Stage,
+    measure,
+    measure_initial,
+    probe,
+    reference_answers,
+    row_limit,
+    silent,
+)
+from gentletune.methods import Method, parse_method, training_part
+from gentletune.models import load_model, load_tokenizer, model_hash, resolve_model
+from gentletune.recipe import Recipe
+from gentletune.records import RunRecord, Score, read_record, write_json_atomic, write_record
+from gentletune.study.provenance import model_card, provenance
+from gentletune.training import TrainingDivergedError, fit
+from gentletune.training.fit import CHECKPOINTS
+
+STATE_FILE = "state.json"  # what the files in the directory were made from
+FIGURES_FILE = "training.json"
+
+
+class Inputs:
+    """What a recipe resolves to, read once: method, data, tokenizer, weights on disk and their hashes."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.method: Method = parse_method(recipe.method)
+        self.data: DomainData = load_data(recipe)
+        self.directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+        self.tokenizer: Any = load_tokenizer(self.directory, trust_remote_code=recipe.trust_remote_code)
+        self.model_hash = model_hash(self.directory)
+        model = load_model(self.directory, trust_remote_code=recipe.trust_remote_code)
+        limit = row_limit(model, recipe)
+        self.train = encode_rows(self.data.train, self.tokenizer, max_length=limit, where=f"{self.data.name}, training")
+        self.test = encode_rows(self.data.test, self.tokenizer, max_length=limit, where=f"{self.data.name}, held out")
+        self._fresh: Any = model
+
+    def initial_model(self) -> Any:
+        """The initial model, fresh from disk; the first call reuses the copy the constructor loaded."""
+        model, self._fresh = self._fresh, None
+        return model or load_model(self.directory, trust_remote_code=self.recipe.trust_remote_code)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the initial model, the training rows and the held-out rows."""
+        return {"model": self.model_hash, "train": self.data.train_hash, "test": self.data.test_hash}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the trained weights, before any finish."""
+        fields = self.recipe.training_fields() | {"method": training_part(self.recipe.method)}
+        for path in ("model", "data_path", "test_path", "test_rows"):  # their content counts, by its hash
+            fields.pop(path)
+        return fields | {k: v for k, v in self.hashes.items() if k != "test"}
+
+
+def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -> RunRecord:
+    """Run a recipe and return its record, which also lies in its run directory as `record.json`.
+
+    Called again after a crash or kill it goes on from what is there; called again after it completed it returns
+    the record. `reuse` is another run whose training is the same (it may differ in its finish): its tuned
+    weights are taken instead of training again. A run that diverges returns a record with status `failed`.
+
+    Raises:
+        UserError: bad input; nothing is written then.
+    """
+    inputs = Inputs(recipe)
+    run = Path(recipe.output or default_output(recipe, inputs.method))
+    done = read_record(run)
+    _check_directory(run, inputs)
+    if done and done.status == "complete" and _same_result(done, recipe):
+        return done
+    with _one_line_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(run / STATE_FILE, {"identity": inputs.identity, "method": inputs.method.label})
+        record = _run(inputs, run, reuse, stage)
+        write_record(run, record)
+    return record
+
+
+def evaluate(recipe: Recipe, model: str, *, stage: Stage = silent) -> tuple[list[Score], list[Score]]:
+    """Scores of any model, and of the recipe's initial model, on the recipe's two sides.
+
+    Raises:
+        UserError: bad input.
+    """
+    inputs = Inputs(recipe)
+    reference, initial = _initial(inputs, stage)
+    directory = resolve_model(model, trust_remote_code=recipe.trust_remote_code)
+    if model_hash(directory) == inputs.model_hash:
+        return initial, initial
+    tuned = load_model(directory, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
+    if tokenizer.get_vocab() != inputs.tokenizer.get_vocab():
+        raise UserError(f"{model} and {recipe.model} have different vocabularies, so drift is not defined between them")
+    return measure(tuned, tokenizer, inputs.data, recipe, reference, stage=stage), initial
+
+
+def default_output(recipe: Recipe, method: Method) -> str:
+    """Run directory of a recipe that names none: `runs/DATA-METHOD-LR-HASH`."""
+    data = recipe.data or Path(recipe.data_path or "data").stem
+    return f"runs/{data}-{method.name}-{recipe.learning_rate:g}-{recipe.digest()}"
+
+
+def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunRecord:
+    recipe, timings = inputs.recipe, dict[str, float]()
+    begun = time.perf_counter()
+    reference, initial = _initial(inputs, stage) if recipe.evaluate or recipe.probe_every else (None, [])
+    timings["initial"] = time.perf_counter() - begun
+    base: dict[str, Any] = {
+        "method": inputs.method.name,
+        "label": inputs.method.label,
+        "learning_rate": recipe.learning_rate,
+        "seed": recipe.seed,
+        "recipe": recipe.model_dump(mode="json"),
+        "hashes": inputs.hashes,
+        "data": _data_figures(inputs),
+        "initial_scores": initial,
+        **provenance(),
+    }
+    begun = time.perf_counter()
+    try:
+        tuned = _tuned_model(inputs, run, reference, reuse)
+    except TrainingDivergedError as error:
+        message = f"{error}; lower the learning rate"
+        if any((run / CHECKPOINTS).glob("checkpoint-*")):
+            message += f" (the last good checkpoint is kept in {run / CHECKPOINTS})"
+        return RunRecord(status="failed", error=message, timings=timings, **base)
+    timings["train"] = time.perf_counter() - begun
+    scores: list[Score] = []
+    if recipe.evaluate and reference is not None:
+        begun = time.perf_counter()
+        scores = measure(tuned, inputs.tokenizer, inputs.data, recipe, reference, stage=stage)
+        timings["evaluate"] = time.perf_counter() - begun
+    figures = json.loads((run / FIGURES_FILE).read_text(encoding="utf-8"))
+    if "train_seconds" in figures:  # training ended in an earlier call
+        timings["train"] = figures.pop("train_seconds")
+    return RunRecord(status="complete", timings=timings, training=figures, scores=scores, **base)
+
+
+def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, list[Score]]:
+    """The initial model's answers and scores, from the cache where another run computed them."""
+    model, recipe = inputs.initial_model(), inputs.recipe
+    reference = reference_answers(model, inputs.tokenizer, recipe, inputs.model_hash, stage=stage)
+    if not recipe.evaluate:
+        return reference, []
+    scores = measure_initial(
+        model, inputs.tokenizer, inputs.data, recipe, reference, inputs.model_hash,
+        stage=lambda name: stage(f"initial model: {name}"),
+    )  # fmt: skip
+    return reference, scores
+
+
+def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None) -> Any:
+    """The finished model: from `model/` if it is there, else trained (or taken from `reuse`) and finished."""
+    recipe, target = inputs.recipe, run / "model"
+    if (target / "config.json").exists():
+        return load_model(target, trust_remote_code=recipe.trust_remote_code)
+    begun = time.perf_counter()
+    if reuse is not None:
+        tuned, figures = _reused(inputs, reuse)
+    else:
+        tuned, figures = _trained(inputs, run, reference)
+        figures["train_seconds"] = time.perf_counter() - begun
+    write_json_atomic(run / FIGURES_FILE, figures)
+    if inputs.method.finish is not None:
+        _save(tuned, inputs, run / "tuned", "before its finish")
+        initial = load_model(inputs.directory, trust_remote_code=recipe.trust_remote_code)
+        tuned.load_state_dict(inputs.method.finish(initial.state_dict(), tuned.state_dict()))
+    _save(tuned, inputs, target, inputs.method.label)
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    return tuned
+
+
+def _trained(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
+    recipe, method = inputs.recipe, inputs.method
+    pad_id = inputs.tokenizer.pad_token_id
+    held: list[Encoded] = inputs.test.rows
+
+    def look(model: Any) -> dict[str, float]:
+        assert reference is not None
+        return probe(model, held, reference, recipe, pad_id=pad_id)
+
+    fitted = fit(
+        recipe,
+        method,
+        inputs.initial_model(),
+        inputs.tokenizer,
+        inputs.train.rows,
+        run,
+        sequence_weights=_sequence_weights(inputs),
+        probe=look if recipe.probe_every else None,
+        title=f"{method.label} lr {recipe.learning_rate:g}",
+    )
+    return fitted.model, fitted.figures
+
+
+def _sequence_weights(inputs: Inputs) -> list[float] | None:
+    """Weights of the training rows, from their NLL under the initial model, computed once and cached."""
+    if inputs.method.sequence_weights is None:
+        return None
+    import torch
+
+    def compute() -> list[float]:
+        rows, recipe = inputs.train.rows, inputs.recipe
+        return sequence_nll(
+            inputs.initial_model(), rows, pad_id=inputs.tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens
+        ).means
+
+    key = [inputs.model_hash, inputs.data.train_hash, inputs.train.kept]
+    means = cached_json("sequence_nll", key, compute)
+    weights: list[float] = inputs.method.sequence_weights(torch.tensor(means, dtype=torch.float64)).tolist()
+    return weights
+
+
+def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
+    """Tuned weights of another run of the same training."""
+    state = _read_json(source / STATE_FILE)
+    if state.get("identity") != inputs.identity:
+        raise UserError(f"{source} was not trained by the same recipe, so its weights cannot be reused")
+    tuned = source / "tuned" if (source / "tuned").is_dir() else source / "model"
+    if not (tuned / "config.json").exists():
+        raise UserError(f"{source} holds no tuned model yet; let it complete first")
+    figures: dict[str, float] = _read_json(source / FIGURES_FILE)
+    return load_model(tuned, trust_remote_code=inputs.recipe.trust_remote_code), figures
+
+
+def _save(model: Any, inputs: Inputs, target: Path, what: str) -> None:
+    with whole_directory(target) as scratch:
+        model.save_pretrained(scratch)
+        inputs.tokenizer.save_pretrained(scratch)
+        (scratch / "README.md").write_text(model_card(inputs.recipe, what, inputs.hashes), encoding="utf-8")
+
+
+def _check_directory(run: Path, inputs: Inputs) -> None:
+    """Refuse a directory that is no run of ours, or one of another recipe."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"output {run} is a file; give a directory")
+    state = _read_json(run / STATE_FILE) if (run / STATE_FILE).exists() else None
+    if state is None:
+        if run.is_dir() and any(run.iterdir()):
+            raise UserError(f"output {run} is not empty and holds no run of gentletune; give another directory")
+        return
+    mine = {"identity": inputs.identity, "method": inputs.method.label}
+    if state != mine:
+        was, now = _flat(state), _flat(mine)
+        changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+        raise UserError(
+            f"output {run} holds a run of another recipe (different: {', '.join(changed)}); "
+            "give another --output, or delete it"
+        )
+
+
+def _flat(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state.get("identity", {}), "method": state.get("method")}
+
+
+def _same_result(record: RunRecord, recipe: Recipe) -> bool:
+    return Recipe.parse(record.recipe).result_fields() == recipe.result_fields()
+
+
+def _data_figures(inputs: Inputs) -> dict[str, Any]:
+    return {
+        "name": inputs.data.name,
+        "train": inputs.train.counts,
+        "test": inputs.test.counts,
+        "dropped_leaked": inputs.data.leaked,
+        "label_tokens": sum(row.label_count for row in inputs.train.rows),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete the run directory and start again") from error
+    return value
+
+
+@contextmanager
+def _one_line_errors(run: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = (
+            getattr(error, "errno", None) == errno.ENOSPC
+            or "No space left" in str(error)
+            or "os error 28" in str(error)
+        )
+        if full:
+            raise UserError(
+                f"the disk is full while writing {run}; free some space and run the same command again: "
+                "it goes on from the last checkpoint"
+            ) from error
+        if isinstance(error, (PermissionError, NotADirectoryError)) or getattr(error, "errno", None) == errno.EROFS:
+            raise UserError(f"cannot write to {run} ({type(error).__name__}); give another --output") from error
+        raise

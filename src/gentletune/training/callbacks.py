@@ -1,0 +1,121 @@
+"""What happens beside training: metrics on disk, a progress line, probes, stopping on NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+Probe = Callable[[Any], dict[str, float]]
+
+
+def progress_bar(console: Console) -> Progress:
+    """The one style of progress line: description, bar, count, elapsed, ETA."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class ProgressCallback(TrainerCallback):
+    """The current loss, the step and an ETA: a live line on a terminal, ten plain lines elsewhere."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.loss = title, ""
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.begun, self.first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun, self.first = time.perf_counter(), state.global_step
+        if state.is_world_process_zero and self.console.is_terminal:
+            self.bar = progress_bar(self.console)
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step, total = state.global_step, state.max_steps
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+        elif state.is_world_process_zero and step * 10 // total > (step - 1) * 10 // total:
+            left = (time.perf_counter() - self.begun) / (step - self.first) * (total - step)
+            line = f"gentletune: {self.title}: step {step}/{total}{self.loss}, {left:.0f} s to go"
+            self.console.print(line, soft_wrap=True, highlight=False)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.loss = f", loss {logs['loss']:.3f}"
+            if self.bar:
+                self.bar.update(self.task, description=self.title + self.loss)
+
+    def close(self) -> None:
+        """Take the line off the screen, also after a failure."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+
+class MetricsCallback(TrainerCallback):
+    """Appends every log line to `metrics.jsonl`; after a resume the lines past the checkpoint are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+            if not state.global_step:
+                kept = []
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            line = {"step": state.global_step, **{k: v for k, v in logs.items() if _finite(v)}}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    lines: list[dict[str, Any]] = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+class ProbeCallback(TrainerCallback):
+    """Every `every` steps logs what the probe says of the model: domain NLL, general drift."""
+
+    def __init__(self, probe: Probe, every: int) -> None:
+        self.probe, self.every = probe, every
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.every and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+            due = control.should_log  # logging here must not cancel the step's own line
+            self.trainer.log(self.probe(kwargs["model"]))
+            control.should_log = due
