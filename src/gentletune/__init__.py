@@ -13,6 +13,8 @@ from gentletune.recipe import Recipe, load_recipe
 from gentletune.records import RunRecord, Score, load_records
 
 if TYPE_CHECKING:
+    from gentletune.advice import advise
+    from gentletune.inspection import inspect
     from gentletune.report import report
     from gentletune.study import evaluate, sweep, train
 
@@ -22,6 +24,8 @@ _LAZY = {
     "evaluate": "gentletune.study",
     "sweep": "gentletune.study",
     "report": "gentletune.report",
+    "inspect": "gentletune.inspection",
+    "advise": "gentletune.advice",
 }
 
 __all__ = [
@@ -29,7 +33,9 @@ __all__ = [
     "RunRecord",
     "Score",
     "UserError",
+    "advise",
     "evaluate",
+    "inspect",
     "load_recipe",
     "load_records",
     "report",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 import typing
 import warnings
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +127,58 @@ def sweep_command(
     _say(f"{len(records) - len(failed)} of {len(records)} runs complete under {output}")
 
 
+@app.command("inspect", context_settings=_FREE)
+def inspect_command(context: typer.Context, config: ConfigOption = None) -> None:
+    """How probable the initial model finds the training labels: quantiles, the share of hard tokens, TALR's reach.
+
+    [bold]Example[/bold]
+
+      gentletune inspect --data clinic --train-rows 100
+    """
+    from gentletune.inspection import inspect
+
+    recipe = load_recipe(config, _overrides(context.args))
+    _prepare()
+    found = inspect(recipe)
+    table = Table(title=f"{found.tokens} label tokens in {found.rows} rows, under {recipe.model}")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("mean NLL (nats per token)", f"{found.mean_nll:.3f}")
+    table.add_row("TALR's median τ over all rows (nats)", f"{found.tau:.3f}")
+    for quantile, probability in found.quantiles.items():
+        table.add_row(f"{quantile:.0%} of tokens have a probability up to", f"{probability:.4f}")
+    for threshold, share in found.hard_share.items():
+        table.add_row(f"share of tokens with p < {threshold:g}", f"{share:.1%}")
+    table.add_row("effective sample size of TALR's weights", f"{found.talr_ess_share:.1%}")
+    stdout.print(table)
+
+
+@app.command("advise", context_settings=_FREE)
+def advise_command(
+    context: typer.Context,
+    config: ConfigOption = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each probe.")] = 10,
+) -> None:
+    """Propose a learning rate from short probes at four rates: domain bits gained against drift.
+
+    [bold]Example[/bold]
+
+      gentletune advise --data clinic --method talr --steps 10
+    """
+    from gentletune.advice import advise
+
+    recipe = load_recipe(config, _overrides(context.args))
+    _prepare()
+    points = advise(recipe, steps=steps, say=_say)
+    table = Table(title=f"{recipe.method}: {steps} steps at each rate, bits per token")
+    for heading in ("learning rate", "domain gain", "drift", "net"):
+        table.add_column(heading, justify="right")
+    for point in sorted(points, key=lambda p: p.learning_rate):
+        table.add_row(f"{point.learning_rate:g}", f"{point.gain:.3f}", f"{point.drift:.3f}", f"{point.net:.3f}")
+    stdout.print(table)
+    stdout.print(f"Start from learning rate {points[0].learning_rate:g}.", highlight=False)
+
+
 @app.command("report")
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Run or study directories.")],
@@ -132,6 +186,7 @@ def report_command(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "gentletune: domain gain against general loss",
     domain: Annotated[str | None, typer.Option(help="Score of the domain axis, e.g. clinic/accuracy.")] = None,
     general: Annotated[str | None, typer.Option(help="Score of the general axis, e.g. arithmetic/accuracy.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page, where there is a screen.")] = False,
 ) -> None:
     """Pareto front, tables and advice from finished runs: one HTML file, PNG, CSV and Markdown.
 
@@ -144,6 +199,8 @@ def report_command(
     made = report(load_records(runs), output or runs[0], title=title, domain=domain, general=general)
     stdout.print(made.sentence, soft_wrap=True, highlight=False)
     _say(f"report: {made.html.resolve()}")
+    if show and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        webbrowser.open(made.html.resolve().as_uri())
 
 
 def _overrides(arguments: list[str]) -> dict[str, Any]:

@@ -39,9 +39,7 @@ def test_golden_code(golden_q: TokenTree) -> None:
     vocab=st.integers(1, 4),
     concentration=st.sampled_from([0.05, 0.3, 1.0, 5.0]),
 )
-def test_every_path_round_trips_within_two_bits(
-    seed: int, depth: int, vocab: int, concentration: float
-) -> None:
+def test_every_path_round_trips_within_two_bits(seed: int, depth: int, vocab: int, concentration: float) -> None:
     tree = TokenTree.random(depth, vocab, np.random.default_rng(seed), concentration)
     ideal = tree.code_lengths()
     words, end = [], Fraction(0)

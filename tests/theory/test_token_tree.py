@@ -22,9 +22,7 @@ shapes = {"seed": st.integers(0, 2**32), "depth": st.integers(1, 4), "vocab": st
 
 def test_golden_code_lengths(golden_q: TokenTree) -> None:
     # q = 1/2·1/4, 1/2·3/4, 1/2·1/2, 1/2·1/2 = 1/8, 3/8, 1/4, 1/4; so L = 3, log₂(8/3) = 3 - log₂3, 2, 2 bits.
-    np.testing.assert_allclose(
-        np.exp(golden_q.sequence_log_probs()), [1 / 8, 3 / 8, 1 / 4, 1 / 4], rtol=1e-14
-    )
+    np.testing.assert_allclose(np.exp(golden_q.sequence_log_probs()), [1 / 8, 3 / 8, 1 / 4, 1 / 4], rtol=1e-14)
     np.testing.assert_allclose(golden_q.code_lengths(), [3, 3 - LOG3, 2, 2], rtol=1e-14)
 
 
@@ -140,9 +138,7 @@ def test_random_follows_its_generator_and_concentration() -> None:
 
 
 @pytest.mark.parametrize("lam", [-1e-9, 1.0 + 1e-9, np.nan])
-def test_tilt_refuses_lambda_outside_the_unit_interval(
-    golden_q: TokenTree, golden_p: TokenTree, lam: float
-) -> None:
+def test_tilt_refuses_lambda_outside_the_unit_interval(golden_q: TokenTree, golden_p: TokenTree, lam: float) -> None:
     with pytest.raises(ValueError, match="lam must lie"):
         golden_q.tilt(golden_p, lam)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
+
 from gentletune.data.files import Row
 from gentletune.errors import UserError
 
@@ -104,9 +106,12 @@ def encode_prompt(prompt: str, tokenizer: Any) -> list[int]:
 
 
 def _encode_chat(messages: list[dict[str, str]], tokenizer: Any) -> Encoded:
-    if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
-        return _by_generation_markers(messages, tokenizer)
-    return _by_prefixes(messages, tokenizer)
+    marked = "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
+    try:
+        return _by_generation_markers(messages, tokenizer) if marked else _by_prefixes(messages, tokenizer)
+    except jinja2.TemplateError as error:  # a template may refuse a system message, or two of one role in a row
+        roles = ", ".join(m["role"] for m in messages)
+        raise UserError(f"the chat template refuses a row of {roles}: {' '.join(str(error).split())}") from error
 
 
 def _by_generation_markers(messages: list[dict[str, str]], tokenizer: Any) -> Encoded:
@@ -135,8 +140,11 @@ def _by_prefixes(messages: list[dict[str, str]], tokenizer: Any) -> Encoded:
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(messages[:i], tokenize=False, add_generation_prompt=True) if i else ""
         after = render(messages[: i + 1], tokenize=False)
+        if i:
+            before = render(messages[:i], tokenize=False, add_generation_prompt=True)
+        else:  # nothing to render before it: its header is what stands in front of any content
+            before = render([{**message, "content": "\0"}], tokenize=False).partition("\0")[0]
         if not (text.startswith(after) and after.startswith(before)):
             raise UserError(
                 "the chat template gives no assistant mask: it has no {% generation %} marks and rewrites earlier "

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 Shape = Literal["messages", "prompt_completion", "text"]
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_ROLES = {"system", "user", "assistant", "tool", "developer"}
+_ROLES = ("assistant", "developer", "system", "tool", "user")
 
 
 def read_rows(path: str, *, split: str = "train") -> list[Row]:
@@ -69,7 +69,7 @@ def _read_json(path: Path) -> list[Row]:
         raise UserError(f"{path}: line {error.lineno}: broken JSON: {error.msg} at column {error.colno}") from error
     if isinstance(value, dict):  # {"data": [...]} is how some tools export
         lists = [v for v in value.values() if isinstance(v, list)]
-        value = lists[0] if len(lists) == 1 else [value]
+        value = lists[0] if len(lists) == 1 and "messages" not in value else [value]
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         raise UserError(f"{path}: expected a list of JSON objects")
     return value
@@ -87,6 +87,8 @@ def _read_csv(path: Path) -> list[Row]:
                         f"{path}: line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the header"
                     )
                 rows.append(dict(row))
+                if "messages" in row:  # a cell holds the list as JSON
+                    rows[-1]["messages"] = _cell(row["messages"], f"{path}: line {reader.line_num}")
             return rows
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
@@ -94,6 +96,13 @@ def _read_csv(path: Path) -> list[Row]:
         raise UserError(f"{path}: line {reader.line_num}: broken CSV: {error}") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _cell(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: 'messages' is no JSON list of messages: {error.msg}") from error
 
 
 def _read_parquet(path: Path) -> list[Row]:
@@ -164,7 +173,7 @@ def _check_messages(row: Row, place: str) -> None:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise UserError(f"{place}: each message needs a 'role' and a text 'content'")
         if message.get("role") not in _ROLES:
-            raise UserError(f"{place}: unknown role {message.get('role')!r}; known: {', '.join(sorted(_ROLES))}")
+            raise UserError(f"{place}: unknown role {message.get('role')!r}; known: {', '.join(_ROLES)}")
     answers = [m["content"] for m in messages if m["role"] == "assistant"]
     if not answers:
         raise UserError(f"{place}: no assistant message, so nothing to learn; drop the row")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.esci import esci_example
 from gentletune.data.domains.medcalc import medcalc_example
 from gentletune.data.example import Example
-from gentletune.data.files import Row, check_rows, read_rows
+from gentletune.data.files import Row, Shape, check_rows, read_rows
 from gentletune.errors import UserError, unknown
 from gentletune.recipe import Recipe
 
@@ -101,12 +102,11 @@ def _domain(recipe: Recipe, name: str, path: str) -> DomainData:
 
 
 def _plain(recipe: Recipe, path: str) -> DomainData:
-    rows = read_rows(path, split=recipe.data_split)
-    shape = check_rows(rows, path)
+    shape, rows = _shaped(path, recipe.data_split)
     leaked = 0
     if recipe.test_path:
-        held = read_rows(recipe.test_path, split="test")
-        if (other := check_rows(held, recipe.test_path)) != shape:
+        other, held = _shaped(recipe.test_path, "test")
+        if other != shape:
             raise UserError(f"{recipe.test_path}: shape '{other}', but {path} has '{shape}'")
         shared = {_key(row) for row in held}
         train = [row for row in rows if _key(row) not in shared]
@@ -119,6 +119,14 @@ def _plain(recipe: Recipe, path: str) -> DomainData:
     return DomainData(Path(path).stem, _draw(train, recipe.train_rows), held, leaked=leaked)
 
 
+def _shaped(path: str, split: str) -> tuple[Shape, list[Row]]:
+    """The rows of a file with the columns of their shape alone: others (dates, bytes) need not fit in JSON."""
+    rows = read_rows(path, split=split)
+    shape = check_rows(rows, path)
+    columns = ("prompt", "completion") if shape == "prompt_completion" else (shape,)
+    return shape, [{column: row[column] for column in columns} for row in rows]
+
+
 def _key(row: Row) -> str:
     """What two rows share when they are the same question."""
     kept = {k: row[k] for k in ("prompt", "text", "messages") if k in row}
@@ -128,20 +136,22 @@ def _key(row: Row) -> str:
 def split_by_group(items: Sequence[T], test_rows: int, groups: Sequence[str], where: str) -> tuple[list[T], list[T]]:
     """Hold out whole groups, in the order of their hash, up to `test_rows` rows and a fifth of all rows.
 
-    The split depends on the groups alone, not on the order of rows or a seed. Raises `UserError` where there
-    are fewer than two groups.
+    A group that would go beyond is passed over; where each would, a smallest one is held out. The split depends on
+    the groups alone, not on the order of rows or a seed. Raises `UserError` where there are fewer than two groups.
     """
-    order = sorted(set(groups), key=lambda g: hashlib.sha256(f"held-out/{g}".encode()).hexdigest())
+    sizes = Counter(groups)
+    order = sorted(sizes, key=lambda g: hashlib.sha256(f"held-out/{g}".encode()).hexdigest())
     if len(order) < 2:
         raise UserError(f"{where}: {len(items)} row(s) in one group cannot be split; give more rows or a test_path")
     wanted = max(1, min(test_rows, len(items) // 5))
     held: set[str] = set()
     count = 0
-    for group in order[:-1]:
-        if count >= wanted:
-            break
-        held.add(group)
-        count += sum(g == group for g in groups)
+    for group in order:
+        if count + sizes[group] <= wanted:
+            held.add(group)
+            count += sizes[group]
+    if not held:
+        held.add(min(order, key=sizes.__getitem__))
     train = [item for item, group in zip(items, groups, strict=True) if group not in held]
     test = [item for item, group in zip(items, groups, strict=True) if group in held]
     return train, test

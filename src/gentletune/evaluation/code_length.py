@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from gentletune.data.encode import IGNORE, Encoded
-from gentletune.evaluation.generate import Progress, length_batches
+from gentletune.data.batches import length_batches, pad_batch
+from gentletune.data.encode import Encoded
+from gentletune.evaluation.generate import Progress
 from gentletune.losses import label_tokens, token_nll
 from gentletune.models import hidden_states, lm_head
 from gentletune.records import Score, ratio_score
@@ -27,20 +28,6 @@ class SequenceNLL:
     def means(self) -> list[float]:
         """Mean NLL of each sequence, nats per token."""
         return [total / count for total, count in zip(self.nll, self.tokens, strict=True)]
-
-
-def pad_batch(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded input_ids, attention_mask and labels (batch, length)."""
-    width = max(len(row.input_ids) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    labels = torch.full_like(ids, IGNORE)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        n = len(row.input_ids)
-        ids[i, :n] = torch.tensor(row.input_ids)
-        labels[i, :n] = torch.tensor(row.labels)
-        mask[i, :n] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def sequence_nll(

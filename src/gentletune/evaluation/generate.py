@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from gentletune.data.batches import length_batches
 from gentletune.data.encode import end_tokens
 
 Progress = Callable[[int, int], None]
@@ -72,20 +73,3 @@ def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     """The answer up to and including its first end token: what follows is padding."""
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
     return ids[: stop + 1]
-
-
-def length_batches(lengths: Sequence[int], extra: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each at most `batch_tokens` once padded (at least one row).
-
-    >>> list(length_batches([5, 1, 5, 1], extra=0, batch_tokens=10))
-    [[0, 2], [1, 3]]
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * (lengths[batch[0]] + extra) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

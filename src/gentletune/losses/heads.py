@@ -49,10 +49,12 @@ def token_nll(
     >>> round(nll.item(), 4)  # uniform over 4 tokens: ln 4
     1.3863
     """
-    if hidden.ndim != 2 or targets.shape != hidden.shape[:1] or weight.shape[1] != hidden.shape[1]:
+    fits = hidden.ndim == weight.ndim == 2 and hidden.shape == (*targets.shape, weight.shape[1])
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(
             f"shapes do not fit: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, "
-            f"targets {tuple(targets.shape)}; expected (N, D), (V, D), (N,)"
+            f"targets {tuple(targets.shape)}, bias {None if bias is None else tuple(bias.shape)}; "
+            "expected (N, D), (V, D), (N,), (V,)"
         )
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -115,7 +117,7 @@ class _ChunkedNLL(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         accumulator = torch.promote_types(weight.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=accumulator) if needs_weight else None
-        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        grad_bias = torch.zeros_like(bias, dtype=accumulator) if needs_bias else None
         for start in range(0, hidden.shape[0], ctx.rows):
             part = slice(start, start + ctx.rows)
             h, t = hidden[part], targets[part]
@@ -135,6 +137,8 @@ class _ChunkedNLL(torch.autograd.Function):
                 grad_weight += delta.T @ h
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
+        if grad_bias is not None:
+            grad_bias = grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, None, grad_bias, None, None
 
 

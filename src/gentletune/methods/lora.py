@@ -24,7 +24,7 @@ def lora(r: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | li
     Raises:
         ValueError: a value outside its range.
     """
-    if not isinstance(r, int) or r < 1:
+    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
         raise ValueError(f"r must be a whole number >= 1, got {r!r}")
     check_number("alpha", alpha, low=0, open_low=True)
     check_number("dropout", dropout, low=0, high=0.999)

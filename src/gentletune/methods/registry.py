@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import keyword
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
@@ -50,16 +51,7 @@ def parse_method(text: str) -> Method:
     'talr+lora'
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise UserError(f"method '{text}': write names joined by +, with arguments as name(key=value)") from error
-    parts = [_build(node, text) for node in _addends(tree)]
-    names = [part.name for part in parts]
-    if len(set(names)) < len(names):
-        raise UserError(f"method '{text}': each part may be named once")
-    parts = [part for part in parts if part.name != "sft"] or [Method()]
-    try:
-        return reduce(compose, sorted(parts, key=Method.rank))
+        return reduce(compose, _parts(text) or [Method()])
     except ValueError as error:
         raise UserError(f"method '{text}': {error}") from error
 
@@ -70,9 +62,25 @@ def training_part(text: str) -> str:
     >>> training_part("talr+wise_ft(alpha=0.5)")
     'talr'
     """
-    parts = [_build(node, text) for node in _addends(ast.parse(text.strip(), mode="eval").body)]
-    kept = [part for part in parts if part.finish is None and part.name != "sft"] or [Method()]
-    return reduce(compose, sorted(kept, key=Method.rank)).label
+    kept = [part for part in _parts(text) if part.finish is None or replace(part, finish=None).rank() >= 0]
+    return "+".join(part.label for part in kept) or Method().label
+
+
+def _parts(text: str) -> list[Method]:
+    """The methods that `text` names, without `sft`, in canonical order: by slot, then by name."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise _malformed(text) from error
+    parts = [_build(node, text) for node in _addends(tree)]
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise UserError(f"method '{text}': each part may be named once")
+    return sorted((part for part in parts if part.name != "sft"), key=lambda part: (part.rank(), part.name))
+
+
+def _malformed(text: str) -> UserError:
+    return UserError(f"method '{text}': write names joined by +, with arguments as name(key=value)")
 
 
 def _addends(node: ast.expr) -> list[ast.expr]:
@@ -83,22 +91,26 @@ def _addends(node: ast.expr) -> list[ast.expr]:
 
 def _build(node: ast.expr, text: str) -> Method:
     arguments: dict[str, Any] = {}
-    name = node.func if isinstance(node, ast.Call) else node
-    if not isinstance(name, ast.Name) or (isinstance(node, ast.Call) and node.args):
-        raise UserError(f"method '{text}': write names joined by +, with arguments as name(key=value)")
+    name, positional, given = (node.func, node.args, node.keywords) if isinstance(node, ast.Call) else (node, [], [])
+    if not isinstance(name, ast.Name) or positional:
+        raise _malformed(text)
     if name.id not in _FACTORIES:
         raise unknown("method", name.id, _FACTORIES)
     factory = _FACTORIES[name.id]
     defaults = {p.name: p.default for p in inspect.signature(factory).parameters.values()}
-    for keyword in node.keywords if isinstance(node, ast.Call) else []:
-        if keyword.arg not in defaults:
-            raise unknown(f"argument of {name.id}", str(keyword.arg), defaults)
-        arguments[keyword.arg] = _value(keyword.value, text)
+    for argument in given:
+        if argument.arg is None:  # name(**more)
+            raise _malformed(text)
+        if argument.arg not in defaults:
+            raise unknown(f"argument of {name.id}", argument.arg, defaults)
+        if argument.arg in arguments:
+            raise UserError(f"method '{text}': argument '{argument.arg}' may be given once")
+        arguments[argument.arg] = _value(argument.value, text)
     try:
         method = factory(**arguments)
     except (ValueError, TypeError) as error:
         raise UserError(f"method '{name.id}': {error}") from error
-    changed = [f"{key}={_show(value)}" for key, value in arguments.items() if value != defaults[key]]
+    changed = [f"{k}={_show(arguments[k])}" for k in defaults if k in arguments and arguments[k] != defaults[k]]
     label = f"{name.id}({', '.join(changed)})" if changed else name.id
     return replace(method, name=name.id, label=label)
 
@@ -106,14 +118,17 @@ def _build(node: ast.expr, text: str) -> Method:
 def _value(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Name):  # tau=median needs no quotes
         return node.id
+    if isinstance(node, ast.List):
+        return [_value(element, text) for element in node.elts]
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"method '{text}': arguments are numbers, names or lists of them") from error
 
 
 def _show(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
+    bare = isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
+    return value if bare else repr(value)
 
 
 def check_number(name: str, value: Any, *, low: float, high: float = float("inf"), open_low: bool = False) -> float:

@@ -29,6 +29,8 @@ def wise_ft(alpha: float = 0.5) -> Method:
 
 
 def _average(initial: Tensor, tuned: Tensor, share: float) -> Tensor:
-    if not tuned.is_floating_point() or share == 1:  # the end points are exact
+    if share == 0:  # the end points are exact
+        return initial
+    if share == 1 or not tuned.is_floating_point():
         return tuned
-    return initial if share == 0 else initial.to(tuned.device).lerp(tuned, share)
+    return initial.to(tuned.device).lerp(tuned, share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ COLUMNS = (
     *("Patient Note", "Question", "Ground Truth Answer", "Lower Limit", "Upper Limit"),
     *("Ground Truth Explanation", "Output Type"),
 )
+_DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{4}")
 _WEEKS_DAYS = re.compile(r"(\d+)\s*weeks?\D+(\d+)\s*days?")
 
 
@@ -47,6 +49,8 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
     if found := _WEEKS_DAYS.search(value):  # the official files call some of these integers
         return Answer("weeks_days", f"({found[1]} weeks, {found[2]} days)")
     if kind == "date":
+        if not _DATE.fullmatch(value):
+            raise UserError(f"{where}: the answer '{value}' is not a date month/day/year")
         return Answer("date", value)
     if kind not in ("decimal", "integer"):
         raise UserError(f"{where}: unknown Output Type '{kind}'; known: decimal, integer, date")
@@ -54,6 +58,8 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
         number, low, high = (float(str(row[c])) for c in ("Ground Truth Answer", "Lower Limit", "Upper Limit"))
     except ValueError as error:
         raise UserError(f"{where}: the answer or a limit is not a number: {error}") from error
+    if not all(map(math.isfinite, (number, low, high))):
+        raise UserError(f"{where}: the answer or a limit is not finite: {number}, {low}, {high}")
     if kind == "integer" and number == int(number):
         value = str(int(number))
     known: AnswerKind = "decimal" if kind == "decimal" else "integer"

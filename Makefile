@@ -1,0 +1,54 @@
+# Every target makes .venv and installs what it needs first. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help venv demo test test-all check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      fine-tune a real small model with and without protection; opens demo/report.html (about 15 min on 2 cores)"
+	@echo "make test      the quick tests, on tiny models made on the spot"
+	@echo "make test-all  the same plus tests on real pretrained weights (downloads 93 MB once)"
+	@echo "make check     ruff, ruff format, mypy strict, import-linter"
+	@echo "make bench     time and memory of the loss engine; writes benchmarks/results/"
+	@echo "make venv      only the virtual environment"
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "==> Creating $(VENV) and installing gentletune with its tools (about 2 minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gentletune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch comes first and alone, so that nothing later asks for another build of it.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+venv: $(STAMP)
+	@echo "==> $(VENV) is ready: source $(BIN)/activate"
+
+demo: $(STAMP)
+	@echo "==> Demo: 4 trainings of SmolLM2-135M on clinic notes, 2 weight averages, 7 measurements (about 15 min on 2 cores)"
+	@$(BIN)/gentletune sweep -c recipes/demo.yaml --output demo
+	@$(BIN)/gentletune report demo --title "gentletune demo: SmolLM2-135M on clinic notes" --open
+
+test: $(STAMP)
+	@echo "==> Quick tests"
+	@$(BIN)/python -m pytest
+
+test-all: $(STAMP)
+	@echo "==> All tests, real models included"
+	@$(BIN)/python -m pytest -m ''
+
+check: $(STAMP)
+	@echo "==> ruff";          $(BIN)/ruff check .
+	@echo "==> ruff format";   $(BIN)/ruff format --check .
+	@echo "==> mypy --strict"; $(BIN)/mypy
+	@echo "==> import-linter"; $(BIN)/lint-imports
+
+bench: $(STAMP)
+	@echo "==> Head benchmark (under a minute)"
+	@$(BIN)/python benchmarks/head.py --quick --json benchmarks/results/head-quick.json
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,193 @@
+"""Data files: three shapes in four formats, and one line that names the place for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from gentletune.data.files import SUFFIXES, check_rows, read_rows
+from gentletune.errors import UserError
+
+CHAT = [{"role": "user", "content": "Hi, «you»"}, {"role": "assistant", "content": "Hello\nthere"}]
+SHAPES: dict[str, list[dict[str, Any]]] = {
+    "messages": [{"messages": CHAT}, {"messages": [*CHAT, *CHAT]}],
+    "prompt_completion": [{"prompt": "2, 3?", "completion": 'say "5"'}, {"prompt": "", "completion": "naïve\nend"}],
+    "text": [{"text": "one"}, {"text": "two, and\nthree"}],
+}
+
+
+def write(path: Path, rows: list[dict[str, Any]], encoding: str = "utf-8") -> Path:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", encoding=encoding, newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()})
+    else:
+        lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        text = lines + "\n\n" if path.suffix == ".jsonl" else json.dumps(rows, ensure_ascii=False, indent=1)
+        path.write_text(text, encoding=encoding)
+    return path
+
+
+def complaint(path: Path | str) -> str:
+    """The one line that reading and checking a file ends in."""
+    with pytest.raises(UserError) as caught:
+        check_rows(read_rows(str(path)), str(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_shape_reads_back_from_every_format(tmp_path: Path, suffix: str, shape: str) -> None:
+    path = write(tmp_path / f"rows{suffix}", SHAPES[shape])
+    rows = read_rows(str(path))
+    assert rows == SHAPES[shape]
+    assert check_rows(rows, "rows") == shape
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"rows{suffix.upper()}".replace(suffix.upper(), suffix), SHAPES["text"], "utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert read_rows(str(path)) == SHAPES["text"]
+
+
+def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", SHAPES["text"]).rename(tmp_path / "ROWS.JSONL")
+    assert read_rows(str(path)) == SHAPES["text"]
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [
+        ({"data": SHAPES["text"]}, SHAPES["text"]),
+        ({"version": 2, "rows": SHAPES["text"]}, SHAPES["text"]),
+        ({"text": "alone"}, [{"text": "alone"}]),
+        ({"messages": CHAT}, [{"messages": CHAT}]),
+    ],
+)
+def test_a_json_object_holds_a_list_of_rows_or_is_one(tmp_path: Path, value: Any, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(value))
+    assert read_rows(str(path)) == rows
+
+
+def test_a_csv_cell_may_outgrow_the_default_limit(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    rows = [{"text": "x" * (limit + 1)}]
+    assert read_rows(str(write(tmp_path / "long.csv", rows))) == rows
+    assert csv.field_size_limit() == limit
+
+
+GOOD = b'{"text": "a"}\n'
+BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
+    "broken JSON line": ("a.jsonl", GOOD * 2 + b'{"text": \n' + GOOD, ("line 3", "broken JSON", "column")),
+    "line that is no object": ("a.jsonl", GOOD + b'"text"\n', ("line 2", "JSON object", "str")),
+    "invalid UTF-8 line": ("a.jsonl", GOOD + b'{"text": "\xff"}\n', ("line 2", "UTF-8")),
+    "broken JSON file": ("a.json", b'[\n{"text": "a"},\n{"text" "b"}]', ("line 3", "broken JSON")),
+    "JSON list of no objects": ("a.json", b"[1, 2]", ("list of JSON objects",)),
+    "JSON number": ("a.json", b"7", ("list of JSON objects",)),
+    "invalid UTF-8 JSON": ("a.json", b'[{"text": "\xff"}]', ("UTF-8",)),
+    "invalid UTF-8 CSV": ("a.csv", b"text\n\xff\n", ("UTF-8",)),
+    "too many CSV fields": ("a.csv", b"prompt,completion\na,b\na,b,c\n", ("line 3", "more fields")),
+    "too few CSV fields": ("a.csv", b"prompt,completion\na,b\na\n", ("line 3", "fewer fields")),
+    "open CSV quote": ("a.csv", b'text\n"a\n', ("broken CSV",)),
+    "broken messages in CSV": ("a.csv", b'messages\n"[]"\n"[{"\n', ("line 3", "messages")),
+    "not Parquet": ("a.parquet", b"PAR1 no", ("not a Parquet file",)),
+    "empty Parquet": ("a.parquet", b"", ("not a Parquet file",)),
+    "empty JSONL": ("a.jsonl", b"", ("no rows",)),
+    "blank JSONL": ("a.jsonl", b"\n \n", ("no rows",)),
+    "empty JSON": ("a.json", b"", ("broken JSON",)),
+    "empty JSON list": ("a.json", b"[]", ("no rows",)),
+    "empty CSV": ("a.csv", b"", ("no rows",)),
+    "header-only CSV": ("a.csv", b"prompt,completion\n", ("no rows",)),
+    "unknown suffix": ("a.txt", GOOD, ("'.txt'", ".jsonl, .json, .csv, .parquet")),
+    "no suffix": ("a", GOOD, ("''", ".jsonl")),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path, case: str) -> None:
+    name, content, parts = BROKEN[case]
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = complaint(path)
+    assert message.startswith(str(path))
+    assert all(part in message for part in parts), message
+
+
+def test_header_only_parquet_has_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), path)
+    assert "no rows" in complaint(path)
+
+
+def test_a_missing_file_and_a_directory_are_told_apart(tmp_path: Path) -> None:
+    assert "no such data file" in complaint(tmp_path / "none.jsonl")
+    assert "is a directory" in complaint(tmp_path)
+
+
+ONE_CHAT = {"messages": CHAT}
+BAD_ROWS: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "wrong columns": ([{"question": "q", "answer": "a"}], "row 1: columns question, answer fit no shape"),
+    "prompt alone": ([{"prompt": "q"}], "row 1: columns prompt fit no shape"),
+    "empty completion": ([*SHAPES["prompt_completion"], {"prompt": "q", "completion": " \n"}], "row 3: the completion"),
+    "completion no text": ([{"prompt": "q", "completion": 5}], "row 1: 'completion' must be text, got int"),
+    "prompt missing": ([{"prompt": None, "completion": "a"}], "row 1: 'prompt' must be text, got NoneType"),
+    "empty text": ([{"text": "a"}, {"text": " "}], "row 2: 'text'"),
+    "empty assistant": (
+        [ONE_CHAT, {"messages": [CHAT[0], {"role": "assistant", "content": ""}]}],
+        "row 2: an assistant message is empty",
+    ),
+    "no assistant": ([ONE_CHAT, {"messages": CHAT[:1]}], "row 2: no assistant message"),
+    "unknown role": ([{"messages": [{"role": "bot", "content": "x"}]}], "row 1: unknown role 'bot'"),
+    "role of odd type": ([{"messages": [{"role": ["user"], "content": "x"}]}], "row 1: unknown role"),
+    "no role": ([{"messages": [{"content": "x"}]}], "row 1: unknown role None"),
+    "no content": ([{"messages": [{"role": "user"}]}], "row 1: each message needs"),
+    "content in parts": ([{"messages": [{"role": "user", "content": [{"type": "text"}]}]}], "row 1: each message"),
+    "messages no list": ([{"messages": "hello"}], "row 1: 'messages' must be a non-empty list"),
+    "messages empty": ([{"messages": []}], "row 1: 'messages' must be a non-empty list"),
+    "mixed shapes": ([{"text": "a"}, {"text": "b"}, ONE_CHAT], "row 3: shape 'messages', but the first row has 'text'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_named_by_its_number(tmp_path: Path, case: str) -> None:
+    rows, expected = BAD_ROWS[case]
+    message = complaint(write(tmp_path / "rows.jsonl", rows))
+    assert expected in message
+    assert "rows.jsonl" in message
+
+
+def test_a_hub_name_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, split: str) -> list[dict[str, Any]]:
+        asked.append((name, split))
+        return SHAPES["text"]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert read_rows("owner/name", split="dev") == SHAPES["text"]
+    assert asked == [("owner/name", "dev")]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("first line\nsecond line"), ValueError()])
+def test_a_hub_that_fails_gives_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load_dataset(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    message = complaint("owner/name")
+    assert "'owner/name'" in message
+    assert type(error).__name__ in message

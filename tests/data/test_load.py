@@ -1,0 +1,180 @@
+"""From a recipe to rows on two sides that share nothing."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gentletune import Recipe
+from gentletune.data.domains.clinic import clinic_examples
+from gentletune.data.domains.medcalc import medcalc_example
+from gentletune.data.files import read_rows
+from gentletune.data.load import load_data, split_by_group
+from gentletune.errors import UserError
+
+SHAPES: dict[str, Any] = {
+    "messages": lambda i: {
+        "messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]
+    },
+    "prompt_completion": lambda i: {"prompt": f"q{i}", "completion": f"a{i}"},
+    "text": lambda i: {"text": f"t{i}"},
+}
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def esci(query: str, **changes: Any) -> dict[str, Any]:
+    return {"query": query, "product_text": "p", "esci_label": "E", **changes}
+
+
+@given(
+    groups=st.lists(st.integers(0, 30).map(str), min_size=2, max_size=60).filter(lambda g: len(set(g)) > 1),
+    test_rows=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_a_split_holds_out_whole_groups_whatever_the_order(groups: list[str], test_rows: int, seed: int) -> None:
+    train, test = split_by_group(groups, test_rows, groups, "f")
+    assert Counter(train) + Counter(test) == Counter(groups)
+    assert train
+    assert test
+    assert not set(train) & set(test)
+    # A fifth at most, unless even the smallest group is more.
+    smallest = min(Counter(groups).values())
+    assert len(test) <= max(1, smallest, min(test_rows, len(groups) // 5))
+    shuffled = random.Random(seed).sample(groups, len(groups))
+    again = split_by_group(shuffled, test_rows, shuffled, "f")
+    assert [set(train), set(test)] == [set(side) for side in again]
+
+
+def test_a_split_fills_what_it_may_hold_out() -> None:
+    groups = [str(i) for i in range(100)]
+    assert [len(split_by_group(groups, n, groups, "f")[1]) for n in (1, 7, 20, 64)] == [1, 7, 20, 20]
+
+
+def test_one_group_cannot_be_split() -> None:
+    with pytest.raises(UserError, match=r"^f: 3 row\(s\) in one group"):
+        split_by_group([1, 2, 3], 1, ["a", "a", "a"], "f")
+
+
+@pytest.mark.parametrize("cot", [True, False])
+def test_clinic_makes_its_rows(cot: bool) -> None:
+    recipe = Recipe(data="clinic", train_rows=12, test_rows=5, cot=cot, seed=3)
+    found = load_data(recipe)
+    assert found.train == [e.row() for e in clinic_examples(12, seed=3, cot=cot, split="train")]
+    assert found.test == [e.row() for e in found.examples]
+    assert (found.name, len(found.test), found.leaked) == ("clinic", 5, 0)
+    other = load_data(recipe.override({"seed": 4}))
+    assert other.test_hash == found.test_hash
+    assert other.train_hash != found.train_hash
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": "clinic", "data_path": "x.csv"}, "takes no data_path"),
+        ({"data": "medcalc"}, "data: medcalc needs data_path"),
+        ({}, "needs data_path"),
+        ({"data": "clinc"}, "unknown data recipe 'clinc'; did you mean 'clinic'"),
+        ({"data": "medcal", "data_path": "x.csv"}, "did you mean 'medcalc'"),
+        ({"data_path": "no/such/file.csv"}, "no such data file: no/such/file.csv"),
+    ],
+)
+def test_a_recipe_without_the_data_it_names_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_data(Recipe.parse(fields))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_plain_rows_are_split_and_limited(tmp_path: Path, shape: str) -> None:
+    rows = [SHAPES[shape](i) for i in range(30)]
+    path = jsonl(tmp_path / "notes.jsonl", [*rows, rows[0]])
+    whole = load_data(Recipe(data_path=path))
+    assert (whole.name, len(whole.test), whole.examples, whole.leaked) == ("notes", 6, [], 0)
+    assert sorted(map(str, [*whole.train, *whole.test])) == sorted(map(str, [*rows, rows[0]]))
+    assert not {str(r) for r in whole.train} & {str(r) for r in whole.test}
+    few = load_data(Recipe(data_path=path, train_rows=7, test_rows=3))
+    assert (len(few.train), len(few.test)) == (7, 3)
+    assert all(row in whole.test for row in few.test)
+    assert load_data(Recipe(data_path=path, seed=5)).train_hash == whole.train_hash
+
+
+def test_a_plain_test_file_takes_its_rows_out_of_training(tmp_path: Path) -> None:
+    make = SHAPES["prompt_completion"]
+    path = jsonl(tmp_path / "train.jsonl", [make(i) for i in range(10)])
+    held = jsonl(tmp_path / "test.jsonl", [{"prompt": "q3", "completion": "said otherwise"}, make(99)])
+    found = load_data(Recipe(data_path=path, test_path=held))
+    assert found.leaked == 1
+    assert found.train == [make(i) for i in range(10) if i != 3]
+    assert len(found.test) == 2
+    with pytest.raises(UserError, match="every row is also held out"):
+        load_data(Recipe(data_path=path, test_path=path))
+    text = jsonl(tmp_path / "text.jsonl", [SHAPES["text"](0)])
+    with pytest.raises(UserError, match=r"shape 'text', but .* has 'prompt_completion'"):
+        load_data(Recipe(data_path=path, test_path=text))
+
+
+def test_columns_beyond_the_shape_do_not_matter(tmp_path: Path) -> None:
+    rows = [{**SHAPES["text"](i), "seen": datetime.datetime(2024, 1, 1 + i), "raw": b"\x00"} for i in range(10)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    found = load_data(Recipe(data_path=str(tmp_path / "t.parquet")))
+    plain = load_data(Recipe(data_path=jsonl(tmp_path / "t.jsonl", [SHAPES["text"](i) for i in range(10)])))
+    assert (found.train_hash, found.test_hash) == (plain.train_hash, plain.test_hash)
+
+
+def test_the_official_esci_file_brings_its_own_split(tmp_path: Path) -> None:
+    rows = [esci(f"q{i}", split="test" if i in (2, 5) else "train") for i in range(8)] + [esci("q2", split="train")]
+    found = load_data(Recipe(data="esci", cot=False, data_path=jsonl(tmp_path / "e.jsonl", rows)))
+    assert [e.group for e in found.examples] == ["q2", "q5"]
+    assert (len(found.train), found.leaked) == (6, 1)
+
+
+def test_a_domain_file_whose_groups_are_all_held_out_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "e.jsonl", [esci("q1"), esci("q2")])
+    with pytest.raises(UserError, match="every training row shares its group"):
+        load_data(Recipe(data="esci", cot=False, data_path=path, test_path=path))
+
+
+def test_a_bad_domain_row_is_named_by_file_and_number(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "e.jsonl", [esci("q1"), esci("q2", esci_label="Z")])
+    with pytest.raises(UserError, match=r"e\.jsonl: row 2: unknown esci_label 'Z'"):
+        load_data(Recipe(data="esci", cot=False, data_path=path))
+
+
+@pytest.mark.parametrize("limits", [{}, {"test_rows": 3, "train_rows": 50}])
+def test_notes_in_both_official_files_are_held_out(shared_data: Path, limits: dict[str, int]) -> None:
+    train, test = (str(shared_data / "medcalc" / f"{name}.csv") for name in ("train", "test"))
+    found = load_data(Recipe(data="medcalc", data_path=train, test_path=test, **{"test_rows": 10_000, **limits}))
+    groups = [{medcalc_example(r, cot=True, where="f").group for r in read_rows(path)} for path in (train, test)]
+    assert len(groups[0] & groups[1]) == 41  # 58 of the full test file's
+    assert found.leaked == 47
+    kept = {medcalc_example(r, cot=True, where="f").group: r["Patient Note"].strip() for r in read_rows(train)}
+    leaked_notes = [kept[group] for group in groups[0] & groups[1]]
+    prompts = [row["prompt"] for row in found.train]
+    assert not any(f"Patient note:\n{note}\n\nQuestion:" in prompt for note in leaked_notes for prompt in prompts)
+    if limits:
+        assert (len(found.train), len(found.examples)) == (50, 3)
+    else:
+        assert (len(found.train) + found.leaked, len(found.examples)) == (1006, 747)
+
+
+def test_one_official_file_is_split_by_note(shared_data: Path) -> None:
+    found = load_data(Recipe(data="medcalc", data_path=str(shared_data / "medcalc" / "test.csv")))
+    held = {e.group for e in found.examples}
+    notes = {e.prompt.split("\n\nQuestion:")[0] for e in found.examples}
+    assert 0 < len(found.examples) <= 64
+    assert len(held) == len(notes)
+    assert not notes & {row["prompt"].split("\n\nQuestion:")[0] for row in found.train}
+    assert len(found.train) + len(found.test) == 747

@@ -1,0 +1,216 @@
+"""The trainer's loss and update against a plain float64 reference, under every way of cutting a batch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+import gentletune.training
+from gentletune.data import Encoded
+from gentletune.data.encode import IGNORE
+from gentletune.methods import method_names, parse_method
+from gentletune.training.fit import _dataset
+from gentletune.training.trainer import Collator, GentleTrainer, TrainingDivergedError
+
+ROWS = [
+    Encoded([5, 6, 7, 8, 9, 10], [IGNORE, IGNORE, 7, 8, 9, 10]),
+    Encoded([11, 12, 13], [IGNORE, 12, 13]),
+    Encoded([20, 21, 22, 23, 24, 25, 26, 27], [IGNORE] * 4 + [24, 25, 26, 27]),
+    Encoded([30, 31, 32, 33], [IGNORE, IGNORE, IGNORE, 33]),
+]
+SEQUENCE_WEIGHTS = [0.5, 1.0, 0.25, 0.75]
+
+
+def one_step(model: Any, tokenizer: Any, tmp_path: Path, method: str, **kwargs: Any) -> tuple[GentleTrainer, Any]:
+    """One SGD step of learning rate 1 without clipping: the update is minus the gradient."""
+    rows, weights = kwargs.pop("rows", ROWS), kwargs.pop("weights", None)
+    parsed = parse_method(method)
+    wrapped = parsed.parameterisation.wrap(model)
+    initial = {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
+    settings = {"per_device_train_batch_size": len(rows), "gradient_accumulation_steps": 1, **kwargs}
+    args = SFTConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, learning_rate=1.0, optim="sgd", max_grad_norm=1e9,
+        lr_scheduler_type="constant", bf16=False, use_cpu=True, report_to="none", max_length=None,
+        save_strategy="no", logging_steps=1, disable_tqdm=True, dataset_kwargs={"skip_prepare_dataset": True},
+        gradient_checkpointing=settings.pop("gradient_checkpointing", False), seed=0, **settings,
+    )  # fmt: skip
+    trainer = GentleTrainer(
+        wrapped, args, method=parsed, initial=initial, train_dataset=_dataset(rows, weights),
+        processing_class=tokenizer, callbacks=[KeepGradients()],
+        data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
+    )  # fmt: skip
+    trainer.train()
+    return trainer, initial
+
+
+class KeepGradients(TrainerCallback):
+    """The gradient of the last step, as the optimiser got it."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.kept = {n: p.grad.clone() for n, p in kwargs["model"].named_parameters() if p.grad is not None}
+
+
+def gradients(trainer: GentleTrainer) -> dict[str, torch.Tensor]:
+    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, KeepGradients)).kept
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """‖one - other‖ / ‖one‖ over all parameters."""
+    flat = torch.cat([g.flatten().double() for g in one.values()])
+    assert float(flat.norm()) > 0
+    return float((flat - torch.cat([g.flatten().double() for g in other.values()])).norm() / flat.norm())
+
+
+def token_losses(model: Any, row: Encoded) -> torch.Tensor:
+    """NLL of a row's label tokens from the model's own full logits, float64."""
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
+    log_probs = logits.log_softmax(-1)
+    return torch.stack([-log_probs[i - 1, label] for i, label in enumerate(row.labels) if label != IGNORE])
+
+
+def reference_loss(model: Any, method: str) -> torch.Tensor:
+    """The loss of the definition, written out: no batching, no padding, no shared code with the trainer."""
+    losses = [token_losses(model, row) for row in ROWS]
+    count = sum(len(x) for x in losses)
+    means = sorted(x.mean().item() for x in losses)
+    tau = (means[1] + means[2]) / 2
+    if method == "sft":
+        return sum(x.sum() for x in losses) / count
+    if method == "flow":
+        return sum(u * x.sum() for u, x in zip(SEQUENCE_WEIGHTS, losses, strict=True)) / count
+    if method.startswith("talr(tau=3.0"):
+        tau = 3.0
+    weights = [torch.exp(-x.detach() / tau).clamp_min(0.01) for x in losses]
+    total = sum((w * x).sum() for w, x in zip(weights, losses, strict=True))
+    normaliser = sum(float(w.sum()) for w in weights) if "simplex" in method else count
+    return total / normaliser
+
+
+METHODS = ["sft", "talr", "talr(tau=3.0)", "talr(tau=lagged_median)", "talr(tau=3.0, normalization=simplex)", "flow"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_step_is_the_definition(method: str, tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    twin = copy.deepcopy(tiny_model).double()
+    expected = reference_loss(twin, method)
+    expected.backward()
+    weights = SEQUENCE_WEIGHTS if method == "flow" else None
+    trainer, _ = one_step(tiny_model, tokenizer, tmp_path, method, weights=weights)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    wanted = {name: p.grad for name, p in twin.named_parameters()}
+    assert distance(wanted, gradients(trainer)) < 2e-6
+
+
+@pytest.mark.parametrize("method", ["sft", "talr(tau=3.0)", "talr(tau=lagged_median)", "l2(weight=0.1)+talr(tau=3.0)",
+                                    "talr(tau=lagged_median, normalization=simplex)", "dft"])  # fmt: skip
+@pytest.mark.parametrize("micro", [1, 2])
+def test_accumulation_equals_one_big_batch(
+    method: str, micro: int, tiny_model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    twin = copy.deepcopy(tiny_model)
+    whole, _ = one_step(tiny_model, tokenizer, tmp_path / "a", method)
+    split, _ = one_step(
+        twin, tokenizer, tmp_path / "b", method,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=len(ROWS) // micro,
+    )  # fmt: skip
+    one, other = gradients(whole), gradients(split)
+    assert distance(one, other) < 2e-6
+    assert whole.state.log_history[0]["loss"] == pytest.approx(split.state.log_history[0]["loss"], rel=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    twin = copy.deepcopy(tiny_model)
+    plain, _ = one_step(tiny_model, tokenizer, tmp_path / "a", "talr")
+    saved, _ = one_step(twin, tokenizer, tmp_path / "b", "talr", gradient_checkpointing=True)
+    one, other = gradients(plain), gradients(saved)
+    assert distance(one, other) < 2e-6
+
+
+def test_a_micro_batch_without_labels_changes_nothing(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    empty = Encoded([40, 41, 42], [IGNORE] * 3)
+    twin = copy.deepcopy(tiny_model)
+    split = {"per_device_train_batch_size": 1}
+    without, _ = one_step(tiny_model, tokenizer, tmp_path / "a", "talr(tau=3.0)", rows=ROWS[:1])
+    with_it, _ = one_step(
+        twin, tokenizer, tmp_path / "b", "talr(tau=3.0)", rows=[ROWS[0], empty], gradient_accumulation_steps=2, **split
+    )
+    one, other = gradients(without), gradients(with_it)
+    assert distance(one, other) < 2e-6
+
+
+def test_l2_adds_twice_lambda_times_the_deviation(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """From deviated weights the gradient is SFT's plus 2λ(θ-θ⁰), and the loss is larger by λ‖θ-θ⁰‖²."""
+    method = parse_method("l2(weight=0.5)")
+    initial = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.add_(0.01)
+    deviated = copy.deepcopy(tiny_model)
+    sft, _ = one_step(copy.deepcopy(tiny_model), tokenizer, tmp_path / "a", "sft")
+    plain = gradients(sft)
+    trainer = one_step_from(deviated, initial, tokenizer, tmp_path / "b", method)
+    for name, gradient in gradients(trainer).items():
+        assert torch.allclose(gradient, plain[name] + 2 * 0.5 * 0.01, rtol=1e-3, atol=1e-5), name
+    size = sum(p.numel() for p in deviated.parameters())
+    rise = trainer.state.log_history[0]["loss"] - sft.state.log_history[0]["loss"]
+    assert rise == pytest.approx(0.5 * size * 0.01**2, rel=1e-3)
+
+
+def one_step_from(model: Any, initial: Any, tokenizer: Any, tmp_path: Path, method: Any) -> GentleTrainer:
+    args = SFTConfig(
+        output_dir=str(tmp_path), max_steps=1, learning_rate=1.0, optim="sgd", max_grad_norm=1e9, bf16=False,
+        lr_scheduler_type="constant", use_cpu=True, report_to="none", max_length=None, save_strategy="no",
+        per_device_train_batch_size=4, logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, seed=0,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
+    trainer = GentleTrainer(
+        model, args, method=method, initial=initial, train_dataset=_dataset(ROWS, None), processing_class=tokenizer,
+        data_collator=Collator(pad_token_id=tokenizer.pad_token_id), callbacks=[KeepGradients()],
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+def test_lora_trains_only_adapters(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    trainer, initial = one_step(tiny_model, tokenizer, tmp_path, "talr+lora(r=4)")
+    assert initial
+    assert all("lora_" in name for name in initial)
+    assert trainer.update_norm() > 0
+
+
+def test_what_is_logged(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    twin = copy.deepcopy(tiny_model)
+    trainer, initial = one_step(tiny_model, tokenizer, tmp_path, "talr(tau=3.0)")
+    losses = torch.cat([token_losses(twin, row) for row in ROWS]).detach()
+    weights = torch.exp(-losses / 3.0).clamp_min(0.01)
+    line = trainer.state.log_history[0]
+    assert line["tau"] == 3.0
+    assert line["label_tokens"] == losses.numel()
+    assert line["nll"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert line["mean_weight"] == pytest.approx(float(weights.mean()), rel=1e-4)
+    assert line["floor_share"] == pytest.approx(float((weights <= 0.01).double().mean()), rel=1e-5)
+    assert line["effective_sample_size"] == pytest.approx(float(weights.sum() ** 2 / (weights**2).sum()), rel=1e-4)
+    moved = [p.detach() - initial[name] for name, p in trainer.model.named_parameters()]
+    norm = math.sqrt(sum(float(delta.double().square().sum()) for delta in moved))
+    assert line["update_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    with torch.no_grad():
+        tiny_model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(TrainingDivergedError, match="nan at step 1"):
+        one_step(tiny_model, tokenizer, tmp_path, "sft")
+
+
+def test_the_trainer_names_no_method() -> None:
+    folder = Path(gentletune.training.__file__).parent
+    source = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    named = [name for name in method_names() if f'"{name}"' in source or f"'{name}'" in source]
+    assert named == []
