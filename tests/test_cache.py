@@ -102,9 +102,14 @@ def test_a_failure_leaves_the_target_as_it_was(tmp_path: Path, error: BaseExcept
     if old:
         target.mkdir()
         (target / "file").write_text("old")
-    with pytest.raises(type(error)), whole_directory(target) as scratch:
-        (scratch / "file").write_text("new")
-        raise error
+
+    def build() -> None:
+        with whole_directory(target) as scratch:
+            (scratch / "file").write_text("new")
+            raise error
+
+    with pytest.raises(type(error)):
+        build()
     assert [p.name for p in tmp_path.iterdir()] == (["model"] if old else [])
     assert not old or (target / "file").read_text() == "old"
 

@@ -173,7 +173,7 @@ def test_a_broken_file_is_one_line(tmp_path: Path, content: bytes, expected: str
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file: .*none.yaml"):
+    with pytest.raises(UserError, match=r"no such file: .*none\.yaml"):
         read_yaml(tmp_path / "none.yaml")
 
 

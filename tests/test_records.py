@@ -27,7 +27,12 @@ SCORE = Score(task="clinic", side="domain", metric="accuracy", value=0.5, stderr
 
 
 def record(label: str = "sft", **fields: Any) -> RunRecord:
-    values: dict[str, Any] = {"method": "sft", "learning_rate": 1e-5, "seed": 0, "recipe": {"lr": 1e-5, "note": "naïve"}}
+    values: dict[str, Any] = {
+        "method": "sft",
+        "learning_rate": 1e-5,
+        "seed": 0,
+        "recipe": {"lr": 1e-5, "note": "naïve"},
+    }
     return RunRecord(status="complete", label=label, **(values | fields))
 
 
@@ -45,9 +50,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["dumps", "fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     write_record(tmp_path, record("old"))
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -109,7 +112,7 @@ def test_a_ratio_of_one_item_has_no_error_and_of_none_no_value() -> None:
     for a, b in (([], []), ([1.0], [0.0])):
         with pytest.raises(ValueError, match="no tokens to score for task 't'"):
             ratio(a, b)
-    with pytest.raises(ValueError, match="longer|shorter"):
+    with pytest.raises(ValueError, match=r"longer|shorter"):
         ratio([1, 2], [1])
 
 
@@ -145,7 +148,7 @@ def test_records_are_found_at_any_depth_in_path_order(tmp_path: Path) -> None:
 
 
 def test_missing_and_empty_directories_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such directory: .*none"):
+    with pytest.raises(UserError, match=r"no such directory: .*none"):
         load_records([tmp_path, tmp_path / "none"])
     with pytest.raises(UserError, match=r"no record\.json under"):
         load_records([tmp_path])

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ def file_digest(path: Path) -> str:
 def cached_json(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """The JSON value stored for (`kind`, `key`), computed and stored the first time.
 
-    A broken file is computed again: the cache may never be the reason that a run fails.
+    A broken file is computed again, a full disk keeps nothing: the cache may never be the reason that a run fails.
     """
     path = cache_root() / kind / f"{digest(key)}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         value = compute()
-        write_json_atomic(path, value)
+        with suppress(OSError):
+            write_json_atomic(path, value)
         return value
 
 
@@ -56,14 +57,16 @@ def whole_directory(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    old = scratch.with_name(scratch.name + ".old")
     try:
         yield scratch
         scratch.chmod(0o755)
-        old = scratch.with_name(scratch.name + ".old")
         if target.exists():
             target.replace(old)
         scratch.replace(target)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not target.exists():
+            old.replace(target)
         shutil.rmtree(scratch, ignore_errors=True)
         raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gentletune.errors import UserError, unknown
 
 ALIASES = {"lr": "learning_rate"}
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 # Fields that change neither the trained weights nor any score.
 _BOOKKEEPING = frozenset(
@@ -123,8 +125,7 @@ class Recipe(BaseModel):
 
     def override(self, values: Mapping[str, Any]) -> Self:
         """A copy with `values` replaced, validated."""
-        merged = {**self.model_dump(), **{ALIASES.get(key, key): value for key, value in values.items()}}
-        return self.parse(merged)
+        return self.parse({**self.model_dump(), **_renamed(values, "recipe")})
 
     def training_fields(self) -> dict[str, Any]:
         """The fields that determine the trained weights."""
@@ -151,6 +152,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{path}: line {line}: broken YAML: {error.problem}") from error
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise UserError(f"{path}: broken YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, such as `model: smollm2-135m`")
     # YAML 1.1 reads 5e-6 as text; numbers written that way are what every recipe of this field holds.
@@ -158,17 +161,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+    if len(renamed) != len(values):
+        raise UserError(f"{where}: give learning_rate or lr, not both")
+    return renamed
 
 
 def load_recipe(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe from a YAML file (or the defaults) with `overrides` on top."""
+    where = str(path) if path else "recipe"
     values = read_yaml(path) if path else {}
-    extra = {ALIASES.get(key, key): value for key, value in (overrides or {}).items()}
-    merged = {**{ALIASES.get(key, key): value for key, value in values.items()}, **extra}
-    return Recipe.parse(merged, where=str(path) if path else "recipe")
+    return Recipe.parse({**_renamed(values, where), **_renamed(overrides or {}, "recipe")}, where=where)
