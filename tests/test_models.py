@@ -16,7 +16,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.conftest import make_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -35,6 +34,7 @@ from gentletune.models import (
     model_hash,
     resolve_model,
 )
+from tests.conftest import make_tokenizer
 
 ALIAS, TERMS_ALIAS = "smollm2-135m", "gemma3-270m"
 
@@ -238,7 +238,6 @@ def test_a_model_loads_in_fp32_ready_to_evaluate(tiny_dir: Path) -> None:
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.device.type == device().type
-    assert next(iter(load_file(tiny_dir / "model.safetensors").values())).dtype == torch.float32
 
 
 def test_half_precision_weights_are_widened(tiny_model: Any, tmp_path: Path) -> None:
@@ -318,9 +317,8 @@ def one_setting(copy: Path) -> None:
 
 
 def another_template(copy: Path) -> None:
-    tokenizer = load_tokenizer(copy)
-    tokenizer.chat_template += "\n"
-    tokenizer.save_pretrained(copy)
+    path = copy / "chat_template.jinja"
+    path.write_text(path.read_text() + "\n")
 
 
 @pytest.mark.parametrize("change", [one_weight, one_setting, another_template])

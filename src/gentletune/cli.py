@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import types
@@ -222,7 +223,7 @@ def _overrides(arguments: list[str]) -> dict[str, Any]:
             )
         elif _is_flag(name) and not equals:
             values[name] = True
-        elif not equals and not rest:
+        elif not equals and (not rest or rest[0].startswith("--")):
             raise UserError(f"{word} needs a value")
         else:
             values[name] = _typed(name, value if equals else rest.pop(0))
@@ -321,6 +322,10 @@ def main() -> None:
         _fail(str(error))
     except _UsageError as error:
         _fail(error.format_message())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the command again")
     except (KeyboardInterrupt, typer.Abort):
         stderr.print("gentletune: interrupted; run the same command again to go on")
         sys.exit(130)

@@ -179,16 +179,23 @@ def _dequantise(gguf: Path, target: Path) -> None:
 
 def load_model(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The causal LM in `directory`, fp32, in eval mode, on the GPU where there is one."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    problem = f"cannot load a causal language model from {directory}"
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+            model, found = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot load a causal language model from {directory}: {line}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
+        raise UserError(f"{problem}: its files lack {len(missing)} weights that its config names, such as {missing[0]}")
     return model.to(device()).eval()
 
 
@@ -208,8 +215,10 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def model_hash(directory: Path) -> str:
-    """SHA-256 over the config, tokenizer and weight files of a model directory."""
-    files = sorted(p for pattern in (_WEIGHTS, "config.json", "tokenizer*.json") for p in directory.glob(pattern))
+    """SHA-256 over the config, tokenizer, chat template and weight files of a model directory."""
+    files = sorted(
+        p for pattern in (_WEIGHTS, "config.json", "tokenizer*.json", "*.jinja") for p in directory.glob(pattern)
+    )
     return digest([[p.name, file_digest(p)] for p in files])
 
 
@@ -262,19 +271,21 @@ def base_causal_lm(model: Any) -> Any:
 def lm_head(model: Any) -> Head:
     """The head of a causal LM, with the soft-cap and scale its family applies to the logits.
 
-    Gemma caps, Cohere multiplies (`logit_scale`), Granite divides (`logits_scaling`), Falcon-H1 multiplies
-    (`lm_head_multiplier`).
+    Gemma caps, Cohere multiplies (`logit_scale`), Granite divides (`logits_scaling`) where HyperCLOVA X multiplies,
+    Falcon-H1 multiplies (`lm_head_multiplier`).
     """
     model = base_causal_lm(model)
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
     if scale is None and getattr(config, "logits_scaling", None):
-        scale = 1.0 / config.logits_scaling
+        multiplies = config.model_type.startswith("hyperclovax")
+        scale = config.logits_scaling if multiplies else 1.0 / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return Head(
         weight=output.weight,
         bias=getattr(output, "bias", None),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=cap,
         scale=1.0 if scale is None else float(scale),
     )
 

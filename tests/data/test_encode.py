@@ -8,10 +8,10 @@ import pytest
 from tests.conftest import CHATML, make_tokenizer
 
 from gentletune.data import encode
+from gentletune.data.batches import pad_batch
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_row, encode_rows
 from gentletune.errors import UserError
-from gentletune.evaluation.code_length import pad_batch
 
 END = "<|im_end|>"
 

@@ -38,12 +38,11 @@ def sequence_nll(
     Raises:
         ValueError: a row without a label token.
     """
-    training = model.training
-    model.eval()
     total, count = [0.0] * len(rows), [row.label_count for row in rows]
     if 0 in count:
         raise ValueError(f"row {count.index(0)} has no label token")
-    done = 0
+    done, training = 0, model.training
+    model.eval()
     try:
         with torch.no_grad():
             for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens):

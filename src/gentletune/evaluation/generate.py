@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from gentletune.data.batches import length_batches
 from gentletune.data.encode import end_tokens
+from gentletune.models import base_causal_lm
 
 Progress = Callable[[int, int], None]
 
@@ -39,7 +41,8 @@ def generate(
     ends = sorted(end_tokens(tokenizer))
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    with torch.random.fork_rng(), torch.inference_mode():
+    model = base_causal_lm(model)
+    with torch.random.fork_rng(), torch.inference_mode(), _no_defaults(model):
         torch.manual_seed(seed)
         for batch in length_batches([len(p) for p in prompts], max_new_tokens, batch_tokens):
             width = max(len(prompts[i]) for i in batch)
@@ -53,11 +56,9 @@ def generate(
                 attention_mask=mask.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=sample,
-                # A model's own generation defaults must not cut or warp the distribution.
                 temperature=1.0 if sample else None,
                 top_p=1.0 if sample else None,
                 top_k=0 if sample else None,
-                repetition_penalty=1.0,
                 eos_token_id=ends,
                 pad_token_id=tokenizer.pad_token_id,
             )
@@ -67,6 +68,18 @@ def generate(
             if progress:
                 progress(done, len(prompts))
     return answers
+
+
+@contextmanager
+def _no_defaults(model: Any) -> Iterator[None]:
+    """A model's own generation defaults (penalties, cuts, banned words, beams) must not warp what it says."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:

@@ -7,8 +7,10 @@ from datetime import date
 
 from gentletune.data.example import ANSWER_PREFIX, Answer
 
-# A number that is not part of a word, a power (m^2) or a longer number; thousands separators allowed.
-_NUMBER = re.compile(r"(?<![\w^.,/])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?![\d/])")
+# A number that is not part of a word, a power (m^2), a fraction or a longer number; thousands separators allowed.
+_NUMBER = re.compile(
+    r"(?<![\w^.,/])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?![\d/]|[.,]\d|[eE][-+]?\d)"
+)
 _DATE = re.compile(r"\b(\d{1,2})/(\d{1,2})/(\d{4})\b")
 _WEEKS_DAYS = re.compile(r"(\d+)\s*weeks?\D{1,12}(\d+)\s*days?", re.IGNORECASE)
 

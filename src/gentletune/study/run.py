@@ -28,7 +28,7 @@ from gentletune.evaluation.measure import (
     silent,
 )
 from gentletune.methods import Method, parse_method, training_part
-from gentletune.models import load_model, load_tokenizer, model_hash, resolve_model
+from gentletune.models import load_model, load_tokenizer, model_hash, quiet, resolve_model
 from gentletune.recipe import Recipe
 from gentletune.records import RunRecord, Score, read_record, write_json_atomic, write_record
 from gentletune.study.provenance import model_card, provenance
@@ -37,6 +37,8 @@ from gentletune.training.fit import CHECKPOINTS
 
 STATE_FILE = "state.json"  # what the files in the directory were made from
 FIGURES_FILE = "training.json"
+# How safetensors and torch.save word it, which raise errors of their own.
+_DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "inline_container")
 
 
 class Inputs:
@@ -90,8 +92,11 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
     _check_directory(run, inputs)
     if done and done.status == "complete" and _same_result(done, recipe):
         return done
-    with _one_line_errors(run):
+    try:
         run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {run} ({type(error).__name__}); give another --output") from error
+    with _one_line_errors(run):
         write_json_atomic(run / STATE_FILE, {"identity": inputs.identity, "method": inputs.method.label})
         record = _run(inputs, run, reuse, stage)
         write_record(run, record)
@@ -246,7 +251,7 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
 
 
 def _save(model: Any, inputs: Inputs, target: Path, what: str) -> None:
-    with whole_directory(target) as scratch:
+    with whole_directory(target) as scratch, quiet():
         model.save_pretrained(scratch)
         inputs.tokenizer.save_pretrained(scratch)
         (scratch / "README.md").write_text(model_card(inputs.recipe, what, inputs.hashes), encoding="utf-8")
@@ -302,13 +307,8 @@ def _one_line_errors(run: Path) -> Iterator[None]:
     """Turn what the file system refuses into one line."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        full = (
-            getattr(error, "errno", None) == errno.ENOSPC
-            or "No space left" in str(error)
-            or "os error 28" in str(error)
-        )
-        if full:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or any(sign in str(error) for sign in _DISK_FULL):
             raise UserError(
                 f"the disk is full while writing {run}; free some space and run the same command again: "
                 "it goes on from the last checkpoint"

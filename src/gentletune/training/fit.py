@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import torch
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as PlainProgress
 from trl import SFTConfig
@@ -97,7 +98,10 @@ def fit(
 
 
 def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:
-    """The recipe as TRL's configuration."""
+    """The recipe as TRL's configuration. Raises `UserError` where a `report_to` is not installed."""
+    for name in recipe.report_to:
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"report_to: '{name}' is unknown or not installed; pip install it, or leave it out")
     schedule = "cosine" if recipe.schedule == "cosine" else "constant_with_warmup"
     return SFTConfig(
         output_dir=str(run / CHECKPOINTS),

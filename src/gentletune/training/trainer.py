@@ -17,6 +17,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from gentletune.losses import Backend, sequence_means
 from gentletune.methods import Method, TokenBatch, Weighted
 from gentletune.methods.base import squared_norm
+from gentletune.models import quiet
 from gentletune.training.forward import add_token_nll
 
 
@@ -227,7 +228,8 @@ class GentleTrainer(SFTTrainer):
         shutil.rmtree(staging, ignore_errors=True)
         self._staging = str(staging)
         try:
-            super()._save_checkpoint(model, trial)
+            with quiet():
+                super()._save_checkpoint(model, trial)
             if self.previous is not None:
                 torch.save(self.previous, staging / f"checkpoint-{self.state.global_step}" / PREVIOUS_FILE)
             for checkpoint in staging.glob("checkpoint-*"):
