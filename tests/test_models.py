@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -395,3 +396,15 @@ def test_a_lora_model_keeps_its_adapter_and_its_head() -> None:
     nll, own = losses(adapted.eval())
     torch.testing.assert_close(nll, own, atol=1e-4, rtol=1e-4)
     assert (nll - before).abs().max() > 1e-3
+
+
+def test_a_head_gentletune_does_not_know_is_refused(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = models.lm_head
+
+    def scaled(model: Any) -> models.Head:
+        return dataclasses.replace(plain(model), scale=2.0)
+
+    assert models.load_model(tiny_dir) is not None
+    monkeypatch.setattr(models, "lm_head", scaled)
+    with pytest.raises(UserError, match="in a way gentletune does not know"):
+        models.load_model(tiny_dir)

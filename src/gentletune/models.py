@@ -196,7 +196,22 @@ def load_model(directory: Path, *, trust_remote_code: bool = False) -> Any:
         raise UserError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
         raise UserError(f"{problem}: its files lack {len(missing)} weights that its config names, such as {missing[0]}")
-    return model.to(device()).eval()
+    model = model.to(device()).eval()
+    _check_head(model, directory)
+    return model
+
+
+def _check_head(model: Any, directory: Path) -> None:
+    """Refuse a family that scales or caps its logits otherwise than `lm_head` thinks."""
+    ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        own = model(input_ids=ids).logits.float()
+        head, hidden = lm_head(model), hidden_states(model, input_ids=ids)
+        logits = head.logits(hidden).float()
+    if own.shape != logits.shape or not torch.allclose(own, logits, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise UserError(
+            f"the model in {directory} computes its logits in a way gentletune does not know; report its type"
+        )
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -261,6 +276,12 @@ class Head:
     bias: Tensor | None = None
     softcap: float | None = None
     scale: float = 1.0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (…, V) of hidden states (…, D)."""
+        scores = hidden @ self.weight.T
+        scores = (scores if self.bias is None else scores + self.bias) * self.scale
+        return self.softcap * torch.tanh(scores / self.softcap) if self.softcap else scores
 
 
 def base_causal_lm(model: Any) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.conftest import CHATML, make_tokenizer
 
 from gentletune.data import encode
 from gentletune.data.batches import pad_batch
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_row, encode_rows
 from gentletune.errors import UserError
+from tests.conftest import CHATML, make_tokenizer
 
 END = "<|im_end|>"
 
@@ -31,6 +31,7 @@ TEMPLATES = {
     "marks": marked(f"{{% generation %}}{SAYS}{END}{{% endgeneration %}}"),
     "stripping marks": marked(f"{{%- generation -%}}{SAYS}{END}{{%- endgeneration -%}}"),
     "end outside the marks": marked(f"{{% generation %}}{SAYS}{{% endgeneration %}}{END}"),
+    "another end after the marks": marked(f"{{% generation %}}{SAYS}{END}{{% endgeneration %}}{END}"),
     "default system prompt": "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML,
 }
 CHATS: dict[str, list[tuple[str, str]]] = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import make_model
 from transformers import GenerationConfig
 
 from gentletune.data.batches import length_batches
 from gentletune.evaluation.generate import generate
+from tests.conftest import make_model
 
 PROMPTS = [[5, 6, 7], list(range(20, 41)), [9], [100, 4, 30, 31, 8, 77, 6], [300] * 12, [7, 6, 5]]
 NEW = 12
@@ -29,10 +29,13 @@ def reader(*ends: int) -> Any:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A model that is surer of its next token than random weights are."""
+    """A model that heeds its whole context, and is surer of its next token than random weights are."""
     made = make_model(500)
     with torch.no_grad():
         made.model.norm.weight.mul_(6)
+        for layer in made.model.layers:
+            for weight in layer.parameters():
+                weight.mul_(6 if weight.ndim == 2 else 1)
     return made
 
 

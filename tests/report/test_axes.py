@@ -3,11 +3,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from report_records import failed, pair, run, scores
 
 from gentletune.errors import UserError
 from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, Point, Side, both_axes, choose_axis, compare, difference, score_keys
+
+from .report_records import failed, pair, run, scores
 
 TUNED = {"clinic/accuracy": 0.8, "arithmetic/accuracy": 0.6, "instructions/accuracy": 0.4}
 

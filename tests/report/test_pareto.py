@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 from hypothesis import given
-from report_records import failed, pair, run
 
 from gentletune.report.axes import Point, both_axes
 from gentletune.report.pareto import candidates, front_of, initials_differ, pareto_front
+
+from .report_records import failed, pair, run
 
 GOLDEN = [(1.0, 5.0), (2.0, 4.0), (2.0, 3.0), (3.0, 4.0), (5.0, 1.0), (3.0, 4.0), (5.0, 0.0), (4.0, 1.0)]
 

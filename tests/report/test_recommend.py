@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import re
 
-from report_records import failed, pair, run
-
 from gentletune.records import RunRecord
 from gentletune.report.axes import both_axes
 from gentletune.report.recommend import Advice, recommend
+
+from .report_records import failed, pair, run
 
 
 def advise(*records: RunRecord) -> Advice:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
-from report_records import failed, pair, run
 
 from gentletune.errors import UserError
 from gentletune.records import RunRecord
 from gentletune.report import Report, report
 from gentletune.report.files import write_bytes_atomic
 from gentletune.report.page import provenance
+
+from .report_records import failed, pair, run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|$x$"
 DRIFT = {"drift_sampled/bits_per_token": 0.125, "reference/bits_per_token": 3.25}
