@@ -17,7 +17,7 @@ from gentletune.records import read_record
 
 SMALL = [
     "--max-steps", "2", "--batch-size", "2", "--test-rows", "2", "--domain-tokens", "4", "--general-prompts", "3",
-    "--general-tokens", "4", "--general-rows", "2", "--probe-every", "0",
+    "--general-tokens", "4", "--task-tokens", "4", "--general-rows", "2", "--probe-every", "0",
 ]  # fmt: skip
 
 

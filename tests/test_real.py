@@ -56,7 +56,8 @@ def test_token_nll_is_the_models_own_loss() -> None:
 def test_a_short_run_learns_the_domain(tmp_path: Path) -> None:
     recipe = Recipe(
         data="clinic", method="talr+lora+wise_ft(alpha=0.9)", lr=2e-3, max_steps=6, batch_size=2, train_rows=12,
-        test_rows=4, domain_tokens=8, general_prompts=4, general_tokens=8, general_rows=2, probe_every=3, probe_rows=2,
+        test_rows=4, domain_tokens=8, general_prompts=4, general_tokens=8, task_tokens=8, general_rows=2,
+        probe_every=3, probe_rows=2,
         output=str(tmp_path / "run"),
     )  # fmt: skip
     record = train(recipe)

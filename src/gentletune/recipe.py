@@ -31,6 +31,7 @@ _MEASUREMENT = frozenset(
         "domain_tokens",
         "general_prompts",
         "general_tokens",
+        "task_tokens",
         "general_rows",
         "reference_path",
         "eval_batch_tokens",
@@ -92,7 +93,8 @@ class Recipe(BaseModel):
     evaluate: bool = Field(True, description="Measure the initial and the tuned model after training.")
     domain_tokens: int = Field(160, ge=1, description="Longest answer generated for a domain row.")
     general_prompts: int = Field(200, ge=1, description="Shipped general prompts whose answers measure drift.")
-    general_tokens: int = Field(48, ge=1, description="Longest general answer, sampled or greedy.")
+    general_tokens: int = Field(48, ge=1, description="Longest answer drift is measured on.")
+    task_tokens: int = Field(64, ge=1, description="Longest answer to a generated general task.")
     general_rows: int = Field(64, ge=1, description="Rows of each generated general task.")
     reference_path: str | None = Field(None, description="File of reference answers to measure code length on.")
     eval_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per evaluation batch.")

@@ -123,3 +123,15 @@ def test_seeds_are_told_apart() -> None:
     advice = advise(pair("sft", 1e-6, 0.9, 0.6), pair("sft", 1e-6, 0.9, 0.6, seed=1))
     assert "(seed 0)" in advice.sentence
     assert "(seed 1)" in advice.sentence
+
+
+def test_drift_that_tells_tied_runs_apart_is_said_and_changes_nothing() -> None:
+    def made(method: str, drift: tuple[float, float]) -> RunRecord:
+        tuned = {"clinic/accuracy": 0.90, "arithmetic/accuracy": 0.60, "drift_sampled/bits_per_token": drift}
+        return run(method, 1e-4, tuned)
+
+    advice = advise(made("sft", (0.80, 0.04)), made("wise_ft", (0.30, 0.03)))
+    assert advice.index == 0
+    assert "wise_ft at learning rate 1e-4 moved measurably less" in advice.sentence
+    assert "(0.30 against 0.80 bits per token)" in advice.sentence
+    assert "by sampled drift" not in advise(made("sft", (0.35, 0.04)), made("wise_ft", (0.30, 0.03))).sentence

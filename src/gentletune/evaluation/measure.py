@@ -102,7 +102,7 @@ def measure(
         scores.append(code_length_score(found, task="reference", side="general"))
     for task, make in (("arithmetic", arithmetic_examples), ("instructions", instruction_examples)):
         examples = make(recipe.general_rows, seed=GENERAL_SEED)
-        right = _accuracy(model, tokenizer, examples, recipe, recipe.general_tokens, stage(f"{task} accuracy"))
+        right = _accuracy(model, tokenizer, examples, recipe, recipe.task_tokens, stage(f"{task} accuracy"))
         scores.append(accuracy_score(right, task=task, side="general"))
     return scores
 
@@ -118,7 +118,15 @@ def measure_initial(
     stage: Stage = silent,
 ) -> list[Score]:
     """`measure` of the initial model, cached by content: every run of a study shares it."""
-    fields = ("domain_tokens", "general_prompts", "general_tokens", "general_rows", "reference_path", "max_length")
+    fields = (
+        "domain_tokens",
+        "general_prompts",
+        "general_tokens",
+        "task_tokens",
+        "general_rows",
+        "reference_path",
+        "max_length",
+    )
     key = [_VERSION, model_hash, data.name, data.test_hash, {f: getattr(recipe, f) for f in fields}]
     if recipe.reference_path:
         key.append(read_rows(recipe.reference_path))

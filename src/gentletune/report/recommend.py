@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, Point, compare, difference
 from gentletune.report.numbers import plus_minus, rate
 
+DRIFT = "drift_sampled/bits_per_token"
 Reason = Literal["no_complete_runs", "no_scores", "unknown", "no_gain", "clear", "tied"]
 
 
@@ -142,11 +144,30 @@ class _Choice:
         change = f"changes by {plus_minus(cost, signed=True)}" if cost else "has no initial value to compare"
         text = (
             f"Ship {self._name(chosen)}: it takes {self._move(chosen)}, and {general} {change}, "
-            f"{self._loss(chosen)}; {self._certainty(chosen, tied, rivals)}"
+            f"{self._loss(chosen)}; {self._certainty(chosen, tied, rivals)}{self._drift(chosen, rivals)}"
         )
         if left_out:
             text += f" ({left_out} left out for want of a standard error)"
         return text + "."
+
+    def _drift(self, chosen: int, rivals: Sequence[int]) -> str:
+        """Where sampled drift tells runs apart that the general axis cannot, say so: the choice stays the rule's."""
+        own = self.records[chosen].score(DRIFT)
+        if own is None or own.stderr is None or self.general.key == DRIFT:
+            return ""
+        least: tuple[float, int] | None = None
+        for i in rivals:
+            other = self.records[i].score(DRIFT)
+            if other is None or other.stderr is None:
+                continue
+            if own.value - other.value > 1.96 * math.hypot(own.stderr, other.stderr):
+                least = min(least or (other.value, i), (other.value, i))
+        if least is None:
+            return ""
+        return (
+            f"; but by sampled drift {self._name(least[1])} moved measurably less from the initial model "
+            f"({least[0]:.2f} against {own.value:.2f} bits per token), so weigh it if answers beyond these tests matter"
+        )
 
     @property
     def _better_way(self) -> str:
