@@ -219,3 +219,12 @@ def test_sweep_shares_training_and_runs_only_what_is_missing(
     (tmp_path / "study" / "talr-lr0.01" / "record.json").unlink()
     assert sweep(study, tmp_path / "study") == records or len(trained) == 4
     assert len(trained) == 4  # its weights were there: it was only measured again
+
+
+def test_rows_too_long_are_in_neither_domain_score(tiny_dir: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", test_rows=12, train_rows=30)
+    lengths = sorted(len(row.input_ids) for row in gentletune.study.run.Inputs(recipe).test.rows)
+    record = train(recipe.override({"max_length": lengths[6]}))
+    kept = sum(length <= lengths[6] for length in lengths)
+    assert record.data["test"] == {"rows": kept, "dropped_too_long": 12 - kept, "dropped_no_label": 0}
+    assert {s.n for s in record.scores if s.side == "domain"} == {kept}

@@ -22,7 +22,7 @@ from gentletune.records import Score, accuracy_score
 
 Stage = Callable[[str], Progress | None]
 GENERAL_SEED = 20250920  # the general tasks are the same rows in every run
-_VERSION = 2  # raise when what is cached would come out differently
+_VERSION = 3  # raise when what is cached would come out differently
 
 
 def silent(_stage: str) -> Progress | None:
@@ -87,11 +87,12 @@ def measure(
     Domain accuracy needs held-out rows with answers, `reference` code length a `reference_path`.
     """
     scores: list[Score] = []
-    if data.examples:
-        right = _accuracy(model, tokenizer, data.examples, recipe, recipe.domain_tokens, stage(f"{data.name} accuracy"))
+    held = encode_rows(data.test, tokenizer, max_length=row_limit(model, recipe), where=f"{data.name}, held out")
+    examples = [data.examples[i] for i in held.kept] if data.examples else []  # both scores on the same rows
+    if examples:
+        right = _accuracy(model, tokenizer, examples, recipe, recipe.domain_tokens, stage(f"{data.name} accuracy"))
         scores.append(accuracy_score(right, task=data.name, side="domain"))
-    held = encode_rows(data.test, tokenizer, max_length=row_limit(model, recipe), where=f"{data.name}, held out").rows
-    found = _nll(model, tokenizer, held, recipe, stage(f"{data.name} code length"))
+    found = _nll(model, tokenizer, held.rows, recipe, stage(f"{data.name} code length"))
     scores.append(code_length_score(found, task=data.name, side="domain"))
     for kind, own in (("sampled", reference.sampled), ("greedy", reference.greedy)):
         found = _nll(model, tokenizer, own.rows, recipe, stage(f"drift on {kind} answers"))
