@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      fine-tune a real small model with and without protection; opens demo/report.html (about 15 min on 2 cores)"
+	@echo "make demo      fine-tune a real small model with and without protection; opens demo/report.html (about 17 min on 2 cores)"
 	@echo "make test      the quick tests, on tiny models made on the spot"
 	@echo "make test-all  the same plus tests on real pretrained weights (downloads 93 MB once)"
 	@echo "make check     ruff, ruff format, mypy strict, import-linter"
@@ -28,7 +28,7 @@ venv: $(STAMP)
 	@echo "==> $(VENV) is ready: source $(BIN)/activate"
 
 demo: $(STAMP)
-	@echo "==> Demo: 4 trainings of SmolLM2-135M on clinic notes, 2 weight averages, 7 measurements (about 15 min on 2 cores)"
+	@echo "==> Demo: 4 trainings of SmolLM2-135M on clinic notes, 2 weight averages, 7 measurements (about 17 min on 2 cores)"
 	@$(BIN)/gentletune sweep -c recipes/demo.yaml --output demo
 	@$(BIN)/gentletune report demo --title "gentletune demo: SmolLM2-135M on clinic notes" --open
 

@@ -277,6 +277,11 @@ class Head:
     softcap: float | None = None
     scale: float = 1.0
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Bias, cap and scale as the keyword arguments of `gentletune.losses.token_nll`."""
+        return {"bias": self.bias, "softcap": self.softcap, "scale": self.scale}
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (…, V) of hidden states (…, D)."""
         scores = hidden @ self.weight.T

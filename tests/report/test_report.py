@@ -11,9 +11,8 @@ import plotly.graph_objects as go
 import pytest
 
 from gentletune.errors import UserError
-from gentletune.records import RunRecord
+from gentletune.records import RunRecord, write_bytes_atomic
 from gentletune.report import Report, report
-from gentletune.report.files import write_bytes_atomic
 from gentletune.report.page import provenance
 
 from .report_records import failed, pair, run

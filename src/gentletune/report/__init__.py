@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gentletune.records import RunRecord, write_text_atomic
+from gentletune.records import RunRecord, write_bytes_atomic, write_text_atomic
 from gentletune.report.axes import Axis, Point, both_axes, choose_axis, compare, score_keys
-from gentletune.report.files import write_bytes_atomic
 from gentletune.report.notes import notes
 from gentletune.report.page import render_page
 from gentletune.report.pareto import pareto_front

@@ -33,15 +33,7 @@ def _nll(base: Any, backend: Backend, labels: Tensor, **inputs: Any) -> dict[str
     packed = inputs.get("position_ids") if "attention_mask" not in inputs else None
     tokens = label_tokens(labels, packed)
     head = lm_head(base)
-    nll, _ = token_nll(
-        tokens.gather(hidden),
-        head.weight,
-        tokens.targets,
-        bias=head.bias,
-        softcap=head.softcap,
-        scale=head.scale,
-        backend=backend,
-    )
+    nll, _ = token_nll(tokens.gather(hidden), head.weight, tokens.targets, **head.options, backend=backend)
     return {"nll": nll, "index": tokens.index, "sequence": tokens.sequence}
 
 
