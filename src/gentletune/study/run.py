@@ -240,6 +240,9 @@ def _sequence_weights(inputs: Inputs) -> list[float] | None:
 
 def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     """Tuned weights of another run of the same training."""
+    failed = read_record(source)
+    if failed and failed.status == "failed":
+        raise TrainingDivergedError(f"{source.name}, whose weights it takes, failed")
     state = _read_json(source / STATE_FILE)
     if state.get("identity") != inputs.identity:
         raise UserError(f"{source} was not trained by the same recipe, so its weights cannot be reused")
