@@ -26,6 +26,7 @@ MEASUREMENT: dict[str, Any] = {
     "domain_tokens": 7,
     "general_prompts": 7,
     "general_tokens": 7,
+    "task_tokens": 7,
     "general_rows": 7,
     "reference_path": "answers.jsonl",
     "eval_batch_tokens": 512,
@@ -105,7 +106,17 @@ OUT_OF_BOUNDS = [
     *(("max_grad_norm", v) for v in (0, -1, float("inf"))),
     *((key, 0) for key in ("test_rows", "train_rows", "max_steps", "batch_size", "gradient_accumulation")),
     *((key, 0) for key in ("log_every", "save_every", "keep_checkpoints", "probe_rows")),
-    *((key, 0) for key in ("domain_tokens", "general_prompts", "general_tokens", "general_rows", "eval_batch_tokens")),
+    *(
+        (key, 0)
+        for key in (
+            "domain_tokens",
+            "general_prompts",
+            "general_tokens",
+            "task_tokens",
+            "general_rows",
+            "eval_batch_tokens",
+        )
+    ),
     *(("batch_size", v) for v in (1.5, "many", -8)),
     *(("seed", v) for v in (-1, 0.5)),
     *(("probe_every", v) for v in (-1,)),
