@@ -80,6 +80,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def shared_data() -> Path:
+    # Real data is licensed apart and stays out of the repository: a plain clone has none, and says so.
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data files are not here: {SHARED_DATA}")
     return SHARED_DATA
