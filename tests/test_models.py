@@ -377,7 +377,7 @@ def losses(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         hidden = hidden_states(model, input_ids=ids)[:, :-1].flatten(0, 1)
         head = lm_head(model)
-        nll, _ = token_nll(hidden, head.weight, targets, bias=head.bias, softcap=head.softcap, scale=head.scale)
+        nll, *_ = token_nll(hidden, head.weight, targets, bias=head.bias, softcap=head.softcap, scale=head.scale)
         own = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
     return nll, cross_entropy(own, targets, reduction="none")
 

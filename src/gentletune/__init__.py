@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gentletune.inspection import inspect
     from gentletune.report import report
     from gentletune.study import evaluate, sweep, train
+    from gentletune.training import MethodMixin, TALRTrainer, method_loss
 
 # Imported on first use: `import gentletune` stays quick, and reports need no torch.
 _LAZY = {
@@ -26,18 +27,24 @@ _LAZY = {
     "report": "gentletune.report",
     "inspect": "gentletune.inspection",
     "advise": "gentletune.advice",
+    "MethodMixin": "gentletune.training",
+    "TALRTrainer": "gentletune.training",
+    "method_loss": "gentletune.training",
 }
 
 __all__ = [
+    "MethodMixin",
     "Recipe",
     "RunRecord",
     "Score",
+    "TALRTrainer",
     "UserError",
     "advise",
     "evaluate",
     "inspect",
     "load_recipe",
     "load_records",
+    "method_loss",
     "report",
     "sweep",
     "train",

@@ -77,7 +77,7 @@ class Recipe(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="Gradient clipping norm.")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 is autocast over fp32 weights.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
-    head: Literal["auto", "reference", "chunked"] = Field("auto", description="Backend of the token-NLL head.")
+    head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
     seed: int = Field(0, ge=0, description="Seeds data order, splits, adapters and sampling.")
 
     # --- bookkeeping

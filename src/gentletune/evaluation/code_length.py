@@ -62,7 +62,7 @@ def _batch_nll(model: Any, batch: dict[str, torch.Tensor]) -> list[float]:
     hidden = hidden_states(model, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     tokens = label_tokens(batch["labels"])
     head = lm_head(model)
-    nll, _ = token_nll(tokens.gather(hidden), head.weight, tokens.targets, **head.options)
+    nll = token_nll(tokens.gather(hidden), head.weight, tokens.targets, **head.options).nll
     sums = torch.zeros(tokens.sequences, dtype=torch.float64, device=nll.device)
     result: list[float] = sums.index_add_(0, tokens.sequence, nll.double()).tolist()
     return result

@@ -83,5 +83,5 @@ def _row_nlls(model: Any, rows: Sequence[Encoded], pad_id: int, batch_tokens: in
             batch = {k: v.to(model.device) for k, v in pad_batch([rows[i] for i in index], pad_id).items()}
             hidden = hidden_states(model, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             tokens = label_tokens(batch["labels"])
-            nll, _ = token_nll(tokens.gather(hidden), head.weight, tokens.targets, **head.options)
+            nll = token_nll(tokens.gather(hidden), head.weight, tokens.targets, **head.options).nll
             yield from (nll[tokens.sequence == i].cpu() for i in range(tokens.sequences))

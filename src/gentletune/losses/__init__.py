@@ -1,6 +1,7 @@
 """Tensors to tensors: token NLL, weights, reductions. No model, no I/O, no configuration."""
 
-from gentletune.losses.heads import Backend, token_nll
+from gentletune.losses.chunked import Weigh
+from gentletune.losses.heads import BACKENDS, Backend, TokenNLL, WeightedNLL, token_nll, weighted_nll
 from gentletune.losses.labels import IGNORE, LabelTokens, label_tokens, sequence_means
 from gentletune.losses.weights import (
     batch_tau,
@@ -11,9 +12,13 @@ from gentletune.losses.weights import (
 )
 
 __all__ = [
+    "BACKENDS",
     "IGNORE",
     "Backend",
     "LabelTokens",
+    "TokenNLL",
+    "Weigh",
+    "WeightedNLL",
     "batch_tau",
     "dft_weights",
     "effective_sample_size",
@@ -22,4 +27,5 @@ __all__ = [
     "sequence_means",
     "talr_weights",
     "token_nll",
+    "weighted_nll",
 ]

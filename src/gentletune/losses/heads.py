@@ -1,20 +1,42 @@
 """Token negative log-likelihood from hidden states, without keeping the logits.
 
 One definition (`reference`) and backends that give the same numbers. Shapes: N label tokens, D hidden size,
-V vocabulary size.
+V vocabulary size. There is no label smoothing: a smoothed target has no token probability to weight by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Backend = Literal["auto", "reference", "chunked"]
+from gentletune.losses import cce
+from gentletune.losses.chunked import Head, TokenNLLFunction, Weigh, WeightedNLLFunction, find
 
-_CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in fp32
+Backend = Literal["auto", "reference", "chunked", "cce"]
+BACKENDS: tuple[Backend, ...] = ("auto", "cce", "chunked", "reference")
+
+# Below this many logits (16 MiB in fp32) whole logits are cheaper than tiles.
+_SMALL = 2**22
+
+
+class TokenNLL(NamedTuple):
+    """`nll` (N,) with gradient; `lse` (N,) and `entropy` (N,), nats, without. Entropy is None unless asked for."""
+
+    nll: Tensor
+    lse: Tensor
+    entropy: Tensor | None
+
+
+class WeightedNLL(NamedTuple):
+    """`loss`, a scalar with gradient; `nll`, `lse` and `weights`, (N,) without."""
+
+    loss: Tensor
+    nll: Tensor
+    lse: Tensor
+    weights: Tensor
 
 
 def token_nll(
@@ -25,8 +47,10 @@ def token_nll(
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
+    vocab_size: int | None = None,
+    entropy: bool = False,
     backend: Backend = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> TokenNLL:
     """Negative log-likelihood of each target, and the log-sum-exp of its logits, in nats.
 
     Args:
@@ -36,19 +60,94 @@ def token_nll(
         bias: (V,) head bias.
         softcap: logits become softcap·tanh(logits/softcap) (Gemma).
         scale: logits are multiplied by it before the cap (Cohere, Granite).
-        backend: `reference` materialises (N, V) logits; `chunked` holds a slice of them and computes them
-            again in the backward pass; `auto` is `chunked` once the logits outgrow one slice.
+        vocab_size: rows of the weight beyond it are padding and take no probability. None: all rows count,
+            as they do in transformers' own loss.
+        entropy: also give the entropy of each prediction.
+        backend: `reference` materialises (N, V) logits; `chunked` holds a tile of them and computes them again in
+            the backward pass (not where the head is frozen: then the forward pass has the gradient); `cce` is
+            cut-cross-entropy's kernel, on a GPU; `auto` is `cce` where it can run, else `chunked`, or `reference`
+            where the logits are small.
 
     Returns:
-        nll (N,) with gradient to hidden, weight and bias; lse (N,) without gradient. Both fp32.
+        `TokenNLL` in fp32 (float64 stays float64).
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown backend.
+        ValueError: shapes that do not fit, an unknown backend, or one that cannot run here.
 
-    >>> nll, _ = token_nll(torch.zeros(1, 2), torch.ones(4, 2), torch.tensor([3]))
-    >>> round(nll.item(), 4)  # uniform over 4 tokens: ln 4
-    1.3863
+    >>> found = token_nll(torch.zeros(1, 2), torch.ones(4, 2), torch.tensor([3]), entropy=True)
+    >>> round(found.nll.item(), 4), round(found.entropy.item(), 4)  # uniform over 4 tokens: ln 4
+    (1.3863, 1.3863)
     """
+    hidden, head, backend = _prepare(hidden, weight, targets, bias, softcap, scale, vocab_size, backend)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if backend == "reference" or (backend == "auto" and targets.numel() * head.weight.shape[0] <= _SMALL):
+            return _reference(hidden, head, targets, entropy)
+        if backend == "cce" or (backend == "auto" and not entropy and cce.obstacle(hidden, head) is None):
+            return TokenNLL(*cce.token_nll(hidden, head, targets), _entropy(hidden, head, targets, entropy))
+        recording = torch.is_grad_enabled()
+        return TokenNLL(*_token_nll(hidden, head.weight, targets, *head[1:], entropy, recording))
+
+
+def weighted_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weigh: Weigh | None = None,
+    *,
+    factors: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    vocab_size: int | None = None,
+    backend: Backend = "auto",
+) -> WeightedNLL:
+    """Σ fᵢ·weigh(ℓᵢ)·ℓᵢ, no gradient through the weights, its own gradient taken in the forward pass.
+
+    For weights that follow from a token's own NLL: plain SFT, DFT, masking, TALR at a τ known beforehand (fixed or
+    lagged median). No logits are kept and none are computed twice. Where a weight waits for other tokens (the
+    exact batch median), use `token_nll` and weight its `nll`.
+
+    Args:
+        weigh: NLL (n,) of some of the tokens, nats, to their weights (n,). None: ones.
+        factors: (N,) further factors known beforehand, such as sequence weights or 1/N.
+        backend: `chunked` is the one pass; `reference` and `cce` weight their `token_nll`. `auto` is `chunked`, or
+            `reference` where the logits are small.
+        hidden, weight, targets, bias, softcap, scale, vocab_size: as in `token_nll`.
+
+    Returns:
+        `WeightedNLL`; its `weights` are fᵢ·weigh(ℓᵢ). Of the one pass, `loss` can be differentiated once.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown backend, or one that cannot run here.
+
+    Source: TALR, arXiv 2509.20758; gradient in the forward pass as in Liger Kernel, arXiv 2410.10989.
+
+    >>> hidden, weight, targets = torch.zeros(2, 2), torch.ones(4, 2), torch.tensor([3, 0])
+    >>> out = weighted_nll(hidden, weight, targets, lambda nll: torch.exp(-nll))  # w = p = 1/4, ℓ = ln 4
+    >>> round(out.loss.item(), 4)
+    0.6931
+    """
+    hidden, head, backend = _prepare(hidden, weight, targets, bias, softcap, scale, vocab_size, backend)
+    small = targets.numel() * head.weight.shape[0] <= _SMALL
+    tracked = (hidden, head.weight) if head.bias is None else (hidden, head.weight, head.bias)
+    recording = torch.is_grad_enabled() and any(t.requires_grad for t in tracked)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if recording and (backend == "chunked" or (backend == "auto" and not small)):
+            return WeightedNLL(*_weighted_nll(hidden, head.weight, targets, *head[1:], weigh, factors))
+        nll, lse, _ = token_nll(
+            hidden, head.weight, targets, bias=head.bias, softcap=softcap, scale=scale, backend=backend
+        )
+        seen = nll.detach()
+        weights = torch.ones_like(seen) if weigh is None else weigh(seen).to(seen.dtype)
+        weights = weights if factors is None else weights * factors
+        return WeightedNLL((weights * nll).sum(), seen, lse, weights)
+
+
+def _prepare(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
+    vocab_size: int | None, backend: Backend,
+) -> tuple[Tensor, Head, Backend]:  # fmt: skip
+    """Checked inputs, in autocast's precision where autocast is on, without the rows of vocabulary padding."""
     fits = hidden.ndim == weight.ndim == 2 and hidden.shape == (*targets.shape, weight.shape[1])
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(
@@ -56,91 +155,44 @@ def token_nll(
             f"targets {tuple(targets.shape)}, bias {None if bias is None else tuple(bias.shape)}; "
             "expected (N, D), (V, D), (N,), (V,)"
         )
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown head backend '{backend}'; known: {', '.join(BACKENDS)}")
+    if vocab_size is not None and not 0 < vocab_size <= weight.shape[0]:
+        raise ValueError(f"vocab_size must lie in 1…{weight.shape[0]}, the rows of the weight, got {vocab_size}")
+    if vocab_size is not None and vocab_size < weight.shape[0]:
+        weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    if backend == "auto":
-        backend = "chunked" if hidden.shape[0] * weight.shape[0] > _CHUNK_ELEMENTS else "reference"
-    with torch.autocast(hidden.device.type, enabled=False):
-        if backend == "reference":
-            return _reference(hidden, weight, targets, bias, softcap, scale)
-        if backend == "chunked":
-            return _chunked(hidden, weight, targets, bias, softcap, scale)
-    raise ValueError(f"unknown head backend '{backend}'; known: auto, chunked, reference")
+    head = Head(weight, bias, softcap, scale)
+    if backend == "cce" and (obstacle := cce.obstacle(hidden, head)):
+        raise ValueError(f"head backend cce: {obstacle}; use auto or chunked")
+    return hidden, head, backend
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
-    logits = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
-    if bias is not None:
-        logits = logits + bias
-    if scale != 1.0:
-        logits = logits * scale
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
-
-
-def _reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    logits = _logits(hidden, weight, bias, softcap, scale)
+def _reference(hidden: Tensor, head: Head, targets: Tensor, entropy: bool) -> TokenNLL:
+    logits = (hidden @ head.weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
+    if head.bias is not None:
+        logits = logits + head.bias
+    if head.scale != 1.0:
+        logits = logits * head.scale
+    if head.softcap:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
     lse = logits.logsumexp(-1)
-    return lse - logits.gather(-1, targets[:, None]).squeeze(-1), lse.detach()
+    nll = lse - logits.gather(-1, targets[:, None]).squeeze(-1)
+    spread = None
+    if entropy:
+        log_p = logits.detach().log_softmax(-1)
+        spread = -torch.special.xlogy(log_p.exp(), log_p.exp()).sum(-1)
+    return TokenNLL(nll, lse.detach(), spread)
 
 
-class _ChunkedNLL(torch.autograd.Function):
-    """Loops over slices of tokens; the backward pass rebuilds each slice of logits from the saved lse."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        softcap: float | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
-        parts = [
-            _reference(h, weight, t, bias, softcap, scale)
-            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-        ]
-        nll, lse = (torch.cat(part) for part in zip(*parts, strict=True))
-        ctx.save_for_backward(hidden, weight, targets, lse, bias)
-        ctx.softcap, ctx.scale, ctx.rows = softcap, scale, rows
-        ctx.mark_non_differentiable(lse)
-        return nll, lse
-
-    @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, lse, bias = ctx.saved_tensors
-        needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        accumulator = torch.promote_types(weight.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=accumulator) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=accumulator) if needs_bias else None
-        for start in range(0, hidden.shape[0], ctx.rows):
-            part = slice(start, start + ctx.rows)
-            h, t = hidden[part], targets[part]
-            logits = _logits(h, weight, bias, ctx.softcap, ctx.scale)
-            delta = (logits - lse[part, None]).exp_()
-            delta.scatter_add_(1, t[:, None], torch.full_like(t[:, None], -1, dtype=delta.dtype))
-            delta *= grad_nll[part, None]
-            if ctx.softcap:
-                delta *= 1 - (logits / ctx.softcap) ** 2
-            delta *= ctx.scale
-            if grad_bias is not None:
-                grad_bias += delta.sum(0)
-            delta = delta.to(h.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = delta @ weight
-            if grad_weight is not None:
-                grad_weight += delta.T @ h
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        if grad_bias is not None:
-            grad_bias = grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, None, grad_bias, None, None
+def _entropy(hidden: Tensor, head: Head, targets: Tensor, wanted: bool) -> Tensor | None:
+    with torch.no_grad():
+        return find(hidden.detach(), targets, head, entropy=True).entropy if wanted else None
 
 
-# torch leaves Function.apply untyped.
-_chunked: Callable[..., tuple[Tensor, Tensor]] = _ChunkedNLL.apply
+# torch leaves Function.apply untyped. Compiled models break their graph here: the tiles are loops over one buffer,
+# which tracing would unroll.
+_token_nll: Callable[..., Any] = torch.compiler.disable(TokenNLLFunction.apply)
+_weighted_nll: Callable[..., Any] = torch.compiler.disable(WeightedNLLFunction.apply)

@@ -16,9 +16,9 @@ Normalization = Literal["count", "simplex"]
 class TokenBatch:
     """What token weights may look at. N label tokens in S sequences.
 
-    `nll` (N,) nats without gradient; `sequence_nll` (S,) the mean NLL of each sequence in this micro-batch;
-    `previous` the same statistic of the previous global batch (the first step: of its own), or None where no
-    weighting asked for it.
+    `nll` (N,) nats without gradient; `sequence_nll` (S,) the mean NLL of each sequence in this micro-batch, over all
+    ranks (a pointwise method may see some of the tokens at a time, and no sequences); `previous` the same statistic
+    of the previous global batch (the first step: of its own), or None where no weighting asked for it.
     """
 
     nll: Tensor
@@ -80,7 +80,8 @@ class Method:
         finish: final weights from the initial and the tuned ones (Wise-FT).
 
     `normalization` is Z in L = (1/Z) Σ w ℓ: the global number of label tokens (`count`) or the global sum of
-    the weights (`simplex`). `uses_previous` asks for the sequence statistic of the previous global batch.
+    the weights (`simplex`). `pointwise` says that a token's weight follows from its own NLL (and `previous`) alone, so
+    that loss and gradient take one pass. `uses_previous` asks for the sequence statistic of the previous global batch.
     `label` is the name with the arguments that differ from their defaults.
     """
 
@@ -92,7 +93,13 @@ class Method:
     parameterise: Parameterisation | None = None
     finish: Finish | None = None
     normalization: Normalization = "count"
+    pointwise: bool = False
     uses_previous: bool = False
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether each token's weight is known as soon as its own NLL is."""
+        return self.pointwise or self.token_weights is None
 
     @property
     def parameterisation(self) -> Parameterisation:
@@ -122,6 +129,7 @@ def compose(first: Method, second: Method) -> Method:
         parameterise=first.parameterise or second.parameterise,
         finish=_both(first.finish, second.finish, lambda f, g: lambda initial, tuned: g(initial, f(initial, tuned))),
         normalization="simplex" if "simplex" in (first.normalization, second.normalization) else "count",
+        pointwise=first.one_pass and second.one_pass,
         uses_previous=first.uses_previous or second.uses_previous,
     )
 

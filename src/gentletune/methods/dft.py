@@ -14,4 +14,4 @@ def dft() -> Method:
     def weights(batch: TokenBatch) -> Weighted:
         return Weighted(dft_weights(batch.nll))
 
-    return Method(token_weights=weights)
+    return Method(token_weights=weights, pointwise=True)

@@ -16,8 +16,8 @@ def talr(tau: float | str = "median", floor: float = 0.01, normalization: str = 
     """TALR (arXiv 2509.20758): L = (1/Z) Σ sg[max(exp(-ℓ/τ), floor)] ℓ.
 
     Args:
-        tau: `median` (of the sequences' mean NLL in this micro-batch), `lagged_median` (the same of the
-            previous global batch, exact under gradient accumulation), or a number of nats.
+        tau: `median` (of the sequences' mean NLL in this micro-batch, over all ranks), `lagged_median` (the same
+            of the previous global batch: exact under gradient accumulation, and one pass), or a number of nats.
         floor: w_min in [0, 1].
         normalization: `count` (Z = number of label tokens) or `simplex` (Z = Σ w).
 
@@ -42,4 +42,4 @@ def talr(tau: float | str = "median", floor: float = 0.01, normalization: str = 
         return Weighted(values, {"tau": temperature, "floor_share": floored.float().mean()})
 
     slots: dict[str, Any] = {"normalization": normalization, "uses_previous": tau == "lagged_median"}
-    return Method(token_weights=weights, **slots)
+    return Method(token_weights=weights, pointwise=tau != "median", **slots)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from gentletune.methods import Method
 from gentletune.models import device
 from gentletune.recipe import Recipe
 from gentletune.training.callbacks import MetricsCallback, Probe, ProbeCallback, ProgressCallback, read_metrics
+from gentletune.training.forward import remove_token_nll
 from gentletune.training.trainer import Collator, GentleTrainer
 
 CHECKPOINTS = "checkpoints"
@@ -92,8 +92,7 @@ def fit(
         progress.close()
     figures = _figures(trainer, run)
     # Give the plain forward back before the model is saved, generates or trains again.
-    with contextlib.suppress(AttributeError):
-        del (trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model).forward
+    remove_token_nll(trainer.model)
     return Fitted(method.parameterisation.merge(trainer.model).eval(), figures)
 
 

@@ -1,0 +1,222 @@
+"""The loss of a Method in any trainer of transformers or TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from gentletune.losses import Backend
+from gentletune.methods import Method, parse_method
+from gentletune.methods.base import squared_norm
+from gentletune.training.forward import add_token_nll
+from gentletune.training.loss import MethodLoss, method_loss
+
+
+class TrainingDivergedError(Exception):
+    """The loss or the weights are no longer finite; the last good checkpoint is kept."""
+
+
+class MethodMixin:
+    """Mix-in for `transformers.Trainer` and its subclasses: L = (1/Z) Σ u_s w_t ℓ_t + penalty of a Method.
+
+    Write it before the trainer, `class MyTrainer(MethodMixin, Trainer)`, and give `MyTrainer` a `method`, such as
+    `method="talr(tau=lagged_median)"`.
+
+    Sums are divided by the count over the global batch: all micro-batches of a step and all ranks. Z = Σ w
+    (`simplex`) is known only once every micro-batch has been seen, so the accumulated gradient is rescaled at the end
+    of the step; the penalty is added there too, once per optimiser step. `eval_loss` is the plain mean NLL, so that
+    it compares across methods.
+
+    Args:
+        method: a Method or its text. Of its slots, token weights, sequence weights (from a `sequence_weights`
+            entry (batch,) of the batch) and penalty are served; LoRA goes through the trainer's own `peft_config`, and
+            Wise-FT averages afterwards.
+        backend: of the token-NLL head.
+        initial: θ⁰ by parameter name for a penalty. None: copied from the model as it comes, if there is a penalty.
+
+    Raises:
+        ValueError: a method with a parameterisation or a finish, label smoothing, an adapter on the head.
+    """
+
+    # Whether parameterisation and finish are seen to by whoever made the trainer.
+    whole_method = False
+
+    # What is used of the trainer.
+    model: Any
+    args: Any
+    state: Any
+    accelerator: Any
+    compute_metrics: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        method: Method | str,
+        backend: Backend = "auto",
+        initial: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.method = parse_method(method) if isinstance(method, str) else method
+        if self.args.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor has no meaning where tokens are weighted by their probability")
+        if not self.whole_method:
+            self._check_slots()
+        if initial is None and self.method.penalty is not None:
+            initial = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        self.initial = initial or {}
+        self.backend = backend
+        self.previous: Tensor | None = None  # sequence means of the previous global batch
+        self._pending: list[Tensor] = []  # the same of this one, as it accumulates
+        self._weight_sum: Tensor | float = 0.0
+        self._returned: Tensor | float = 0.0
+        self._totals: Tensor | None = None
+        self._taus: list[Tensor] = []
+        # The loss below is already divided by the global count, over micro-batches and ranks.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._loss_shifts_labels = True
+        add_token_nll(self.model, backend)
+
+    def _check_slots(self) -> None:
+        if self.method.parameterise is not None:
+            raise ValueError(f"method '{self.method.label}': give the trainer a peft_config instead of '+lora'")
+        if self.method.finish is not None:
+            raise ValueError(f"method '{self.method.label}': average the weights after training, by wise_ft's finish")
+
+    # --- loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Σ u_s w_t ℓ_t of a micro-batch over the global number of label tokens; mean NLL in evaluation."""
+        inputs = dict(inputs)
+        sequence_weights = inputs.pop("sequence_weights", None)
+        scale = self._scale(num_items_in_batch, inputs["labels"])
+        if not model.training:
+            found = method_loss(model, inputs, Method(), scale=scale, backend=self.backend)
+            if not return_outputs:
+                return found.loss
+            return found.loss, model(**inputs) if self.compute_metrics else {"loss": found.loss}
+        found = method_loss(
+            model, inputs, self.method, previous=self.previous, sequence_weights=sequence_weights, scale=scale,
+            backend=self.backend, gather=self._all_ranks,
+        )  # fmt: skip
+        self._observe(found)
+        return (found.loss, {"loss": found.loss}) if return_outputs else found.loss
+
+    def _scale(self, num_items_in_batch: Any, labels: Tensor) -> Tensor:
+        count = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        scale = 1 / torch.as_tensor(count, device=labels.device).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            scale = scale * self.accelerator.num_processes  # DDP averages gradients over ranks
+        return scale
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch; at the last one of a step the gradient gets its normalisation and penalty."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        if not self.accelerator.gradient_state.sync_gradients:
+            self._returned = self._returned + loss
+            return loss
+        loss = self._end_of_step(loss, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise TrainingDivergedError(f"the loss became {float(loss)} at step {self.state.global_step + 1}")
+        return loss
+
+    def _end_of_step(self, loss: Tensor, num_items_in_batch: Any) -> Tensor:
+        returned, total = self._returned, self._returned + loss
+        if self.method.normalization == "simplex":
+            weight_sum = self._all_ranks(torch.as_tensor(self._weight_sum, device=loss.device).reshape(1)).sum()
+            scale = num_items_in_batch / weight_sum
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale.to(parameter.grad.dtype))
+            total = total * scale.to(total.dtype)
+        if self.method.penalty is not None:
+            total = total + self._add_penalty()
+        if self.method.uses_previous:
+            self.previous = self._all_ranks(torch.cat(self._pending))
+        self._pending, self._weight_sum, self._returned = [], 0.0, 0.0
+        return total - returned
+
+    def _add_penalty(self) -> Tensor:
+        """Add the penalty's gradient; autograd.grad leaves DDP's hooks, which have already run, alone."""
+        assert self.method.penalty is not None
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if any(isinstance(p, DTensor) for p in trained):
+            raise ValueError(
+                f"method '{self.method.label}': the penalty needs whole parameters, which FSDP shards; use DDP"
+            )
+        penalty = self.method.penalty(self.method.parameterisation.deviations(self.model, self.initial))
+        if penalty.requires_grad:
+            for parameter, grad in zip(trained, torch.autograd.grad(penalty, trained, allow_unused=True), strict=True):
+                if grad is not None:
+                    parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+        return penalty.detach()
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Also gives the first global batch its own statistic as `previous`, where the method asks for one."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        if self.method.uses_previous and self.previous is None and batches:
+            means = [self._own_means(batch) for batch in batches]
+            self.previous = self._all_ranks(torch.cat(means))
+        return batches, count
+
+    def _own_means(self, batch: dict[str, Any]) -> Tensor:
+        inputs = self._prepare_inputs({k: v for k, v in batch.items() if k != "sequence_weights"})  # type: ignore[attr-defined]
+        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            return method_loss(self.model, inputs, Method(), backend=self.backend).means
+
+    def _all_ranks(self, values: Tensor) -> Tensor:
+        """The values (n,) of all ranks, each with an n of its own."""
+        if self.accelerator.num_processes == 1:
+            return values
+        padded = self.accelerator.pad_across_processes(
+            values.to(self.accelerator.device).reshape(-1), pad_index=float("nan")
+        )
+        gathered: Tensor = self.accelerator.gather(padded)
+        return gathered[~gathered.isnan()]
+
+    # --- what is logged
+
+    def _observe(self, found: MethodLoss) -> None:
+        """Add up on the device; nothing waits for it before a line is logged."""
+        weights, stats = found.weighted.weights, found.weighted.stats
+        if self.method.uses_previous:
+            self._pending.append(found.means)
+        self._weight_sum = self._weight_sum + weights.sum()
+        floored = torch.as_tensor(stats.get("floor_share", 0.0), device=weights.device) * weights.numel()
+        tokens = torch.as_tensor(float(weights.numel()), device=weights.device)
+        sums = torch.stack([tokens, found.batch.nll.sum(), weights.sum(), (weights**2).sum(), floored]).double()
+        self._totals = sums if self._totals is None else self._totals + sums
+        if "tau" in stats:
+            self._taus.append(stats["tau"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the weights' figures since the last line, over all ranks, and ‖θ-θ⁰‖ where θ⁰ is at hand."""
+        if "loss" in logs and self._totals is not None:
+            everywhere = self._all_ranks(self._totals).view(-1, self._totals.numel())
+            tokens, nll, weight, squared, floored = everywhere.sum(0).tolist()
+            if tokens:
+                logs |= {
+                    "nll": nll / tokens,
+                    "mean_weight": weight / tokens,
+                    "floor_share": floored / tokens,
+                    "effective_sample_size": weight**2 / squared if squared else 0.0,
+                    "label_tokens": tokens,
+                }
+            if self._taus:
+                logs["tau"] = float(torch.stack(self._taus).mean())
+            if self.initial or self.method.parameterise is not None:
+                logs["update_norm"] = self.update_norm()
+            self._totals, self._taus = None, []
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def update_norm(self) -> float:
+        """‖θ-θ⁰‖ over the effective parameters."""
+        return float(squared_norm(self.method.parameterisation.deviations(self.model, self.initial)).sqrt())
