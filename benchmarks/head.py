@@ -1,90 +1,258 @@
-"""Time and memory of the token-NLL head, forward and backward: naive cross-entropy against ours.
+"""Time and memory of the token-NLL head, forward and backward: ours against what else there is.
 
-Each variant runs in a process of its own, so that its peak memory is its own; all use the same inputs, and loss
-and gradient norms are printed beside the figures to show that they compute the same thing.
+All variants of a size get the same inputs and take turns; loss and gradient norm stand beside the figures to show
+that those of one kind (plain or weighted) compute the same thing.
 
-    python benchmarks/head.py [--quick] [--json PATH]
+    python benchmarks/head.py [--quick | --full] [--json PATH] [--plot PATH]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import resource
-import statistics
-import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import harness
 import torch
+from torch import Tensor
+from torch.nn import functional
 
-from gentletune.losses import batch_tau, talr_weights, token_nll
+from gentletune.losses import batch_tau, talr_weights, token_nll, weighted_nll
 
-HIDDEN, VOCAB = 576, 49152  # SmolLM2-135M
-VARIANTS = ("naive_ce", "ours_sft", "ours_talr_median")
-
-
-def loss_of(variant: str, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean loss over tokens; TALR with the exact batch median over 8 sequences of equal length."""
-    if variant == "naive_ce":
-        return torch.nn.functional.cross_entropy((hidden @ weight.T).float(), targets)
-    nll, _ = token_nll(hidden, weight, targets, backend="chunked")
-    if variant == "ours_sft":
-        return nll.mean()
-    weights = talr_weights(nll, batch_tau(nll.detach().view(8, -1).mean(1)))
-    return (weights * nll).mean()
+HIDDEN = {49152: 576, 262144: 640, 128256: 4096}  # SmolLM2-135M, Gemma 3 270M, Llama 3 8B
+SEQUENCES = 8
+Inputs = tuple[Tensor, Tensor, Tensor]
+PLAIN_LIMIT_MB = 0.7  # share of the free memory a variant that keeps its logits may be expected to take
 
 
-def run_variant(variant: str, tokens: int, repeats: int) -> dict[str, object]:
-    """Median and minimum seconds of forward and backward, and the extra peak memory."""
-    torch.manual_seed(0)
-    hidden = torch.randn(tokens, HIDDEN).requires_grad_()
-    weight = (torch.randn(VOCAB, HIDDEN) * 0.04).requires_grad_()
-    targets = torch.randint(VOCAB, (tokens,))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(repeats + 1):
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy((hidden @ weight.T).float(), targets)
+
+
+def log_softmax_gather(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return -(hidden @ weight.T).float().log_softmax(-1).gather(1, targets[:, None]).mean()
+
+
+def torch_linear_ce(**options: Any) -> Callable[..., Tensor]:
+    chosen = torch.nn.LinearCrossEntropyOptions(**options)
+    return lambda hidden, weight, targets: functional.linear_cross_entropy(hidden, weight, targets, options=chosen)
+
+
+def trl_fused(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The function behind TRL's fused head, with what `SFTTrainer` asks of it."""
+    from trl.trainer import utils
+
+    found = utils._ChunkedLogProbFunction.apply(
+        hidden, weight, None, targets, 1.0, utils._CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0,
+        ("log_probs", "entropy", "is_top1"),
+    )  # fmt: skip
+    return -found[0].mean()
+
+
+def cce(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    kernel = "cce" if hidden.is_cuda else "torch_compile"
+    loss: Tensor = linear_cross_entropy(hidden, weight, targets, impl=kernel)
+    return loss
+
+
+def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    loss: Tensor = liger_fused_linear_cross_entropy(hidden, weight, targets)
+    return loss
+
+
+def naive_talr(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    nll = functional.cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
+    return _talr(nll)
+
+
+def ours_sft(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    share = hidden.new_full((hidden.shape[0],), 1 / hidden.shape[0], dtype=torch.float32)
+    return weighted_nll(hidden, weight, targets, factors=share, backend="chunked").loss
+
+
+def ours_talr_median(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return _talr(token_nll(hidden, weight, targets, backend="chunked").nll)
+
+
+def _talr(nll: Tensor) -> Tensor:
+    tau = batch_tau(nll.detach().view(SEQUENCES, -1).mean(1))
+    return (talr_weights(nll, tau) * nll).mean()
+
+
+class OursLagged:
+    """One pass at a τ known beforehand: here the median of this very batch, so that the loss equals the exact one's."""
+
+    tau: Tensor | None = None
+
+    def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        if self.tau is None:
+            with torch.no_grad():
+                nll = token_nll(hidden, weight, targets, backend="chunked").nll
+            self.tau = batch_tau(nll.view(SEQUENCES, -1).mean(1))
+        tau = self.tau
+        share = hidden.new_full((hidden.shape[0],), 1 / hidden.shape[0], dtype=torch.float32)
+        return weighted_nll(
+            hidden, weight, targets, lambda nll: talr_weights(nll, tau), factors=share, backend="chunked"
+        ).loss
+
+
+def setup(spec: dict[str, Any]) -> harness.Run:
+    """Inputs of the size asked for and one forward and backward pass of the variant."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    variant, tokens, vocab, dtype = spec["variant"], spec["tokens"], spec["vocab"], getattr(torch, spec["dtype"])
+    generator = torch.Generator().manual_seed(0)
+    width = spec["hidden"]
+    hidden = torch.randn(tokens, width, generator=generator).to(device, dtype).requires_grad_()
+    weight = (torch.randn(vocab, width, generator=generator) * 0.04).to(device, dtype).requires_grad_()
+    targets = torch.randint(vocab, (tokens,), generator=generator).to(device)
+    torch.mm(hidden.detach()[:64], weight.detach()[:64].T)  # the library's own threads and buffers
+    if variant == "three_matmuls":
+        return _matmuls(hidden.detach(), weight.detach())
+    if variant in ("cce", "liger"):
+        __import__({"cce": "cut_cross_entropy", "liger": "liger_kernel"}[variant])
+    if variant == "liger" and device.type == "cpu":
+        raise ValueError("needs a GPU")
+    loss_of = variants()[variant]
+
+    def run() -> dict[str, Any]:
         hidden.grad = weight.grad = None
-        begun = time.perf_counter()
-        loss = loss_of(variant, hidden, weight, targets)
+        loss = loss_of(hidden, weight, targets)
         loss.backward()
-        seconds.append(time.perf_counter() - begun)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert hidden.grad is not None
+        assert weight.grad is not None
+        return {"loss": float(loss.detach()), "grad_norm": float(torch.hypot(hidden.grad.norm(), weight.grad.norm()))}
+
+    return run
+
+
+def _matmuls(hidden: Tensor, weight: Tensor) -> harness.Run:
+    """The three products that no exact gradient can do without, alone: logits, ∂hidden, ∂weight."""
+    rows = min(hidden.shape[0], 2048)
+    logits = torch.empty(rows, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
+    grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
+
+    def run() -> dict[str, Any]:
+        for h, g in zip(hidden.split(rows), grad_hidden.split(rows), strict=True):
+            z = torch.mm(h, weight.T, out=logits[: len(h)])
+            torch.mm(z, weight, out=g)
+            torch.mm(z.T, h, out=grad_weight)
+        return {"loss": None, "grad_norm": None}
+
+    return run
+
+
+def variants() -> dict[str, Callable[..., Tensor]]:
     return {
-        "variant": variant, "tokens": tokens, "hidden": HIDDEN, "vocab": VOCAB, "dtype": "float32",
-        "seconds_median": statistics.median(seconds[1:]), "seconds_min": min(seconds[1:]),
-        "extra_peak_mb": (peak - before) / 1024, "loss": float(loss),
-        "grad_norm": float(torch.cat([hidden.grad.flatten(), weight.grad.flatten()]).norm()),
-    }  # fmt: skip
+        "naive": plain,
+        "log_softmax_gather": log_softmax_gather,
+        "torch_linear_ce": torch_linear_ce(),
+        "torch_linear_ce_256": torch_linear_ce(batch_chunk_size=256, chunking_method=None),
+        "torch_linear_ce_1024": torch_linear_ce(batch_chunk_size=1024, chunking_method=None),
+        "trl_fused": trl_fused,
+        "cce": cce,
+        "liger": liger,
+        "ours_sft": ours_sft,
+        "naive_talr": naive_talr,
+        "ours_talr_lagged": OursLagged(),
+        "ours_talr_median": ours_talr_median,
+    }
+
+
+QUICK = ["naive", "ours_sft", "ours_talr_lagged", "ours_talr_median", "three_matmuls"]
+KEEP_LOGITS = {"naive": 3.2, "log_softmax_gather": 4.2, "naive_talr": 3.2, "trl_fused": 6.0, "cce": 3.2}
+
+
+def measure(tokens: int, vocab: int, dtype: str, repeats: int, names: list[str]) -> list[dict[str, Any]]:
+    """One row for each variant of a size; a variant that cannot run has `skipped` and the reason."""
+    size = {"tokens": tokens, "hidden": HIDDEN[vocab], "vocab": vocab, "dtype": dtype}
+    print(f"{tokens} tokens, hidden {HIDDEN[vocab]}, vocabulary {vocab}, {dtype}", file=sys.stderr)
+    logits_mb = tokens * vocab * 4 / 2**20
+    limit = PLAIN_LIMIT_MB * harness.available_mb()
+    fits = [n for n in names if KEEP_LOGITS.get(n, 0) * logits_mb < limit]
+    rows = [{"variant": n, **size, "skipped": "more memory than is free"} for n in names if n not in fits]
+    for spec, answers, problem in harness.interleave(__file__, [{"variant": n, **size} for n in fits], repeats):
+        row = {**spec, "skipped": problem} if problem else {**spec, **harness.summary(answers)}
+        rows.append(row)
+    rows.sort(key=lambda row: names.index(row["variant"]))
+    show(rows)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The rows of one size as a Markdown table, with ratios to plain cross-entropy."""
+    naive = next((row for row in rows if row["variant"] == "naive" and "skipped" not in row), None)
+    print(f"\n{rows[0]['tokens']} tokens × {rows[0]['vocab']}, hidden {rows[0]['hidden']}, {rows[0]['dtype']}\n")
+    print("| variant | seconds, median | least | extra peak MB | time/naive | memory/naive | loss | gradient norm |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        if "skipped" in row:
+            print(f"| {row['variant']} | – {row['skipped']} | | | | | | |")
+            continue
+        ratios = ["–", "–"]
+        if naive:
+            ratios = [f"{row[key] / naive[key]:.2f}" for key in ("seconds_median", "extra_peak_mb")]
+        checks = ["–" if row[key] is None else f"{row[key]:.6g}" for key in ("loss", "grad_norm")]
+        figures = [f"{row['seconds_median']:.3f}", f"{row['seconds_min']:.3f}", f"{row['extra_peak_mb']:.0f}"]
+        print("| " + " | ".join([row["variant"], *figures, *ratios, *checks]) + " |")
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time and memory of each variant over the number of tokens, for the first vocabulary and precision."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    first = rows[0]
+    chosen = [r for r in rows if (r["vocab"], r["dtype"]) == (first["vocab"], first["dtype"]) and "skipped" not in r]
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    for name in dict.fromkeys(r["variant"] for r in chosen):
+        line = sorted((r for r in chosen if r["variant"] == name), key=lambda r: r["tokens"])
+        style = {"marker": "o", "linewidth": 2.2 if name.startswith("ours") else 1.0, "label": name}
+        style["linestyle"] = "-" if name.startswith("ours") else "--"
+        for axis, key in zip(axes, ("seconds_median", "extra_peak_mb"), strict=True):
+            axis.plot([r["tokens"] for r in line], [r[key] for r in line], **style)
+    for axis, label in zip(axes, ("seconds, forward and backward (median)", "extra peak memory, MB"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="label tokens", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=8)
+    figure.suptitle(f"Head: hidden {first['hidden']}, vocabulary {first['vocab']}, {first['dtype']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one size, three repeats")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one small size, fewer variants, three rounds")
+    parser.add_argument("--full", action="store_true", help="all sizes, vocabularies and precisions")
     parser.add_argument("--json", type=Path, help="write rows, machine and versions to this file")
-    parser.add_argument("--child", nargs=3, metavar=("VARIANT", "TOKENS", "REPEATS"), help=argparse.SUPPRESS)
+    parser.add_argument("--plot", type=Path, help="write a picture to this file")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    names = [*variants(), "three_matmuls"]
     if options.child:
-        print(json.dumps(run_variant(options.child[0], int(options.child[1]), int(options.child[2]))))
+        harness.serve(setup)
         return
-    sizes, repeats = ((2048,), 3) if options.quick else ((512, 2048, 8192), 7)
-    rows = []
-    for tokens in sizes:
-        for variant in VARIANTS:
-            command = [sys.executable, __file__, "--child", variant, str(tokens), str(repeats)]
-            row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            rows.append(row)
-            print(
-                f"{variant:18} {tokens:6} tokens  {row['seconds_median']:7.3f} s  {row['extra_peak_mb']:8.0f} MB extra"
-                f"  loss {row['loss']:.4f}  |grad| {row['grad_norm']:.4f}"
-            )
+    sizes = [(2048, 49152, "float32")]
+    if options.quick:
+        sizes, names, options.repeats = [(512, 49152, "float32")], QUICK, 3
+    elif options.full and torch.cuda.is_available():
+        sizes = [(n, v, "bfloat16") for v in (128256, 262144) for n in (8192, 16384, 32768, 65536)]
+    elif options.full:
+        sizes = [(n, 49152, "float32") for n in (512, 2048, 8192, 16384)]
+        sizes += [(2048, 49152, "bfloat16"), (512, 262144, "float32"), (2048, 262144, "float32")]
+    rows = [row for size in sizes for row in measure(*size, options.repeats, names)]
     if options.json:
-        machine = {"platform": platform.platform(), "threads": torch.get_num_threads()}
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=2) + "\n")
+        harness.write_json(options.json, {**harness.machine(), "repeats": options.repeats, "rows": rows})
+    if options.plot:
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":

@@ -9,70 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
-from trl import SFTConfig
 
 import gentletune.training
 from gentletune.data import Encoded
 from gentletune.data.encode import IGNORE
-from gentletune.methods import method_names, parse_method
-from gentletune.training.fit import _dataset
-from gentletune.training.trainer import Collator, GentleTrainer, TrainingDivergedError
+from gentletune.methods import method_names
+from gentletune.training import TrainingDivergedError
+from tests.training.steps import EXACT, ROWS, distance, gradients, lively_model, one_step, token_losses
 
-ROWS = [
-    Encoded([5, 6, 7, 8, 9, 10], [IGNORE, IGNORE, 7, 8, 9, 10]),
-    Encoded([11, 12, 13], [IGNORE, 12, 13]),
-    Encoded([20, 21, 22, 23, 24, 25, 26, 27], [IGNORE] * 4 + [24, 25, 26, 27]),
-    Encoded([30, 31, 32, 33], [IGNORE, IGNORE, IGNORE, 33]),
-]
+
+@pytest.fixture
+def tiny_model(tokenizer: Any) -> Any:
+    return lively_model(tokenizer)
+
+
 SEQUENCE_WEIGHTS = [0.5, 1.0, 0.25, 0.75]
-
-
-def one_step(model: Any, tokenizer: Any, tmp_path: Path, method: str, **kwargs: Any) -> tuple[GentleTrainer, Any]:
-    """One SGD step of learning rate 1 without clipping: the update is minus the gradient."""
-    rows, weights = kwargs.pop("rows", ROWS), kwargs.pop("weights", None)
-    parsed = parse_method(method)
-    wrapped = parsed.parameterisation.wrap(model)
-    initial = {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
-    settings = {"per_device_train_batch_size": len(rows), "gradient_accumulation_steps": 1, **kwargs}
-    args = SFTConfig(
-        output_dir=str(tmp_path / "out"), max_steps=1, learning_rate=1.0, optim="sgd", max_grad_norm=1e9,
-        lr_scheduler_type="constant", bf16=False, use_cpu=True, report_to="none", max_length=None,
-        save_strategy="no", logging_steps=1, disable_tqdm=True, dataset_kwargs={"skip_prepare_dataset": True},
-        gradient_checkpointing=settings.pop("gradient_checkpointing", False), seed=0, **settings,
-    )  # fmt: skip
-    trainer = GentleTrainer(
-        wrapped, args, method=parsed, initial=initial, train_dataset=_dataset(rows, weights),
-        processing_class=tokenizer, callbacks=[KeepGradients()],
-        data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
-    )  # fmt: skip
-    trainer.train()
-    return trainer, initial
-
-
-class KeepGradients(TrainerCallback):
-    """The gradient of the last step, as the optimiser got it."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.kept = {n: p.grad.clone() for n, p in kwargs["model"].named_parameters() if p.grad is not None}
-
-
-def gradients(trainer: GentleTrainer) -> dict[str, torch.Tensor]:
-    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, KeepGradients)).kept
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """‖one - other‖ / ‖one‖ over all parameters."""
-    flat = torch.cat([g.flatten().double() for g in one.values()])
-    assert float(flat.norm()) > 0
-    return float((flat - torch.cat([g.flatten().double() for g in other.values()])).norm() / flat.norm())
-
-
-def token_losses(model: Any, row: Encoded) -> torch.Tensor:
-    """NLL of a row's label tokens from the model's own full logits, float64."""
-    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
-    log_probs = logits.log_softmax(-1)
-    return torch.stack([-log_probs[i - 1, label] for i, label in enumerate(row.labels) if label != IGNORE])
 
 
 def reference_loss(model: Any, method: str) -> torch.Tensor:
@@ -103,9 +54,9 @@ def test_one_step_is_the_definition(method: str, tiny_model: Any, tokenizer: Any
     expected.backward()
     weights = SEQUENCE_WEIGHTS if method == "flow" else None
     trainer, _ = one_step(tiny_model, tokenizer, tmp_path, method, weights=weights)
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=EXACT)
     wanted = {name: p.grad for name, p in twin.named_parameters()}
-    assert distance(wanted, gradients(trainer)) < 2e-6
+    assert distance(wanted, gradients(trainer)) < EXACT
 
 
 @pytest.mark.parametrize("method", ["sft", "talr(tau=3.0)", "talr(tau=lagged_median)", "l2(weight=0.1)+talr(tau=3.0)",
@@ -121,8 +72,8 @@ def test_accumulation_equals_one_big_batch(
         per_device_train_batch_size=micro, gradient_accumulation_steps=len(ROWS) // micro,
     )  # fmt: skip
     one, other = gradients(whole), gradients(split)
-    assert distance(one, other) < 2e-6
-    assert whole.state.log_history[0]["loss"] == pytest.approx(split.state.log_history[0]["loss"], rel=1e-5)
+    assert distance(one, other) < EXACT
+    assert whole.state.log_history[0]["loss"] == pytest.approx(split.state.log_history[0]["loss"], rel=EXACT)
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -130,7 +81,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_model: Any, tokenizer: Any,
     plain, _ = one_step(tiny_model, tokenizer, tmp_path / "a", "talr")
     saved, _ = one_step(twin, tokenizer, tmp_path / "b", "talr", gradient_checkpointing=True)
     one, other = gradients(plain), gradients(saved)
-    assert distance(one, other) < 2e-6
+    assert distance(one, other) < EXACT
 
 
 def test_a_micro_batch_without_labels_changes_nothing(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -142,12 +93,11 @@ def test_a_micro_batch_without_labels_changes_nothing(tiny_model: Any, tokenizer
         twin, tokenizer, tmp_path / "b", "talr(tau=3.0)", rows=[ROWS[0], empty], gradient_accumulation_steps=2, **split
     )
     one, other = gradients(without), gradients(with_it)
-    assert distance(one, other) < 2e-6
+    assert distance(one, other) < EXACT
 
 
 def test_l2_adds_twice_lambda_times_the_deviation(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
     """From deviated weights the gradient is SFT's plus 2λ(θ-θ⁰), and the loss is larger by λ‖θ-θ⁰‖²."""
-    method = parse_method("l2(weight=0.5)")
     initial = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
     with torch.no_grad():
         for parameter in tiny_model.parameters():
@@ -155,27 +105,12 @@ def test_l2_adds_twice_lambda_times_the_deviation(tiny_model: Any, tokenizer: An
     deviated = copy.deepcopy(tiny_model)
     sft, _ = one_step(copy.deepcopy(tiny_model), tokenizer, tmp_path / "a", "sft")
     plain = gradients(sft)
-    trainer = one_step_from(deviated, initial, tokenizer, tmp_path / "b", method)
+    trainer, _ = one_step(deviated, tokenizer, tmp_path / "b", "l2(weight=0.5)", initial=initial)
     for name, gradient in gradients(trainer).items():
         assert torch.allclose(gradient, plain[name] + 2 * 0.5 * 0.01, rtol=1e-3, atol=1e-5), name
     size = sum(p.numel() for p in deviated.parameters())
     rise = trainer.state.log_history[0]["loss"] - sft.state.log_history[0]["loss"]
     assert rise == pytest.approx(0.5 * size * 0.01**2, rel=1e-3)
-
-
-def one_step_from(model: Any, initial: Any, tokenizer: Any, tmp_path: Path, method: Any) -> GentleTrainer:
-    args = SFTConfig(
-        output_dir=str(tmp_path), max_steps=1, learning_rate=1.0, optim="sgd", max_grad_norm=1e9, bf16=False,
-        lr_scheduler_type="constant", use_cpu=True, report_to="none", max_length=None, save_strategy="no",
-        per_device_train_batch_size=4, logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, seed=0,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
-    trainer = GentleTrainer(
-        model, args, method=method, initial=initial, train_dataset=_dataset(ROWS, None), processing_class=tokenizer,
-        data_collator=Collator(pad_token_id=tokenizer.pad_token_id), callbacks=[KeepGradients()],
-    )  # fmt: skip
-    trainer.train()
-    return trainer
 
 
 def test_lora_trains_only_adapters(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 Normalization = Literal["count", "simplex"]
 
@@ -49,7 +50,15 @@ def parameter_deviations(model: nn.Module, initial: Mapping[str, Tensor]) -> Ite
     """θ - θ⁰ for each trainable parameter; `initial` holds θ⁰ by parameter name."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            yield parameter - initial[name].to(parameter.device)
+            yield parameter - _placed(initial[name], parameter)
+
+
+def _placed(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` on the parameter's device, cut to its shards where FSDP shards it."""
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor) and not isinstance(value, DTensor):  # every rank has it whole: nothing is sent
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value
 
 
 @dataclass(frozen=True)
@@ -163,5 +172,6 @@ def squared_norm(deviations: Iterable[Tensor]) -> Tensor:
     """Σ‖δ‖² over the deviations, a scalar with gradient; zero where there is none."""
     total: Tensor = torch.zeros(())
     for deviation in deviations:
-        total = total.to(deviation.device) + deviation.square().sum()
+        part = deviation.square().sum()
+        total = total.to(deviation.device) + (part.full_tensor() if isinstance(part, DTensor) else part)
     return total

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from gentletune.losses import Backend
 from gentletune.methods import Method, parse_method
 from gentletune.methods.base import squared_norm
 from gentletune.training.forward import add_token_nll
 from gentletune.training.loss import MethodLoss, method_loss
+from gentletune.training.rows import row_groups
 
 
 class TrainingDivergedError(Exception):
@@ -94,17 +94,16 @@ class MethodMixin:
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Σ u_s w_t ℓ_t of a micro-batch over the global number of label tokens; mean NLL in evaluation."""
-        inputs = dict(inputs)
-        sequence_weights = inputs.pop("sequence_weights", None)
         scale = self._scale(num_items_in_batch, inputs["labels"])
         if not model.training:
+            inputs = {key: value for key, value in inputs.items() if key != "sequence_weights"}
             found = method_loss(model, inputs, Method(), scale=scale, backend=self.backend)
             if not return_outputs:
                 return found.loss
             return found.loss, model(**inputs) if self.compute_metrics else {"loss": found.loss}
         found = method_loss(
-            model, inputs, self.method, previous=self.previous, sequence_weights=sequence_weights, scale=scale,
-            backend=self.backend, gather=self._all_ranks,
+            model, self._groups(inputs), self.method, previous=self.previous, scale=scale, backend=self.backend,
+            gather=self._all_ranks,
         )  # fmt: skip
         self._observe(found)
         return (found.loss, {"loss": found.loss}) if return_outputs else found.loss
@@ -116,9 +115,17 @@ class MethodMixin:
             scale = scale * self.accelerator.num_processes  # DDP averages gradients over ranks
         return scale
 
+    def _groups(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows in groups of like length, on one CPU process: several must make as many passes as each other."""
+        alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cpu"
+        return row_groups(inputs) if alone else [inputs]
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; at the last one of a step the gradient gets its normalisation and penalty."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        # Where no token's weight waits for another's, each group's backward pass can free its activations.
+        groups = self._groups(inputs) if self.method.one_pass else [inputs]
+        step = super().training_step  # type: ignore[misc]
+        loss: Tensor = torch.stack([step(model, group, num_items_in_batch) for group in groups]).sum()
         if not self.accelerator.gradient_state.sync_gradients:
             self._returned = self._returned + loss
             return loss
@@ -147,10 +154,6 @@ class MethodMixin:
         """Add the penalty's gradient; autograd.grad leaves DDP's hooks, which have already run, alone."""
         assert self.method.penalty is not None
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        if any(isinstance(p, DTensor) for p in trained):
-            raise ValueError(
-                f"method '{self.method.label}': the penalty needs whole parameters, which FSDP shards; use DDP"
-            )
         penalty = self.method.penalty(self.method.parameterisation.deviations(self.model, self.initial))
         if penalty.requires_grad:
             for parameter, grad in zip(trained, torch.autograd.grad(penalty, trained, allow_unused=True), strict=True):

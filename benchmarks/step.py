@@ -1,0 +1,157 @@
+"""Tokens per second and peak memory of whole optimiser steps on SmolLM2-135M: ours against TRL's and transformers'
+plain SFT, on the same rows in the same order.
+
+    python benchmarks/step.py [--medcalc train.csv] [--rows 2] [--steps 3] [--json PATH]
+
+Without the official MedCalc file (see docs/data.md) only the generated clinic notes are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import harness
+import torch
+from transformers import Trainer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from gentletune import MethodMixin, Recipe, TALRTrainer
+from gentletune.data import encode_rows, load_data
+from gentletune.models import load_model, load_tokenizer, resolve_model
+
+VARIANTS = ("trl_sft", "transformers_sft", "ours_sft", "ours_talr_lagged", "ours_talr_median")
+
+
+class MethodTrainer(MethodMixin, Trainer):
+    """Ours on transformers' own trainer."""
+
+
+def trainer_of(variant: str, model: Any, args: SFTConfig, **kwargs: Any) -> Trainer:
+    if variant == "trl_sft":
+        return SFTTrainer(model, args, **kwargs)
+    if variant == "transformers_sft":
+        return Trainer(model, args, **kwargs)
+    if variant == "ours_sft":
+        return MethodTrainer(model, args, method="sft", **kwargs)
+    return TALRTrainer(model, args, tau="lagged_median" if variant.endswith("lagged") else "median", **kwargs)
+
+
+class Turns(TrainerCallback):
+    """Waits for the parent's word before each step and tells it what the step took."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens, self.meter = tokens, harness.Memory()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not sys.stdin.readline():
+            sys.exit()
+        self.begun = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        answer = {"seconds": time.perf_counter() - self.begun, "tokens": self.tokens[state.global_step - 1]}
+        harness.reply({**answer, "extra_peak_mb": self.meter.extra_mb(), "peak_mb": self.meter.peak_mb()})
+
+
+def chosen_rows(spec: dict[str, Any], tokenizer: Any) -> list[Any]:
+    """The same random rows for every variant, those that fit `max_length`."""
+    fields: dict[str, Any] = {"data": spec["data"], "cot": spec["cot"], "max_length": spec["max_length"]}
+    if spec["data"] == "medcalc":
+        fields |= {"data_path": spec["path"]}
+    recipe = Recipe(**fields)
+    rows = encode_rows(load_data(recipe).train, tokenizer, max_length=spec["max_length"], where=spec["data"]).rows
+    random.Random(0).shuffle(rows)
+    return rows[: spec["rows"] * (spec["steps"] + 1)]
+
+
+def child(spec: dict[str, Any]) -> None:
+    directory = resolve_model("smollm2-135m")
+    tokenizer, model = load_tokenizer(directory), load_model(directory)
+    rows = chosen_rows(spec, tokenizer)
+    data = datasets.Dataset.from_dict({k: [getattr(row, k) for row in rows] for k in ("input_ids", "labels")})
+    lengths = [len(row.input_ids) for row in rows]
+    size = spec["rows"]
+    turns = Turns([sum(lengths[i : i + size]) for i in range(0, len(rows), size)])
+    with tempfile.TemporaryDirectory() as output:
+        args = SFTConfig(
+            output_dir=output, per_device_train_batch_size=size, max_steps=spec["steps"] + 1, learning_rate=1e-6,
+            use_cpu=not torch.cuda.is_available(), bf16=spec["bf16"], report_to="none", save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False, max_length=None,
+            train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
+        )  # fmt: skip
+        trainer = trainer_of(
+            spec["variant"], model, args, train_dataset=data, processing_class=tokenizer, callbacks=[turns],
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+        )  # fmt: skip
+        harness.reply({"labels": sum(row.label_count for row in rows), "tokens": sum(lengths)})
+        trainer.train()
+
+
+def measure(base: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a variant: tokens (padding not counted) over seconds, both summed over the steps."""
+    rows = []
+    specs = [{"variant": name, **base} for name in VARIANTS]
+    for spec, answers, problem in harness.interleave(__file__, specs, base["steps"]):
+        if problem:
+            rows.append({**spec, "skipped": problem})
+            continue
+        seconds, tokens = (sum(answer[key] for answer in answers) for key in ("seconds", "tokens"))
+        rows.append({**spec, **harness.summary(answers), "tokens": tokens, "tokens_per_second": tokens / seconds})
+    show(rows)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The rows of one data set as a Markdown table, with ratios to TRL's plain SFT."""
+    trl = rows[0]
+    kind = "chain of thought" if trl["cot"] else "label only"
+    print(f"\n{trl['data']}, {kind}: {trl['steps']} steps of {trl['rows']} rows up to {trl['max_length']} tokens\n")
+    print("| variant | tokens/s | seconds a step, median | peak MB | peak above the loaded model | tokens/s to TRL | peak to TRL |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        if "skipped" in row:
+            print(f"| {row['variant']} | – {row['skipped']} | | | | | |")
+            continue
+        figures = [f"{row['tokens_per_second']:.0f}", f"{row['seconds_median']:.2f}", f"{row['peak_mb']:.0f}"]
+        ratios = [f"{row[key] / trl[key]:.2f}" if key in trl else "–" for key in ("tokens_per_second", "peak_mb")]
+        print("| " + " | ".join([row["variant"], *figures, f"{row['extra_peak_mb']:.0f}", *ratios]) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--medcalc", type=Path, help="the official MedCalc training file")
+    parser.add_argument("--rows", type=int, default=2, help="rows a step")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--json", type=Path, help="write rows, machine and versions to this file")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        import json
+
+        child(json.loads(options.child))
+        return
+    common = {"rows": options.rows, "steps": options.steps, "max_length": options.max_length, "bf16": options.bf16}
+    sets: list[dict[str, Any]] = [{"data": "clinic", "cot": True}]
+    if options.medcalc:
+        path = str(options.medcalc.resolve())
+        sets = [{"data": "medcalc", "cot": cot, "path": path} for cot in (False, True)]
+    else:
+        sets.append({"data": "clinic", "cot": False})
+    rows = [row for chosen in sets for row in measure({**chosen, **common})]
+    if options.json:
+        harness.write_json(options.json, {**harness.machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

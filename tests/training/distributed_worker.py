@@ -1,0 +1,75 @@
+"""One rank of a distributed run: each case takes one step and rank 0 writes gradient, loss and what τ was made of.
+
+python -m torch.distributed.run --standalone --nproc_per_node N -m tests.training.distributed_worker DIR KIND
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from torch.distributed.tensor import DTensor
+
+from gentletune.training import GentleTrainer
+from tests.conftest import make_tokenizer
+from tests.training.steps import ROWS, first_loss, gradients, lively_model, one_step
+
+METHODS = [
+    "sft", "talr", "talr(tau=3.0)", "talr(tau=lagged_median)", "talr(tau=lagged_median, normalization=simplex)",
+    "l2(weight=0.1)+talr(tau=3.0)",
+]  # fmt: skip
+
+
+class Watching(GentleTrainer):
+    """Remembers the rows and the τ of each micro-batch."""
+
+    seen: list[tuple[list[int], float]]
+    sharded = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.sharded:  # Accelerate offers FSDP on accelerators only; torch and gloo have it on a CPU too
+            plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
+                transformer_cls_names_to_wrap=["LlamaDecoderLayer"], cpu_ram_efficient_loading=False,
+            )  # fmt: skip
+            shared = self.accelerator.state._shared_state
+            shared |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+            self.is_fsdp_enabled = True
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        rows, tau = inputs["input_ids"][:, 0].tolist(), float(self._taus[-1]) if self._taus else 0.0
+        self.seen = [*getattr(self, "seen", []), (rows, tau)]
+        return loss
+
+
+def cases(world: int) -> list[tuple[str, int]]:
+    """Method and micro-batches of each rank: together always the four rows."""
+    return [(method, steps) for method in METHODS for steps in (1, 2) if world * steps <= len(ROWS)]
+
+
+def main() -> None:
+    output, kind = Path(sys.argv[1]), sys.argv[2]
+    world = int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    Watching.sharded = kind == "fsdp"
+    tokenizer, found = make_tokenizer(), {}
+    for method, steps in cases(world):
+        trainer, _ = one_step(
+            lively_model(tokenizer), tokenizer, output / "trainer", method, trainer_class=Watching,
+            per_device_train_batch_size=len(ROWS) // (world * steps), gradient_accumulation_steps=steps,
+        )  # fmt: skip
+        result = {"loss": first_loss(trainer), "gradients": gradients(trainer), "seen": gather_object([trainer.seen])}
+        found[f"{method} {steps}"] = result
+    if trainer.accelerator.is_main_process:
+        sharded = any(isinstance(p, DTensor) for p in trainer.model.parameters())
+        torch.save({"sharded": sharded, "cases": found}, output / "found.pt")
+
+
+if __name__ == "__main__":
+    main()

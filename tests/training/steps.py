@@ -1,0 +1,98 @@
+"""One optimiser step on four short rows, whose update is minus the gradient, and ways to compare two of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from gentletune.data import Encoded
+from gentletune.data.encode import IGNORE
+from gentletune.methods import parse_method
+from gentletune.training.fit import _dataset
+from gentletune.training.trainer import Collator, GentleTrainer
+from tests.conftest import make_model
+
+ROWS = [
+    Encoded([5, 6, 7, 8, 9, 10], [IGNORE, IGNORE, 7, 8, 9, 10]),
+    Encoded([11, 12, 13], [IGNORE, 12, 13]),
+    Encoded([20, 21, 22, 23, 24, 25, 26, 27], [IGNORE] * 4 + [24, 25, 26, 27]),
+    Encoded([30, 31, 32, 33], [IGNORE, IGNORE, IGNORE, 33]),
+]
+EXACT = 1e-6  # ‖difference‖ / ‖gradient‖ in fp32
+
+
+def lively_model(tokenizer: Any) -> Any:
+    """The tiny model with logits far enough apart that token probabilities, and so weights, differ."""
+    model = make_model(len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(6)
+    return model
+
+
+class KeepGradients(TrainerCallback):
+    """The gradient of the last step, as the optimiser got it."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.kept = {n: _whole(p.grad).clone() for n, p in kwargs["model"].named_parameters() if p.grad is not None}
+
+
+def _whole(value: Any) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def settings(output: Path, **changes: Any) -> SFTConfig:
+    """SGD of learning rate 1 without clipping, one step."""
+    given: dict[str, Any] = {
+        "max_steps": 1, "learning_rate": 1.0, "optim": "sgd", "max_grad_norm": 1e9, "lr_scheduler_type": "constant",
+        "bf16": False, "use_cpu": True, "report_to": "none", "max_length": None, "save_strategy": "no",
+        "logging_steps": 1, "disable_tqdm": True, "dataset_kwargs": {"skip_prepare_dataset": True},
+        "gradient_checkpointing": False, "seed": 0, "per_device_train_batch_size": len(ROWS),
+    }  # fmt: skip
+    return SFTConfig(output_dir=str(output), **given | changes)
+
+
+def one_step(
+    model: Any, tokenizer: Any, output: Path, method: str, *, rows: Any = None, weights: Any = None,
+    initial: Any = None, trainer_class: Any = GentleTrainer, **changes: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """The trainer after one step, and θ⁰."""
+    parsed = parse_method(method)
+    wrapped = parsed.parameterisation.wrap(model)
+    initial = initial or {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
+    rows = ROWS if rows is None else rows
+    changes = {"per_device_train_batch_size": len(rows), **changes}
+    trainer = trainer_class(
+        wrapped, settings(output, **changes), method=parsed, initial=initial, train_dataset=_dataset(rows, weights),
+        processing_class=tokenizer, callbacks=[KeepGradients()],
+        data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
+    )  # fmt: skip
+    trainer.train()
+    return trainer, initial
+
+
+def gradients(trainer: Any) -> dict[str, torch.Tensor]:
+    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, KeepGradients)).kept
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """‖one - other‖ / ‖one‖ over all parameters."""
+    assert one.keys() == other.keys()
+    flat = torch.cat([g.flatten().double() for g in one.values()])
+    assert float(flat.norm()) > 0
+    return float((flat - torch.cat([other[name].flatten().double() for name in one])).norm() / flat.norm())
+
+
+def first_loss(trainer: Any) -> float:
+    return float(trainer.state.log_history[0]["loss"])
+
+
+def token_losses(model: Any, row: Encoded) -> torch.Tensor:
+    """NLL of a row's label tokens from the model's own full logits, float64."""
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
+    log_probs = logits.log_softmax(-1)
+    return torch.stack([-log_probs[i - 1, label] for i, label in enumerate(row.labels) if label != IGNORE])

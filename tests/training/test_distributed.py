@@ -1,0 +1,69 @@
+"""Two and four processes against one, by DDP and by FSDP2, over gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, lively_model, one_step, token_losses
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(
+    scope="module", params=[("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4)], ids=lambda p: f"{p[0]}{p[1]}"
+)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What rank 0 found, after all cases in one launch."""
+    kind, world = request.param
+    output = tmp_path_factory.mktemp(f"{kind}{world}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+    done = subprocess.run(
+        [*command, "-m", "tests.training.distributed_worker", str(output), kind],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=540,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = torch.load(output / "found.pt", weights_only=False)
+    assert found["sharded"] is (kind == "fsdp")
+    return found["cases"]
+
+
+def test_loss_and_update_equal_one_big_batch(ranks: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
+    for case, found in ranks.items():
+        method, steps = case.rsplit(" ", 1)
+        if method == "talr" and steps != "1":
+            continue  # the exact median is of a micro-batch: see below
+        whole, _ = one_step(lively_model(tokenizer), tokenizer, tmp_path, method)
+        own = {name.removeprefix("module."): value for name, value in found["gradients"].items()}
+        assert distance(gradients(whole), own) < EXACT, case
+        assert found["loss"] == pytest.approx(first_loss(whole), rel=EXACT), case
+
+
+def test_the_median_is_of_a_micro_batch_over_all_ranks(ranks: dict[str, Any], tokenizer: Any) -> None:
+    model = lively_model(tokenizer)
+    means = {row.input_ids[0]: token_losses(model, row).mean() for row in ROWS}
+    for case in (case for case in ranks if case.startswith("talr ")):
+        for micro_batch in zip(*ranks[case]["seen"], strict=True):  # one (rows, τ) a rank
+            together = torch.stack([means[first] for rows, _ in micro_batch for first in rows])
+            for _, tau in micro_batch:
+                assert tau == pytest.approx(float(together.detach().quantile(0.5)), rel=1e-5)
+
+
+def test_the_lagged_median_is_of_the_global_batch(ranks: dict[str, Any], tokenizer: Any) -> None:
+    model = lively_model(tokenizer)
+    expected = float(torch.stack([token_losses(model, row).mean() for row in ROWS]).detach().quantile(0.5))
+    taus = [
+        tau
+        for case, found in ranks.items()
+        if case.startswith("talr(tau=lagged_median)")
+        for rank in found["seen"]
+        for _, tau in rank
+    ]
+    assert taus
+    assert taus == pytest.approx([expected] * len(taus), rel=1e-5)
