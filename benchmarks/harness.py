@@ -62,9 +62,12 @@ class Child:
 
 
 def interleave(
-    script: str, specs: Sequence[dict[str, Any]], repeats: int
+    script: str, specs: Sequence[dict[str, Any]], repeats: int, budget_s: float = 60.0
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]], str]]:
-    """(spec, answers, problem) of each variant: one warm-up, then `repeats` rounds in which each runs once."""
+    """(spec, answers, problem) of each variant: one warm-up, then `repeats` rounds in which each runs once.
+
+    A variant that has had three rounds and `budget_s` seconds sits out the rest.
+    """
     children = []
     for spec in specs:
         child = Child(script, spec)
@@ -73,7 +76,9 @@ def interleave(
     try:
         for round_number in range(repeats + 1):
             for child in children:
-                child.run(keep=round_number > 0)
+                spent = sum(row["seconds"] for row in child.rows)
+                if len(child.rows) < 3 or spent < budget_s:
+                    child.run(keep=round_number > 0)
             print(f"  round {round_number}/{repeats}", file=sys.stderr)
     finally:
         for child in children:
@@ -141,6 +146,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seconds_median": statistics.median(seconds),
         "seconds_min": min(seconds),
+        "repeats": len(rows),
         "extra_peak_mb": max(row["extra_peak_mb"] for row in rows),
         "peak_mb": max(row["peak_mb"] for row in rows),
         **{k: v for k, v in rows[-1].items() if k not in ("seconds", "extra_peak_mb", "peak_mb")},

@@ -24,7 +24,7 @@ from gentletune.losses import batch_tau, talr_weights, token_nll, weighted_nll
 HIDDEN = {49152: 576, 262144: 640, 128256: 4096}  # SmolLM2-135M, Gemma 3 270M, Llama 3 8B
 SEQUENCES = 8
 Inputs = tuple[Tensor, Tensor, Tensor]
-PLAIN_LIMIT_MB = 0.7  # share of the free memory a variant that keeps its logits may be expected to take
+MEMORY_SHARE = 0.7  # share of the free memory a variant that keeps its logits may be expected to take
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -165,6 +165,10 @@ def variants() -> dict[str, Callable[..., Tensor]]:
 
 
 QUICK = ["naive", "ours_sft", "ours_talr_lagged", "ours_talr_median", "three_matmuls"]
+LARGE = [
+    "naive", "torch_linear_ce_1024", "trl_fused", "ours_sft", "ours_talr_lagged", "ours_talr_median", "three_matmuls",
+]  # fmt: skip
+# Times the size of the fp32 logits, about, that a variant needs.
 KEEP_LOGITS = {"naive": 3.2, "log_softmax_gather": 4.2, "naive_talr": 3.2, "trl_fused": 6.0, "cce": 3.2}
 
 
@@ -173,7 +177,9 @@ def measure(tokens: int, vocab: int, dtype: str, repeats: int, names: list[str])
     size = {"tokens": tokens, "hidden": HIDDEN[vocab], "vocab": vocab, "dtype": dtype}
     print(f"{tokens} tokens, hidden {HIDDEN[vocab]}, vocabulary {vocab}, {dtype}", file=sys.stderr)
     logits_mb = tokens * vocab * 4 / 2**20
-    limit = PLAIN_LIMIT_MB * harness.available_mb()
+    limit = MEMORY_SHARE * harness.available_mb()
+    if tokens > 4096 and not torch.cuda.is_available():
+        names = [n for n in names if n in LARGE]
     fits = [n for n in names if KEEP_LOGITS.get(n, 0) * logits_mb < limit]
     rows = [{"variant": n, **size, "skipped": "more memory than is free"} for n in names if n not in fits]
     for spec, answers, problem in harness.interleave(__file__, [{"variant": n, **size} for n in fits], repeats):

@@ -154,7 +154,7 @@ def _find_rows(hidden: Tensor, targets: Tensor, tile: _Tile, blocks: list[slice]
         drop = top - higher
         powers = logits.sub_(higher).exp_()
         if entropy:  # Σ e^y·y with y = z - top, carried to the new top
-            moment = drop.exp() * (moment + drop.clamp_min(-1e4) * total)
+            moment = drop.exp() * (moment + drop * total)
             moment += torch.special.xlogy(powers, powers).sum(1, keepdim=True)
         total = drop.exp() * total + powers.sum(1, keepdim=True)
         top = higher

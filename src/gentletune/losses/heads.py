@@ -73,6 +73,7 @@ def token_nll(
 
     Raises:
         ValueError: shapes that do not fit, an unknown backend, or one that cannot run here.
+        RuntimeError: a target that is no token, such as -100.
 
     >>> found = token_nll(torch.zeros(1, 2), torch.ones(4, 2), torch.tensor([3]), entropy=True)
     >>> round(found.nll.item(), 4), round(found.entropy.item(), 4)  # uniform over 4 tokens: ln 4
@@ -115,10 +116,12 @@ def weighted_nll(
         hidden, weight, targets, bias, softcap, scale, vocab_size: as in `token_nll`.
 
     Returns:
-        `WeightedNLL`; its `weights` are fᵢ·weigh(ℓᵢ). Of the one pass, `loss` can be differentiated once.
+        `WeightedNLL`; its `weights` are fᵢ·weigh(ℓᵢ). Of the one pass, `loss` can be differentiated once, and its
+        gradients are rounded before a loss scaler's factor arrives: train in bf16 or fp32, not in fp16.
 
     Raises:
         ValueError: shapes that do not fit, an unknown backend, or one that cannot run here.
+        RuntimeError: a target that is no token, such as -100.
 
     Source: TALR, arXiv 2509.20758; gradient in the forward pass as in Liger Kernel, arXiv 2410.10989.
 
@@ -139,7 +142,7 @@ def weighted_nll(
         )
         seen = nll.detach()
         weights = torch.ones_like(seen) if weigh is None else weigh(seen).to(seen.dtype)
-        weights = weights if factors is None else weights * factors
+        weights = weights if factors is None else (weights * factors).to(seen.dtype)
         return WeightedNLL((weights * nll).sum(), seen, lse, weights)
 
 
@@ -161,6 +164,8 @@ def _prepare(
         raise ValueError(f"vocab_size must lie in 1…{weight.shape[0]}, the rows of the weight, got {vocab_size}")
     if vocab_size is not None and vocab_size < weight.shape[0]:
         weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
+    known = ((targets >= 0) & (targets < weight.shape[0])).all()
+    torch._assert_async(known, "a target is no token of the head: drop ignored positions (see label_tokens)")
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
