@@ -12,7 +12,7 @@ help:
 	@echo "make test      the quick tests, on tiny models made on the spot"
 	@echo "make test-all  the same plus tests on real pretrained weights (downloads 93 MB once)"
 	@echo "make check     ruff, ruff format, mypy strict, import-linter"
-	@echo "make bench     time and memory of the loss engine; writes benchmarks/results/"
+	@echo "make bench     time and memory of the loss engine beside what else there is; writes benchmarks/results/"
 	@echo "make venv      only the virtual environment"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -47,8 +47,10 @@ check: $(STAMP)
 	@echo "==> import-linter"; $(BIN)/lint-imports
 
 bench: $(STAMP)
-	@echo "==> Head benchmark (under a minute)"
-	@$(BIN)/python benchmarks/head.py --quick --json benchmarks/results/head-quick.json
+	@echo "==> Head: one size, all variants (about 5 minutes)"
+	@$(BIN)/python benchmarks/head.py --json benchmarks/results/head-2048.json
+	@echo "==> Whole steps on SmolLM2-135M (about 3 minutes; downloads 93 MB once)"
+	@$(BIN)/python benchmarks/step.py --json benchmarks/results/step-clinic.json
 
 clean:
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

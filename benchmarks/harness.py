@@ -62,7 +62,7 @@ class Child:
 
 
 def interleave(
-    script: str, specs: Sequence[dict[str, Any]], repeats: int, budget_s: float = 60.0
+    script: str, specs: Sequence[dict[str, Any]], repeats: int, budget_s: float = 30.0
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]], str]]:
     """(spec, answers, problem) of each variant: one warm-up, then `repeats` rounds in which each runs once.
 

@@ -178,7 +178,7 @@ def measure(tokens: int, vocab: int, dtype: str, repeats: int, names: list[str])
     print(f"{tokens} tokens, hidden {HIDDEN[vocab]}, vocabulary {vocab}, {dtype}", file=sys.stderr)
     logits_mb = tokens * vocab * 4 / 2**20
     limit = MEMORY_SHARE * harness.available_mb()
-    if tokens > 4096 and not torch.cuda.is_available():
+    if tokens * vocab > 2**28 and not torch.cuda.is_available():
         names = [n for n in names if n in LARGE]
     fits = [n for n in names if KEEP_LOGITS.get(n, 0) * logits_mb < limit]
     rows = [{"variant": n, **size, "skipped": "more memory than is free"} for n in names if n not in fits]

@@ -268,6 +268,18 @@ def test_what_the_mix_in_cannot_do_is_refused(
         MethodTrainer(model, arguments, method=method, train_dataset=_dataset(ROWS, None))
 
 
+@pytest.mark.parametrize(
+    "asked", [{"loss_type": "dft"}, {"compute_loss_func": lambda *_, **__: 0}], ids=["loss_type", "compute_loss_func"]
+)
+def test_another_loss_is_not_passed_over_in_silence(
+    asked: dict[str, Any], model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    args = settings(tmp_path, **{k: v for k, v in asked.items() if k == "loss_type"})
+    own = {k: v for k, v in asked.items() if k != "loss_type"}
+    with pytest.raises(ValueError, match="would be passed over"):
+        TALRTrainer(model, args, train_dataset=_dataset(ROWS, None), processing_class=tokenizer, **own)
+
+
 def test_l2_in_the_mix_in_starts_from_the_model_as_it_came(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     twin = copy.deepcopy(model)
     ours, _ = one_step(twin, tokenizer, tmp_path / "a", "l2(weight=0.5)", max_steps=2)

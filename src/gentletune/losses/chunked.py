@@ -54,7 +54,7 @@ class _Sizes(NamedTuple):
 
 # The least rows bound the traffic of adding to the weight's gradient once a tile. On a CPU a block of 16 MiB in
 # fp32 stays in the last-level cache.
-_CPU = _Sizes(one_pass=2**24, least_rows=256, block=2**22, most_rows=8192)
+_CPU = _Sizes(one_pass=2**25, least_rows=512, block=2**22, most_rows=8192)
 _GPU = _Sizes(one_pass=2**27, least_rows=1024, block=2**27, most_rows=8192)
 
 

@@ -39,7 +39,8 @@ class MethodMixin:
         initial: θ⁰ by parameter name for a penalty. None: copied from the model as it comes, if there is a penalty.
 
     Raises:
-        ValueError: a method with a parameterisation or a finish, label smoothing, an adapter on the head.
+        ValueError: a method with a parameterisation or a finish, label smoothing or another loss asked for, an adapter
+            on the head.
     """
 
     # Whether parameterisation and finish are seen to by whoever made the trainer.
@@ -51,6 +52,7 @@ class MethodMixin:
     state: Any
     accelerator: Any
     compute_metrics: Any
+    compute_loss_func: Any
 
     def __init__(
         self,
@@ -62,8 +64,7 @@ class MethodMixin:
     ) -> None:
         super().__init__(*args, **kwargs)
         self.method = parse_method(method) if isinstance(method, str) else method
-        if self.args.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor has no meaning where tokens are weighted by their probability")
+        self._check_arguments()
         if not self.whole_method:
             self._check_slots()
         if initial is None and self.method.penalty is not None:
@@ -81,6 +82,15 @@ class MethodMixin:
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
         add_token_nll(self.model, backend)
+
+    def _check_arguments(self) -> None:
+        """Refuse what would choose another loss and be passed over in silence."""
+        if self.args.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor has no meaning where tokens are weighted by their probability")
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func would be passed over: the method gives the loss; leave it out")
+        if (kind := getattr(self.args, "loss_type", "nll")) not in ("nll", "chunked_nll"):
+            raise ValueError(f"loss_type '{kind}' would be passed over: the method gives the loss; leave it out")
 
     def _check_slots(self) -> None:
         if self.method.parameterise is not None:
