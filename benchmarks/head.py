@@ -3,7 +3,7 @@
 All variants of a size get the same inputs and take turns; loss and gradient norm stand beside the figures to show
 that those of one kind (plain or weighted) compute the same thing.
 
-    python benchmarks/head.py [--quick | --full] [--json PATH] [--plot PATH]
+    python benchmarks/head.py [--quick | --full | --sizes 2048x49152xfloat32 ...] [--json PATH] [--plot PATH]
 """
 
 from __future__ import annotations
@@ -165,6 +165,10 @@ def variants() -> dict[str, Callable[..., Tensor]]:
 
 
 QUICK = ["naive", "ours_sft", "ours_talr_lagged", "ours_talr_median", "three_matmuls"]
+CORE = [
+    "naive", "torch_linear_ce_1024", "trl_fused", "ours_sft", "naive_talr", "ours_talr_lagged", "ours_talr_median",
+    "three_matmuls",
+]  # fmt: skip
 LARGE = [
     "naive", "torch_linear_ce_1024", "trl_fused", "ours_sft", "ours_talr_lagged", "ours_talr_median", "three_matmuls",
 ]  # fmt: skip
@@ -236,9 +240,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small size, fewer variants, three rounds")
-    parser.add_argument("--full", action="store_true", help="all sizes, vocabularies and precisions")
+    parser.add_argument("--full", action="store_true", help="all variants, sizes, vocabularies and precisions")
     parser.add_argument("--json", type=Path, help="write rows, machine and versions to this file")
     parser.add_argument("--plot", type=Path, help="write a picture to this file")
+    parser.add_argument("--sizes", nargs="+", metavar="TOKENSxVOCABxDTYPE", help="these sizes, all variants")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -247,16 +252,22 @@ def main() -> None:
         harness.serve(setup)
         return
     sizes = [(2048, 49152, "float32")]
-    if options.quick:
+    if options.sizes:
+        sizes = [(int(n), int(v), dtype) for n, v, dtype in (text.split("x") for text in options.sizes)]
+    elif options.quick:
         sizes, names, options.repeats = [(512, 49152, "float32")], QUICK, 3
-    elif options.full and torch.cuda.is_available():
+    elif not options.full:
+        names = CORE
+    elif torch.cuda.is_available():
         sizes = [(n, v, "bfloat16") for v in (128256, 262144) for n in (8192, 16384, 32768, 65536)]
-    elif options.full:
+    else:
         sizes = [(n, 49152, "float32") for n in (512, 2048, 8192, 16384)]
         sizes += [(2048, 49152, "bfloat16"), (512, 262144, "float32"), (2048, 262144, "float32")]
-    rows = [row for size in sizes for row in measure(*size, options.repeats, names)]
-    if options.json:
-        harness.write_json(options.json, {**harness.machine(), "repeats": options.repeats, "rows": rows})
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        rows += measure(*size, options.repeats, names)
+        if options.json:  # after every size, so that an interrupted run keeps what it has
+            harness.write_json(options.json, {**harness.machine(), "rows": rows})
     if options.plot:
         plot(rows, options.plot)
 

@@ -59,7 +59,9 @@ class Turns(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         answer = {"seconds": time.perf_counter() - self.begun, "tokens": self.tokens[state.global_step - 1]}
-        harness.reply({**answer, "extra_peak_mb": self.meter.extra_mb(), "peak_mb": self.meter.peak_mb()})
+        answer |= {"extra_peak_mb": self.meter.extra_mb(), "peak_mb": self.meter.peak_mb()}
+        harness.give_back()
+        harness.reply(answer)
 
 
 def chosen_rows(spec: dict[str, Any], tokenizer: Any) -> list[Any]:
@@ -143,7 +145,7 @@ def main() -> None:
     sets: list[dict[str, Any]] = [{"data": "clinic", "cot": True, "rows": 8, "max_length": 512}]
     if options.medcalc:  # as many rows as leave all variants room in 24 GB
         long = {"data": "medcalc", "path": str(options.medcalc.resolve()), "rows": 2, "max_length": 1024}
-        sets += [{**long, "cot": cot} for cot in (False, True)]
+        sets = [{**long, "cot": cot} for cot in (False, True)]
     rows = [row for chosen in sets for row in measure({**chosen, **common})]
     if options.json:
         harness.write_json(options.json, {**harness.machine(), "rows": rows})

@@ -76,10 +76,11 @@ def test_accumulation_equals_one_big_batch(
     assert whole.state.log_history[0]["loss"] == pytest.approx(split.state.log_history[0]["loss"], rel=EXACT)
 
 
-def test_gradient_checkpointing_changes_nothing(tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["talr", "talr(tau=lagged_median)"])
+def test_gradient_checkpointing_changes_nothing(method: str, tiny_model: Any, tokenizer: Any, tmp_path: Path) -> None:
     twin = copy.deepcopy(tiny_model)
-    plain, _ = one_step(tiny_model, tokenizer, tmp_path / "a", "talr")
-    saved, _ = one_step(twin, tokenizer, tmp_path / "b", "talr", gradient_checkpointing=True)
+    plain, _ = one_step(tiny_model, tokenizer, tmp_path / "a", method)
+    saved, _ = one_step(twin, tokenizer, tmp_path / "b", method, gradient_checkpointing=True)
     one, other = gradients(plain), gradients(saved)
     assert distance(one, other) < EXACT
 
