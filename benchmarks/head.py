@@ -221,8 +221,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     first = rows[0]
     chosen = [r for r in rows if (r["vocab"], r["dtype"]) == (first["vocab"], first["dtype"]) and "skipped" not in r]
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
-    for name in dict.fromkeys(r["variant"] for r in chosen):
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), constrained_layout=True)
+    for name in LARGE:  # the variants that every size has
         line = sorted((r for r in chosen if r["variant"] == name), key=lambda r: r["tokens"])
         style = {"marker": "o", "linewidth": 2.2 if name.startswith("ours") else 1.0, "label": name}
         style["linestyle"] = "-" if name.startswith("ours") else "--"
@@ -231,7 +231,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, label in zip(axes, ("seconds, forward and backward (median)", "extra peak memory, MB"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="label tokens", ylabel=label)
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"Head: hidden {first['hidden']}, vocabulary {first['vocab']}, {first['dtype']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -69,6 +69,11 @@ def main() -> None:
     if trainer.accelerator.is_main_process:
         sharded = any(isinstance(p, DTensor) for p in trainer.model.parameters())
         torch.save({"sharded": sharded, "cases": found}, output / "found.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    # Without this a rank now and then aborts while the interpreter takes gloo's threads down.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

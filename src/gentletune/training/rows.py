@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gentletune.losses import IGNORE
 
-# What one more forward and backward pass costs, in tokens. Measured on a CPU (benchmarks/step.py); on a GPU a pass
-# is dear beside its tokens and flash attention needs no padding, so rows stay together there.
+# What one more forward and backward pass is taken to cost, in tokens. On two cores SmolLM2-135M spent 0.47 s a pass and
+# 4.8 ms a token, so 97; less, since smaller groups also need less memory. On a GPU a pass is dear beside its tokens and
+# flash attention needs no padding, so rows stay together there.
 PASS_TOKENS = 64
 
 
