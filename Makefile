@@ -47,9 +47,9 @@ check: $(STAMP)
 	@echo "==> import-linter"; $(BIN)/lint-imports
 
 bench: $(STAMP)
-	@echo "==> Head: one size, all variants (about 5 minutes)"
+	@echo "==> Head: one size, the main variants (about 4 minutes)"
 	@$(BIN)/python benchmarks/head.py --json benchmarks/results/head-2048.json
-	@echo "==> Whole steps on SmolLM2-135M (about 3 minutes; downloads 93 MB once)"
+	@echo "==> Whole steps on SmolLM2-135M (about 4 minutes; downloads 93 MB once)"
 	@$(BIN)/python benchmarks/step.py --json benchmarks/results/step-clinic.json
 
 clean:
