@@ -108,6 +108,8 @@ def measure(base: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         seconds, tokens = (sum(answer[key] for answer in answers) for key in ("seconds", "tokens"))
         rows.append({**spec, **harness.summary(answers), "tokens": tokens, "tokens_per_second": tokens / seconds})
+    for row in rows:
+        row.pop("path", None)  # where the file lies is the user's own affair
     show(rows)
     return rows
 

@@ -52,7 +52,7 @@ def missing(level: str) -> str:
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each level in turn, as if it were the best; skipped where the machine cannot raise it."""
     name: str = request.param
-    if missing(name):
+    if missing(name):  # kernels and containers differ in what they allow; the message says what is lacking
         pytest.skip(f"no {name} on this machine: {missing(name)}")
     monkeypatch.setattr(sandbox, "probe_isolation", lambda: Isolation(name, ""))
     return name
@@ -61,7 +61,7 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 @pytest.fixture
 def safe() -> None:
     """Generated code runs only where there is a wall."""
-    if not sandbox.probe_isolation().safe:
+    if not sandbox.probe_isolation().safe:  # an attack without a wall would reach the user's machine
         pytest.skip(str(sandbox.probe_isolation()))
 
 
@@ -759,7 +759,7 @@ def test_hostile_data_is_an_error(data: object) -> None:
 @pytest.fixture
 def humaneval(shared_data: Path) -> list[dict[str, str]]:
     path = shared_data / "humaneval" / "HumanEval.jsonl.gz"
-    if not path.is_file():
+    if not path.is_file():  # licensed apart, so not in the repository
         pytest.skip(f"HumanEval is not here: {path}")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

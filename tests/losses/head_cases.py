@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,15 +49,6 @@ each_tiling = pytest.mark.parametrize("sizes", TILES.values(), ids=TILES)
 each_weigh = pytest.mark.parametrize("weigh", WEIGHS.values(), ids=WEIGHS)
 each_function = pytest.mark.parametrize("function", [token_nll, weighted_nll])
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums in the same order on every machine; on tensors this small threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def case(

@@ -30,7 +30,6 @@ from .head_cases import (
     gradients,
     loss_of,
     naive,
-    one_thread,  # noqa: F401
     relative,
     with_bias,
 )

@@ -43,7 +43,6 @@ from .head_cases import (
     factors_of,
     forbid,
     naive,
-    one_thread,  # noqa: F401
     relative,
     with_bias,
 )

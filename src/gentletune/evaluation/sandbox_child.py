@@ -171,8 +171,8 @@ def _empty_root(size: int) -> None:
     # Any directory does as the mount point, and nothing below /proc is needed any more.
     options = f"size={size},nr_inodes=1024,mode=755".encode()
     _call("mount", b"tmpfs", b"/proc", b"tmpfs", nosuid_nodev_noexec, options)
-    os.mkdir("/proc/tmp")  # noqa: PTH102
-    os.chmod("/proc/tmp", 0o777)  # noqa: PTH101
+    os.mkdir("/proc/tmp")  # noqa: PTH102 - no pathlib: the child imports as little as it can
+    os.chmod("/proc/tmp", 0o777)  # noqa: PTH101 - the same
     os.chdir("/proc")
     _call("pivot_root", b".", b".")  # the old root is now on top of the new one, and comes off
     _call("umount2", b".", detach)
@@ -483,7 +483,7 @@ def main() -> NoReturn:
         os._exit(0)
     expired = False
 
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal expired
         expired = True
         with contextlib.suppress(ProcessLookupError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,12 +38,12 @@ def add_token_nll(model: Any, backend: Backend = "auto") -> None:
         return
     original = base.forward
 
-    @functools.wraps(original)
     def forward(*args: Any, token_nll: bool = False, **kwargs: Any) -> Any:
-        return _nll(base, forward.token_nll_backend, **kwargs) if token_nll else original(*args, **kwargs)  # type: ignore[attr-defined]
+        return _nll_uncompiled(base, patched.token_nll_backend, **kwargs) if token_nll else original(*args, **kwargs)
 
-    forward.token_nll_backend = backend  # type: ignore[attr-defined]
-    base.forward = forward
+    patched: Any = functools.wraps(original)(forward)
+    patched.token_nll_backend = backend
+    base.forward = patched
 
 
 def remove_token_nll(model: Any) -> None:
@@ -51,8 +52,6 @@ def remove_token_nll(model: Any) -> None:
     base.__dict__.pop("forward", None)
 
 
-# Under torch.compile the backbone is compiled and the head is not: which positions hold labels changes by batch.
-@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
 def _nll(
     base: Any,
     backend: Backend,
@@ -76,6 +75,9 @@ def _nll(
     out = weighted_nll(tokens.gather(hidden), head.weight, tokens.targets, weigh, factors=by_token, **given)
     return found | {"nll": out.nll, "loss": out.loss}
 
+
+# Under torch.compile the backbone is compiled and the head is not: which positions hold labels changes by batch.
+_nll_uncompiled: Callable[..., dict[str, Tensor]] = torch.compiler.disable(_nll, recursive=False)
 
 # What PEFT and trainers hand on that a backbone does not take, or that only the head would use.
 _HEAD_ONLY = frozenset({"use_cache", "return_dict", "logits_to_keep", "num_items_in_batch"})

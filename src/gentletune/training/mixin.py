@@ -53,6 +53,8 @@ class MethodMixin:
     accelerator: Any
     compute_metrics: Any
     compute_loss_func: Any
+    compute_loss_context_manager: Any
+    _prepare_inputs: Any
 
     def __init__(
         self,
@@ -134,8 +136,8 @@ class MethodMixin:
         """One micro-batch; at the last one of a step the gradient gets its normalisation and penalty."""
         # Where no token's weight waits for another's, each group's backward pass can free its activations.
         groups = self._groups(inputs) if self.method.one_pass else [inputs]
-        step = super().training_step  # type: ignore[misc]
-        loss: Tensor = torch.stack([step(model, group, num_items_in_batch) for group in groups]).sum()
+        trainer: Any = super()
+        loss: Tensor = torch.stack([trainer.training_step(model, group, num_items_in_batch) for group in groups]).sum()
         if not self.accelerator.gradient_state.sync_gradients:
             self._returned = self._returned + loss
             return loss
@@ -173,15 +175,16 @@ class MethodMixin:
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Also gives the first global batch its own statistic as `previous`, where the method asks for one."""
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        trainer: Any = super()
+        batches, count = trainer.get_batch_samples(epoch_iterator, num_batches, device)
         if self.method.uses_previous and self.previous is None and batches:
             means = [self._own_means(batch) for batch in batches]
             self.previous = self._all_ranks(torch.cat(means))
         return batches, count
 
     def _own_means(self, batch: dict[str, Any]) -> Tensor:
-        inputs = self._prepare_inputs({k: v for k, v in batch.items() if k != "sequence_weights"})  # type: ignore[attr-defined]
-        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+        inputs = self._prepare_inputs({k: v for k, v in batch.items() if k != "sequence_weights"})
+        with torch.no_grad(), self.compute_loss_context_manager():
             return method_loss(self.model, inputs, Method(), backend=self.backend).means
 
     def _all_ranks(self, values: Tensor) -> Tensor:
@@ -227,7 +230,8 @@ class MethodMixin:
             if self.initial or self.method.parameterise is not None:
                 logs["update_norm"] = self.update_norm()
             self._totals, self._taus = None, []
-        super().log(logs, start_time)  # type: ignore[misc]
+        trainer: Any = super()
+        trainer.log(logs, start_time)
 
     @torch.no_grad()
     def update_norm(self) -> float:
