@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import types
@@ -21,7 +22,8 @@ from rich.table import Table
 
 from gentletune.errors import UserError, unknown
 from gentletune.recipe import ALIASES, Recipe, load_recipe
-from gentletune.records import RunRecord, Score, load_records, write_json_atomic
+from gentletune.records import RunRecord, load_records, write_json_atomic, write_text_atomic
+from gentletune.score_table import print_scores
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 stdout, stderr = Console(), Console(stderr=True)
@@ -64,7 +66,10 @@ def train_command(context: typer.Context, config: ConfigOption = None) -> None:
     if record.status == "failed":
         stderr.print(f"gentletune: the run failed: {record.error}", style="red", soft_wrap=True)
         raise typer.Exit(1)
-    _print_scores(record.scores, record.initial_scores, f"{record.label}, learning rate {record.learning_rate:g}")
+    title = f"{record.label}, learning rate {record.learning_rate:g}"
+    print_scores(stdout, record.scores, record.initial_scores, title)
+    if record.sandbox:
+        _say(record.sandbox)
     _say(f"run directory: {_run_directory(record)}")
 
 
@@ -74,30 +79,40 @@ def evaluate_command(
     config: ConfigOption = None,
     model: Annotated[str, typer.Option(help="The model to measure: directory, alias or hub name.")] = "",
     initial: Annotated[
-        str, typer.Option(help="The initial model drift is measured from; the recipe's by default.")
+        str, typer.Option(help="The model it came from, to compare with; the recipe's where there is a domain.")
     ] = "",
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file, too.")] = None,
+    samples_path: Annotated[
+        Path | None, typer.Option("--samples", help="Write what each task asked and got to this JSONL file.")
+    ] = None,
 ) -> None:
-    """Domain and general scores of any model, beside those of the recipe's initial model.
+    """Domain and general scores of any model, with standard errors, beside those of its initial model.
 
     [bold]Examples[/bold]
 
       gentletune evaluate -c recipe.yaml --model runs/a/model
 
       gentletune evaluate --data clinic --model smollm2-135m --json scores.json
+
+      gentletune evaluate --model runs/a/model --initial smollm2-135m --tasks gsm8k,humaneval,ifeval --limit 100
+
+      gentletune evaluate --model smollm2-135m --tasks gsm8k,medcalc,my_task.yaml --task-data benchmarks/
     """
     recipe = load_recipe(config, _overrides(context.args) | ({"model": initial} if initial else {}))
     from gentletune.study import evaluate
 
     _prepare()
-    name = model or recipe.model
+    has_data = recipe.data is not None or recipe.data_path is not None
     with _stages() as stage:
-        scores, before = evaluate(recipe, name, stage=stage)
-    _print_scores(scores, before, name)
+        found = evaluate(recipe, model or recipe.model, alone=not (has_data or initial), stage=stage)
+    print_scores(stdout, found.scores, found.initial_scores, found.model)
+    if found.sandbox:
+        _say(found.sandbox)
     if json_path:
-        pair = {"model": name, "initial_model": recipe.model, "scores": scores, "initial_scores": before}
-        dumped = {k: [s.model_dump() for s in v] if isinstance(v, list) else v for k, v in pair.items()}
-        write_json_atomic(json_path, dumped)
+        write_json_atomic(json_path, found.as_dict())
+    if samples_path:
+        lines = (json.dumps(sample, ensure_ascii=False, default=str) for sample in found.samples)
+        write_text_atomic(samples_path, "".join(f"{line}\n" for line in lines))
 
 
 @app.command("sweep")
@@ -232,7 +247,7 @@ def _overrides(arguments: list[str]) -> dict[str, Any]:
 
 def _is_flag(name: str) -> bool:
     field = Recipe.model_fields.get(name)
-    return field is not None and field.annotation is bool
+    return field is not None and field.annotation in (bool, bool | None)
 
 
 def _typed(name: str, text: str) -> Any:
@@ -288,22 +303,6 @@ def _stages() -> Iterator[Callable[[str], Callable[[int, int], None] | None]]:
         yield stage
     finally:
         close()
-
-
-def _print_scores(scores: list[Score], initial: list[Score], title: str) -> None:
-    if not scores:
-        return
-    table = Table(title=title)
-    for heading in ("side", "score", "better", "initial", "tuned", "± s.e.", "n"):
-        table.add_column(heading)
-    before = {s.key: s for s in initial}
-    for s in scores:
-        was = f"{before[s.key].value:.4f}" if s.key in before else ""
-        error = "" if s.stderr is None else f"{s.stderr:.4f}"
-        table.add_row(
-            s.side, s.key, "higher" if s.higher_is_better else "lower", was, f"{s.value:.4f}", error, str(s.n)
-        )
-    stdout.print(table)
 
 
 def _run_directory(record: RunRecord) -> str:

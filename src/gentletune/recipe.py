@@ -35,6 +35,15 @@ _MEASUREMENT = frozenset(
         "general_rows",
         "reference_path",
         "eval_batch_tokens",
+        "tasks",
+        "task_data",
+        "limit",
+        "num_fewshot",
+        "max_gen_toks",
+        "chat_template",
+        "backend",
+        "drop_leaked",
+        "allow_unsafe_code",
     }
 )
 
@@ -98,6 +107,20 @@ class Recipe(BaseModel):
     general_rows: int = Field(64, ge=1, description="Rows of each generated general task.")
     reference_path: str | None = Field(None, description="File of reference answers to measure code length on.")
     eval_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per evaluation batch.")
+    tasks: tuple[str, ...] = Field(
+        ("arithmetic", "instructions"),
+        description="arithmetic, instructions, clinic, medcalc, esci, a YAML file, or any task of lm-eval's: gsm8k, …",
+    )
+    task_data: str | None = Field(None, description="Directory of the tasks' official files; None asks the hub.")
+    limit: int | None = Field(None, ge=1, description="Documents per task (None: all).")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples in lm-eval's prompts (None: the task's own).")
+    max_gen_toks: int | None = Field(None, ge=1, description="Longest answer to any task (None: the task's own).")
+    chat_template: bool | None = Field(
+        None, description="Chat template for lm-eval's tasks (None: where there is one, but for plain humaneval)."
+    )
+    backend: Literal["gentletune", "hf", "vllm"] = Field("gentletune", description="What generates: ours or lm-eval's.")
+    drop_leaked: bool = Field(False, description="Leave out MedCalc test questions on notes of its training file.")
+    allow_unsafe_code: bool = Field(False, description="Run generated code even where nothing isolates it.")
 
     @model_validator(mode="before")
     @classmethod

@@ -3,41 +3,63 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gentletune.errors import UserError
 
 RECORD_FILE = "record.json"
+Side = Literal["domain", "general"]
 
 
 class Score(BaseModel):
     """One measured number with its uncertainty.
 
     `value` and `stderr` share a unit, named by `metric` (`accuracy` in [0, 1], `bits_per_token` in bits);
-    `stderr` is None when it cannot be estimated (fewer than two items).
+    `stderr` is None when it cannot be estimated (fewer than two items, or than two groups of items).
+
+    `items` are the n linearised items, in the value's unit: their mean is `value`, up to rounding, and the
+    variance of their mean is that of `value` (`gentletune.statistics`). `clusters` numbers the group of each
+    item; empty, every item is its own. Both are empty in old records. `details` holds breakdowns, fit for JSON.
+
+    Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
-    side: Literal["domain", "general"]
+    side: Side
     metric: str
     value: float
     stderr: float | None
     n: int
     higher_is_better: bool
+    items: tuple[float, ...] = ()
+    clusters: tuple[int, ...] = ()
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if len(self.items) not in (0, self.n):
+            raise ValueError(f"score '{self.key}' has {len(self.items)} items, but n is {self.n}")
+        if len(self.clusters) not in (0, len(self.items)):
+            raise ValueError(f"score '{self.key}' has {len(self.clusters)} clusters for {len(self.items)} items")
+        return self
 
     @property
     def key(self) -> str:
         """`task/metric`, the name of this score across runs."""
         return f"{self.task}/{self.metric}"
+
+    @property
+    def units(self) -> int:
+        """How many independent units there are: groups of items, or the items where they are not grouped."""
+        return len(set(self.clusters)) or self.n
 
 
 class RunRecord(BaseModel):
@@ -45,7 +67,7 @@ class RunRecord(BaseModel):
 
     `method` is the canonical composed name (`talr+lora`), `recipe` every field of the recipe, `hashes` content
     hashes (SHA-256), `timings` in seconds. `label` names the point in a report when the method alone does not
-    (a Wise-FT point: `sft+wise_ft(alpha=0.5)`).
+    (a Wise-FT point: `sft+wise_ft(alpha=0.5)`). `sandbox` says what isolated generated code, where any was run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,59 +88,13 @@ class RunRecord(BaseModel):
     initial_scores: list[Score] = Field(default_factory=list)
     created: str = ""
     git_commit: str | None = None
+    sandbox: str = ""
     error: str | None = None
 
     def score(self, key: str, initial: bool = False) -> Score | None:
         """The score named `task/metric`, or None."""
         pool = self.initial_scores if initial else self.scores
         return next((s for s in pool if s.key == key), None)
-
-
-def accuracy_score(right: Sequence[bool | float], *, task: str, side: Literal["domain", "general"]) -> Score:
-    """Share of right answers. The standard error is Agresti and Coull's, from (k + 2) / (n + 4), so that a share
-    of 0 or 1 among few items does not claim to be certain; with many items it is the usual √(p(1-p)/n).
-
-    >>> s = accuracy_score([0, 0, 0, 0], task="t", side="domain")
-    >>> s.value, round(s.stderr, 3)
-    (0.0, 0.153)
-    """
-    n, k = len(right), math.fsum(right)
-    if n == 0:
-        raise ValueError(f"no items to score for task '{task}'")
-    share = (k + 2) / (n + 4)
-    stderr = math.sqrt(share * (1 - share) / (n + 4))
-    return Score(task=task, side=side, metric="accuracy", value=k / n, stderr=stderr, n=n, higher_is_better=True)
-
-
-def ratio_score(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    *,
-    task: str,
-    side: Literal["domain", "general"],
-    metric: str,
-    higher_is_better: bool,
-) -> Score:
-    """Ratio of sums Σa/Σb with a standard error by item (linearised), for per-token figures over sequences.
-
-    Tokens of one sequence are not independent, so the item is the sequence:
-    se = √(n/(n-1) · Σ(aᵢ - R·bᵢ)²) / Σb (Cochran, Sampling Techniques, §6.3).
-    """
-    n, total = len(numerators), math.fsum(denominators)
-    if n == 0 or total <= 0:
-        raise ValueError(f"no tokens to score for task '{task}'")
-    ratio = math.fsum(numerators) / total
-    spread = math.fsum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
-    stderr = math.sqrt(n / (n - 1) * spread) / total if n > 1 else None
-    return Score(
-        task=task,
-        side=side,
-        metric=metric,
-        value=ratio,
-        stderr=stderr,
-        n=n,
-        higher_is_better=higher_is_better,
-    )
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gentletune.data.domains.esci import CLASSES, esci_example
-from gentletune.data.domains.medcalc import COLUMNS, medcalc_example
+from gentletune.data.domains.medcalc import COLUMNS, medcalc_example, shared_notes
 from gentletune.data.example import Answer
 from gentletune.data.files import read_rows
 from gentletune.errors import UserError
@@ -89,6 +89,7 @@ def test_a_missing_medcalc_column_is_named(column: str, value: Any) -> None:
         (typed("integer", "inf"), "inf"),
         (typed("decimal", "5", high="nan"), "nan"),
         (typed("date", "2014-03-05"), "2014-03-05"),
+        (typed("date", "02/30/2014"), "'02/30/2014' is not a date"),
     ],
 )
 def test_a_medcalc_answer_that_cannot_be_read_is_refused(row: dict[str, Any], message: str) -> None:
@@ -96,13 +97,21 @@ def test_a_medcalc_answer_that_cannot_be_read_is_refused(row: dict[str, Any], me
         medcalc_example(row, cot=True, where="f: row 4")
 
 
-@pytest.mark.parametrize(("file", "rows"), [("train", 1006), ("test", 747)])
-def test_every_official_medcalc_row_is_right_by_its_own_completion(shared_data: Path, file: str, rows: int) -> None:
-    found = read_rows(str(shared_data / "medcalc" / f"{file}.csv"))
-    examples = [medcalc_example(row, cot=cot, where=file) for row in found for cot in (True, False)]
-    assert len(examples) == 2 * rows
-    assert [e for e in examples if e.answer is None or not is_right(e.completion, e.answer)] == []
-    assert {e.answer.kind for e in examples if e.answer} == {"decimal", "integer", "date", "weeks_days"}
+@pytest.mark.parametrize(
+    ("written", "category"),
+    [("lab test", "lab"), ("dosage conversion", "dosage"), ("lab", "lab"), (" risk ", "risk"), ("", ""), (None, "")],
+)
+def test_a_medcalc_category_is_spelt_as_in_the_test_file(written: str | None, category: str) -> None:
+    assert medcalc_example(medcalc(Category=written), cot=True, where="f").category == category
+
+
+def test_notes_on_both_sides_are_found_by_the_hash_that_groups_rows() -> None:
+    a, b, c = (medcalc(Patient_Note=note) for note in ("A", " B ", "C"))
+    group = medcalc_example(medcalc(Patient_Note="B"), cot=True, where="f").group
+    assert shared_notes([a, b], [medcalc(Patient_Note="B\n"), c]) == {group}
+    assert shared_notes([a], [c]) == shared_notes([], [c]) == set()
+    with pytest.raises(UserError, match=r"^test row 2: .*'Patient Note' is missing"):
+        shared_notes([a], [b, medcalc(Patient_Note="")])
 
 
 OFFICIAL = {

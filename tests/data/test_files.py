@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gentletune.data.files import SUFFIXES, check_rows, read_rows
+from gentletune.data.files import SUFFIXES, check_rows, read_rows, read_text
 from gentletune.errors import UserError
 
 CHAT = [{"role": "user", "content": "Hi, «you»"}, {"role": "assistant", "content": "Hello\nthere"}]
@@ -136,6 +136,24 @@ def test_header_only_parquet_has_no_rows(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path: Path) -> None:
     assert "no such data file" in complaint(tmp_path / "none.jsonl")
     assert "is a directory" in complaint(tmp_path)
+
+
+def test_plain_text_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf na\xc3\xafve\r\n\n")
+    assert read_text(str(path)) == " naïve\r\n\n"
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"a\xff", None])
+def test_a_text_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.txt"
+    if content is not None:
+        path.write_bytes(content)
+    for place in (path, tmp_path):
+        with pytest.raises(UserError) as caught:
+            read_text(str(place))
+        assert str(place) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 ONE_CHAT = {"messages": CHAT}

@@ -39,6 +39,27 @@ def read_rows(path: str, *, split: str = "train") -> list[Row]:
     return rows
 
 
+def read_text(path: str) -> str:
+    """The whole of a UTF-8 text file, line ends as they are. Not a format to train on: see `text_rows` in
+    `gentletune.evaluation.code_length`.
+
+    Raises:
+        UserError: missing, empty or not UTF-8.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f"{path} is a directory; give one text file")
+    if not file.is_file():
+        raise UserError(f"no such data file: {path}")
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty; give one with text in it")
+    return text
+
+
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
     with path.open("rb") as file:

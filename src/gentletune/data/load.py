@@ -96,8 +96,8 @@ def _domain(recipe: Recipe, name: str, path: str) -> DomainData:
     clean = [e for e in train if e.group not in shared]
     if not clean:
         raise UserError(f"{path}: every training row shares its group with the held-out rows; nothing left to train on")
-    held = _draw(held, recipe.test_rows)
-    kept = _draw(clean, recipe.train_rows) if recipe.train_rows else clean
+    held = draw(held, recipe.test_rows)
+    kept = draw(clean, recipe.train_rows) if recipe.train_rows else clean
     return DomainData(name, [e.row() for e in kept], [e.row() for e in held], held, leaked=len(train) - len(clean))
 
 
@@ -115,8 +115,8 @@ def _plain(recipe: Recipe, path: str) -> DomainData:
         train, held = split_by_group(rows, recipe.test_rows, [_key(row) for row in rows], path)
     if not train:
         raise UserError(f"{path}: every row is also held out; nothing left to train on")
-    held = _draw(held, recipe.test_rows)
-    return DomainData(Path(path).stem, _draw(train, recipe.train_rows), held, leaked=leaked)
+    held = draw(held, recipe.test_rows)
+    return DomainData(Path(path).stem, draw(train, recipe.train_rows), held, leaked=leaked)
 
 
 def _shaped(path: str, split: str) -> tuple[Shape, list[Row]]:
@@ -157,7 +157,7 @@ def split_by_group(items: Sequence[T], test_rows: int, groups: Sequence[str], wh
     return train, test
 
 
-def _draw(items: list[T], limit: int | None) -> list[T]:
+def draw(items: list[T], limit: int | None) -> list[T]:
     """`limit` items in their order, spread by hash over the whole list, so that a sorted file is sampled fairly."""
     if limit is None or limit >= len(items):
         return items

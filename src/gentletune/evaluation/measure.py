@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from gentletune.cache import cached_json
+from gentletune.cache import cached_json, digest
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_rows
-from gentletune.data.example import Example
-from gentletune.data.files import check_rows, read_rows
-from gentletune.data.general import arithmetic_examples, general_prompts, instruction_examples
+from gentletune.data.general import general_prompts
 from gentletune.data.load import DomainData
 from gentletune.errors import UserError
-from gentletune.evaluation.code_length import SequenceNLL, code_length_score, drift_score, sequence_nll
-from gentletune.evaluation.constraints import satisfied
+from gentletune.evaluation.code_length import (
+    SequenceNLL,
+    code_length_scores,
+    drift_score,
+    label_bytes,
+    sequence_nll,
+    text_rows,
+)
 from gentletune.evaluation.generate import Progress, generate
-from gentletune.evaluation.scoring import is_right
+from gentletune.evaluation.harness import (
+    EvalTask,
+    Stage,
+    Subject,
+    example_task,
+    resolve_tasks,
+    run_tasks,
+    wrap_own,
+)
 from gentletune.recipe import Recipe
-from gentletune.records import Score, accuracy_score
+from gentletune.records import Score
 
-Stage = Callable[[str], Progress | None]
-GENERAL_SEED = 20250920  # the general tasks are the same rows in every run
-_VERSION = 3  # raise when what is cached would come out differently
+GENERAL_SEED = 20250920  # the sampled answers are the same in every run
+_VERSION = 4  # raise when what is cached would come out differently
 
 
 def silent(_stage: str) -> Progress | None:
@@ -44,10 +55,19 @@ class OwnAnswers:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model is compared with: the initial model's sampled and greedy answers."""
+    """What a model is compared with: the sampled and greedy answers of the initial model, whose hash is `model`."""
 
+    model: str
     sampled: OwnAnswers
     greedy: OwnAnswers
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of one model, domain first, and what each task asked and got."""
+
+    scores: list[Score]
+    samples: list[dict[str, Any]]
 
 
 def reference_answers(
@@ -76,67 +96,67 @@ def reference_answers(
         value = cached_json("answers", key, compute)
         return OwnAnswers([Encoded(**row) for row in value["rows"]], SequenceNLL(**value["initial"]))
 
-    return Reference(answers("sampled"), answers("greedy"))
+    return Reference(model_hash, answers("sampled"), answers("greedy"))
 
 
 def measure(
-    model: Any, tokenizer: Any, data: DomainData, recipe: Recipe, reference: Reference, *, stage: Stage = silent
-) -> list[Score]:
-    """All scores of one model: domain accuracy and code length, drift twice, references, two general tasks.
-
-    Domain accuracy needs held-out rows with answers, `reference` code length a `reference_path`.
-    """
-    scores: list[Score] = []
-    held = encode_rows(data.test, tokenizer, max_length=row_limit(model, recipe), where=f"{data.name}, held out")
-    examples = [data.examples[i] for i in held.kept] if data.examples else []  # both scores on the same rows
-    if examples:
-        right = _accuracy(model, tokenizer, examples, recipe, recipe.domain_tokens, stage(f"{data.name} accuracy"))
-        scores.append(accuracy_score(right, task=data.name, side="domain"))
-    found = _nll(model, tokenizer, held.rows, recipe, stage(f"{data.name} code length"))
-    scores.append(code_length_score(found, task=data.name, side="domain"))
-    for kind, own in (("sampled", reference.sampled), ("greedy", reference.greedy)):
-        found = _nll(model, tokenizer, own.rows, recipe, stage(f"drift on {kind} answers"))
-        scores.append(drift_score(found, own.initial, task=f"drift_{kind}"))
-    if recipe.reference_path:
-        rows = reference_rows(recipe.reference_path, tokenizer, row_limit(model, recipe))
-        found = _nll(model, tokenizer, rows, recipe, stage("reference code length"))
-        scores.append(code_length_score(found, task="reference", side="general"))
-    for task, make in (("arithmetic", arithmetic_examples), ("instructions", instruction_examples)):
-        examples = make(recipe.general_rows, seed=GENERAL_SEED)
-        right = _accuracy(model, tokenizer, examples, recipe, recipe.task_tokens, stage(f"{task} accuracy"))
-        scores.append(accuracy_score(right, task=task, side="general"))
-    return scores
-
-
-def measure_initial(
-    model: Any,
-    tokenizer: Any,
-    data: DomainData,
+    subject: Subject,
+    data: DomainData | None,
     recipe: Recipe,
-    reference: Reference,
-    model_hash: str,
+    reference: Reference | None,
     *,
     stage: Stage = silent,
+) -> Measured:
+    """All scores of one model: accuracy and code length on the domain, drift twice, references, the recipe's tasks.
+
+    Domain accuracy needs held-out rows with answers, `reference` code length a `reference_path`. Without `data` and
+    `reference` it is the tasks alone.
+    """
+    tasks: list[EvalTask] = []
+    scores: list[Score] = []
+    if data is not None and reference is not None:
+        held = encode_rows(data.test, subject.tokenizer, max_length=subject.max_length, where=f"{data.name}, held out")
+        if data.examples:  # both scores on the same rows
+            examples = [data.examples[i] for i in held.kept]
+            task = example_task(data.name, "domain", examples, max_tokens=recipe.domain_tokens)
+            tasks.append(wrap_own(task))
+        texts = text_rows(recipe.reference_path, subject.tokenizer, subject.max_length) if recipe.reference_path else []
+        key: list[Any] = [_VERSION, subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
+        key += [recipe.general_prompts, recipe.general_tokens, digest([row.input_ids for row in texts])]
+        found = cached_json(
+            "scores",
+            key,
+            lambda: [
+                s.model_dump() for s in _code_lengths(subject, data.name, held.rows, texts, recipe, reference, stage)
+            ],
+        )
+        scores = [Score.model_validate(value) for value in found]
+    results = run_tasks(subject, [*tasks, *resolve_tasks(recipe)], recipe, stage)
+    accuracies = [score for result in results for score in result.scores]
+    ordered = sorted([*accuracies, *scores], key=lambda score: score.side)  # stable: domain first
+    return Measured(ordered, [sample for result in results for sample in result.samples])
+
+
+def _code_lengths(
+    subject: Subject,
+    name: str,
+    held: Sequence[Encoded],
+    texts: Sequence[Encoded],
+    recipe: Recipe,
+    reference: Reference,
+    stage: Stage,
 ) -> list[Score]:
-    """`measure` of the initial model, cached by content: every run of a study shares it."""
-    fields = (
-        "domain_tokens",
-        "general_prompts",
-        "general_tokens",
-        "task_tokens",
-        "general_rows",
-        "reference_path",
-        "max_length",
-    )
-    key = [_VERSION, model_hash, data.name, data.test_hash, {f: getattr(recipe, f) for f in fields}]
-    if recipe.reference_path:
-        key.append(read_rows(recipe.reference_path))
-    found = cached_json(
-        "scores",
-        key,
-        lambda: [s.model_dump() for s in measure(model, tokenizer, data, recipe, reference, stage=stage)],
-    )
-    return [Score.model_validate(value) for value in found]
+    def nll(rows: Sequence[Encoded], what: str) -> SequenceNLL:
+        found = _nll(subject.model, subject.tokenizer, rows, recipe, stage(what))
+        return replace(found, bytes=label_bytes(rows, subject.tokenizer))
+
+    scores = code_length_scores(nll(held, f"{name} code length"), task=name, side="domain")
+    for kind, own in (("sampled", reference.sampled), ("greedy", reference.greedy)):
+        found = nll(own.rows, f"drift on {kind} answers")
+        scores.append(drift_score(found, own.initial, task=f"drift_{kind}"))
+    if texts:
+        scores += code_length_scores(nll(texts, "reference code length"), task="reference", side="general")
+    return scores
 
 
 def probe(
@@ -161,32 +181,7 @@ def row_limit(model: Any, recipe: Recipe) -> int:
     return recipe.max_length
 
 
-def reference_rows(path: str, tokenizer: Any, max_length: int) -> list[Encoded]:
-    """Reference answers from a file of any of the three shapes."""
-    rows = read_rows(path)
-    check_rows(rows, path)
-    return encode_rows(rows, tokenizer, max_length=max_length, where=path).rows
-
-
 def _nll(model: Any, tokenizer: Any, rows: Sequence[Encoded], recipe: Recipe, progress: Progress | None) -> SequenceNLL:
     return sequence_nll(
         model, rows, pad_id=tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens, progress=progress
     )
-
-
-def _accuracy(
-    model: Any, tokenizer: Any, examples: Sequence[Example], recipe: Recipe, tokens: int, progress: Progress | None
-) -> list[float]:
-    """1.0 for each example answered rightly by greedy decoding, else 0.0."""
-    prompts = [encode_prompt(example.prompt, tokenizer) for example in examples]
-    said = generate(
-        model, tokenizer, prompts, max_new_tokens=tokens, batch_tokens=recipe.eval_batch_tokens, progress=progress
-    )
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
-    return [float(_judge(text, example)) for text, example in zip(texts, examples, strict=True)]
-
-
-def _judge(response: str, example: Example) -> bool:
-    if example.answer is not None:
-        return is_right(response, example.answer)
-    return satisfied(response, example.constraints)

@@ -168,6 +168,15 @@ def probe_isolation() -> Isolation:
     return Isolation("none", "limits on resources only", missing)
 
 
+def require_isolation(isolation: Isolation, allow_unsafe: bool) -> None:
+    """Raises `UserError` where there are no walls and `allow_unsafe` is not given."""
+    if not isolation.safe and not allow_unsafe:
+        raise UserError(
+            f"no isolation for generated code on this machine ({isolation.missing}); "
+            "to run it all the same, with your rights, say --allow-unsafe-code"
+        )
+
+
 def run_program(program: Program, *, limits: Limits | None = None, allow_unsafe: bool = False) -> Outcome:
     """Whether the solution passes the tests, run behind the best walls that this machine has.
 
@@ -178,11 +187,7 @@ def run_program(program: Program, *, limits: Limits | None = None, allow_unsafe:
     'passed'
     """
     isolation = probe_isolation()
-    if not isolation.safe and not allow_unsafe:
-        raise UserError(
-            f"no isolation for generated code on this machine ({isolation.missing}); "
-            "to run it all the same, with your rights, say --allow-unsafe-code"
-        )
+    require_isolation(isolation, allow_unsafe)
     return _launch(program, isolation.level, limits or Limits())
 
 

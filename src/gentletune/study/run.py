@@ -17,16 +17,8 @@ from gentletune.cache import cached_json, whole_directory
 from gentletune.data import DomainData, Encoded, encode_rows, load_data
 from gentletune.errors import UserError
 from gentletune.evaluation.code_length import sequence_nll
-from gentletune.evaluation.measure import (
-    Reference,
-    Stage,
-    measure,
-    measure_initial,
-    probe,
-    reference_answers,
-    row_limit,
-    silent,
-)
+from gentletune.evaluation.harness import Stage, Subject, code_walls, resolve_tasks
+from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, row_limit, silent
 from gentletune.methods import Method, parse_method, training_part
 from gentletune.models import load_model, load_tokenizer, model_hash, quiet, resolve_model
 from gentletune.recipe import Recipe
@@ -47,12 +39,13 @@ class Inputs:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.method: Method = parse_method(recipe.method)
+        self.sandbox = code_walls(resolve_tasks(recipe), recipe) if recipe.evaluate else ""
         self.data: DomainData = load_data(recipe)
         self.directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
         self.tokenizer: Any = load_tokenizer(self.directory, trust_remote_code=recipe.trust_remote_code)
         self.model_hash = model_hash(self.directory)
         model = load_model(self.directory, trust_remote_code=recipe.trust_remote_code)
-        limit = row_limit(model, recipe)
+        self.max_length = limit = row_limit(model, recipe)
         self.train = encode_rows(self.data.train, self.tokenizer, max_length=limit, where=f"{self.data.name}, training")
         self.test = encode_rows(self.data.test, self.tokenizer, max_length=limit, where=f"{self.data.name}, held out")
         self._fresh: Any = model
@@ -61,6 +54,11 @@ class Inputs:
         """The initial model, fresh from disk; the first call reuses the copy the constructor loaded."""
         model, self._fresh = self._fresh, None
         return model or load_model(self.directory, trust_remote_code=self.recipe.trust_remote_code)
+
+    def subject(self, model: Any, directory: Path | None = None) -> Subject:
+        """A model of the run to measure: the initial one, or the one whose weights lie in `directory`."""
+        mine = self.model_hash if directory is None else model_hash(directory)
+        return Subject(model, self.tokenizer, directory or self.directory, mine, self.max_length)
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -103,24 +101,6 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
     return record
 
 
-def evaluate(recipe: Recipe, model: str, *, stage: Stage = silent) -> tuple[list[Score], list[Score]]:
-    """Scores of any model, and of the recipe's initial model, on the recipe's two sides.
-
-    Raises:
-        UserError: bad input.
-    """
-    inputs = Inputs(recipe)
-    reference, initial = _initial(inputs, stage)
-    directory = resolve_model(model, trust_remote_code=recipe.trust_remote_code)
-    if model_hash(directory) == inputs.model_hash:
-        return initial, initial
-    tuned = load_model(directory, trust_remote_code=recipe.trust_remote_code)
-    tokenizer = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
-    if tokenizer.get_vocab() != inputs.tokenizer.get_vocab():
-        raise UserError(f"{model} and {recipe.model} have different vocabularies, so drift is not defined between them")
-    return measure(tuned, tokenizer, inputs.data, recipe, reference, stage=stage), initial
-
-
 def default_output(recipe: Recipe, method: Method) -> str:
     """Run directory of a recipe that names none: `runs/DATA-METHOD-LR-HASH`."""
     data = recipe.data or Path(recipe.data_path or "data").stem
@@ -141,6 +121,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         "hashes": inputs.hashes,
         "data": _data_figures(inputs),
         "initial_scores": initial,
+        "sandbox": inputs.sandbox,
         **provenance(),
     }
     begun = time.perf_counter()
@@ -155,7 +136,8 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
     scores: list[Score] = []
     if recipe.evaluate and reference is not None:
         begun = time.perf_counter()
-        scores = measure(tuned, inputs.tokenizer, inputs.data, recipe, reference, stage=stage)
+        subject = inputs.subject(tuned, run / "model")
+        scores = measure(subject, inputs.data, recipe, reference, stage=stage).scores
         timings["evaluate"] = time.perf_counter() - begun
     figures = json.loads((run / FIGURES_FILE).read_text(encoding="utf-8"))
     if "train_seconds" in figures:  # training ended in an earlier call
@@ -169,11 +151,10 @@ def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, list[Score]]:
     reference = reference_answers(model, inputs.tokenizer, recipe, inputs.model_hash, stage=stage)
     if not recipe.evaluate:
         return reference, []
-    scores = measure_initial(
-        model, inputs.tokenizer, inputs.data, recipe, reference, inputs.model_hash,
-        stage=lambda name: stage(f"initial model: {name}"),
-    )  # fmt: skip
-    return reference, scores
+    measured = measure(
+        inputs.subject(model), inputs.data, recipe, reference, stage=lambda name: stage(f"initial model: {name}")
+    )
+    return reference, measured.scores
 
 
 def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gentletune.evaluation.measure import Stage, silent
+from gentletune.evaluation.harness import Stage
+from gentletune.evaluation.measure import silent
 from gentletune.records import RunRecord
 from gentletune.study.plan import Trial, plan
 from gentletune.study.run import train

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from gentletune.data.example import ANSWER_PREFIX, Answer, AnswerKind, Example
@@ -15,21 +16,23 @@ COLUMNS = (
     *("Patient Note", "Question", "Ground Truth Answer", "Lower Limit", "Upper Limit"),
     *("Ground Truth Explanation", "Output Type"),
 )
-_DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{4}")
 _WEEKS_DAYS = re.compile(r"(\d+)\s*weeks?\D+(\d+)\s*days?")
+# The training file's names for what the test file calls otherwise.
+_CATEGORIES = {"lab test": "lab", "dosage conversion": "dosage"}
 
 
 def medcalc_example(row: Mapping[str, Any], *, cot: bool, where: str) -> Example:
     """One official row. Raises `UserError` on a missing column or an answer that cannot be read.
 
     Chain of thought is the official explanation with a closing `Answer:` line; label-only is the answer alone.
-    The prompt's closing instruction is ours.
+    The prompt's closing instruction is ours; the category is spelt as in the official test file.
     """
     missing = [column for column in COLUMNS if row.get(column) in (None, "")]
     if missing:
         raise UserError(f"{where}: MedCalc column '{missing[0]}' is missing or empty; needs {', '.join(COLUMNS)}")
     answer = _answer(row, where)
     note, question = str(row["Patient Note"]).strip(), str(row["Question"]).strip()
+    category = str(row.get("Category") or "").strip()
     if cot:
         instruction = f"Explain your calculation and end with a line '{ANSWER_PREFIX} VALUE'."
         completion = f"{str(row['Ground Truth Explanation']).strip()}\n{ANSWER_PREFIX} {answer.value}"
@@ -39,9 +42,27 @@ def medcalc_example(row: Mapping[str, Any], *, cot: bool, where: str) -> Example
         prompt=f"Patient note:\n{note}\n\nQuestion: {question}\n{instruction}",
         completion=completion,
         answer=answer,
-        group=hashlib.sha256(note.encode()).hexdigest()[:12],
-        category=str(row.get("Category") or ""),
+        group=_note_hash(note),
+        category=_CATEGORIES.get(category, category),
     )
+
+
+def shared_notes(train_rows: Iterable[Mapping[str, Any]], test_rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The hashes (as in `Example.group`) of patient notes that stand in both. Raises `UserError` on a row without."""
+    train = {_row_hash(row, f"training row {i}") for i, row in enumerate(train_rows, 1)}
+    test = {_row_hash(row, f"test row {i}") for i, row in enumerate(test_rows, 1)}
+    return train & test
+
+
+def _row_hash(row: Mapping[str, Any], where: str) -> str:
+    note = row.get("Patient Note")
+    if note in (None, ""):
+        raise UserError(f"{where}: MedCalc column 'Patient Note' is missing or empty")
+    return _note_hash(str(note).strip())
+
+
+def _note_hash(note: str) -> str:
+    return hashlib.sha256(note.encode()).hexdigest()[:12]
 
 
 def _answer(row: Mapping[str, Any], where: str) -> Answer:
@@ -49,8 +70,10 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
     if found := _WEEKS_DAYS.search(value):  # the official files call some of these integers
         return Answer("weeks_days", f"({found[1]} weeks, {found[2]} days)")
     if kind == "date":
-        if not _DATE.fullmatch(value):
-            raise UserError(f"{where}: the answer '{value}' is not a date month/day/year")
+        try:
+            datetime.strptime(value, "%m/%d/%Y")
+        except ValueError as error:
+            raise UserError(f"{where}: the answer '{value}' is not a date month/day/year") from error
         return Answer("date", value)
     if kind not in ("decimal", "integer"):
         raise UserError(f"{where}: unknown Output Type '{kind}'; known: decimal, integer, date")

@@ -1,0 +1,146 @@
+"""The model as lm-evaluation-harness sees it: its own HF wrapper with our generation and our head underneath."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+
+from gentletune.data.batches import length_batches, pad_batch
+from gentletune.data.encode import IGNORE, Encoded
+from gentletune.errors import UserError
+from gentletune.evaluation.generate import Progress, generate
+from gentletune.losses import label_tokens
+from gentletune.models import hidden_states, lm_head
+
+Backend = Literal["gentletune", "hf", "vllm"]
+BACKENDS: tuple[Backend, ...] = ("gentletune", "hf", "vllm")
+_HF_BATCH = 8  # rows a batch of lm-eval's own HF back end
+_HEAD_ROWS = 512  # label positions whose logits are held at a time
+
+
+class _LocalLM(HFLM):
+    """lm-eval's own HF back end around a model in memory; it asks no hub what the model is."""
+
+    def get_model_info(self) -> dict[str, Any]:
+        return {"model_num_parameters": self.model.num_parameters(), "model_dtype": self.model.dtype}
+
+
+class GentleLM(_LocalLM):
+    """Generation in batches that shrink as answers end, log-likelihoods with the head on the continuation only.
+
+    Contexts, stop texts, token limits and truncation are those of lm-eval's HF back end, so the same greedy
+    answers come out; the model's own generation defaults (a repetition penalty, say) are left out, as elsewhere
+    in gentletune.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, max_length: int, batch_tokens: int) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=max_length)
+        self._batch_tokens = batch_tokens
+        self.progress: Progress | None = None
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The text of each answer, cut at its stop text."""
+        texts = [""] * len(requests)
+        by_kwargs: dict[str, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            by_kwargs[repr(request.args[1])].append(number)
+        before = 0
+        for numbers in by_kwargs.values():
+            self._generate([requests[n].args for n in numbers], numbers, texts, before, len(requests))
+            before += len(numbers)
+        return texts
+
+    def _generate(self, asked: list[Any], numbers: list[int], texts: list[str], before: int, total: int) -> None:
+        """Answers to requests of like settings, written into `texts` and the cache as each ends."""
+        kwargs = normalize_gen_kwargs(asked[0][1], self.max_gen_toks)
+        limit = int(kwargs.pop("max_gen_toks"))
+        stop = [word for word in kwargs.pop("until") if word]
+        sample = bool(kwargs.pop("do_sample", False))
+        sampling = {key: kwargs.pop(key) for key in ("temperature", "top_p", "top_k") if key in kwargs}
+        if kwargs:
+            raise UserError(f"a task asks for generation settings {', '.join(kwargs)}; use backend: hf for it")
+        room = self.max_length - limit
+        if room <= 0:
+            raise UserError(
+                f"answers of {limit} tokens leave no room for a prompt in {self.max_length}; lower max_gen_toks"
+            )
+
+        def ended(place: int, ids: list[int]) -> None:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = texts[numbers[place]] = postprocess_generated_text(text, stop, None)
+            if not sample:
+                self.cache_hook.add_partial("generate_until", asked[place], text)
+
+        progress = self.progress
+        generate(
+            self.model, self.tokenizer, [self.tok_encode(context)[-room:] for context, _ in asked],
+            max_new_tokens=limit, sample=sample, stop=stop, batch_tokens=self._batch_tokens,
+            progress=progress and (lambda done, _: progress(before + done, total)), ended=ended,
+            **(sampling if sample else {}),
+        )  # fmt: skip
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """(log-probability in nats, whether greedy) of each continuation; contexts are cut on the left."""
+        rows = []
+        for _, context, continuation in requests:
+            ids = (context + continuation)[-(self.max_length + 1) :]
+            labels = [IGNORE] * (len(ids) - len(continuation)) + list(continuation)
+            rows.append(Encoded(list(ids), labels))
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
+        done = 0
+        for batch in length_batches([len(row.input_ids) for row in rows], 0, self._batch_tokens):
+            for i, value in zip(batch, self._score([rows[i] for i in batch]), strict=True):
+                found[i] = value
+                if requests[i][0] is not None:  # None: a window of a longer text, which has no key of its own
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], value)
+            done += len(batch)
+            if self.progress:
+                self.progress(done, len(rows))
+        return found
+
+    @torch.inference_mode()
+    def _score(self, rows: list[Encoded]) -> list[tuple[float, bool]]:
+        batch = {k: v.to(self.model.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id).items()}
+        # The last token predicts nothing, and with it a row may be one longer than the model's positions.
+        hidden = hidden_states(
+            self.model, input_ids=batch["input_ids"][:, :-1], attention_mask=batch["attention_mask"][:, :-1]
+        )
+        hidden = torch.nn.functional.pad(hidden, (0, 0, 0, 1))
+        tokens, head = label_tokens(batch["labels"]), lm_head(self.model)
+        sums = torch.zeros(tokens.sequences, dtype=torch.float64, device=hidden.device)
+        wrong = torch.zeros(tokens.sequences, dtype=torch.int64, device=hidden.device)
+        states = tokens.gather(hidden)
+        for start in range(0, len(tokens.targets), _HEAD_ROWS):
+            part = slice(start, start + _HEAD_ROWS)
+            logits, target = head.logits(states[part]).float(), tokens.targets[part]
+            of = tokens.sequence[part]
+            chosen = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+            sums.index_add_(0, of, chosen.double())
+            wrong.index_add_(0, of, (logits.argmax(-1) != target).long())
+        return list(zip(sums.tolist(), (wrong == 0).tolist(), strict=True))
+
+
+def make_lm(
+    backend: Backend, model: Any, tokenizer: Any, directory: Path, *, max_length: int, batch_tokens: int
+) -> Any:
+    """The back end as lm-eval takes it: ours, lm-eval's own HF one around the same model, or its vLLM one.
+
+    `directory` is where the weights lie, which vLLM loads itself. Raises `UserError` where vLLM is not installed.
+    """
+    if backend == "gentletune":
+        return GentleLM(model, tokenizer, max_length=max_length, batch_tokens=batch_tokens)
+    if backend == "hf":
+        return _LocalLM(pretrained=model, tokenizer=tokenizer, batch_size=_HF_BATCH, max_length=max_length)
+    if find_spec("vllm") is None:
+        raise UserError("backend: vllm is not installed; pip install vllm, or use backend: gentletune")
+    return get_model("vllm")(pretrained=str(directory), max_model_len=max_length, batch_size="auto")

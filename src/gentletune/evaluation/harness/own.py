@@ -1,0 +1,128 @@
+"""Tasks of ours in the harness's form: documents with a prompt, and a judge of what was answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gentletune.data.example import Example
+from gentletune.errors import UserError
+from gentletune.evaluation.constraints import satisfied
+from gentletune.evaluation.scoring import is_readable, is_right, said
+from gentletune.records import Score
+from gentletune.statistics import accuracy_score, balanced_accuracy_score, breakdown
+
+Side = Literal["domain", "general"]
+OwnMetric = Literal["accuracy", "balanced_accuracy"]
+UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and what it was read as (None: it cannot be read, and is wrong)."""
+
+    right: bool
+    read: str | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One document: `group` is what documents share (a patient note), `category` what accuracy is broken down by."""
+
+    prompt: str
+    target: str
+    group: str = ""
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task of ours: `judge` is given an item's number and the answer's text.
+
+    `identity` tells, beside the items, how answers are judged: scores are cached by it. `notes` go into the score's
+    details.
+    """
+
+    name: str
+    side: Side
+    items: Sequence[Item]
+    judge: Callable[[int, str], Verdict]
+    identity: str
+    max_tokens: int
+    metric: OwnMetric = "accuracy"
+    stop: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def example_task(
+    name: str, side: Side, examples: Sequence[Example], *, max_tokens: int, notes: Mapping[str, Any] | None = None
+) -> OwnTask:
+    """The examples as a task. Choices are scored by balanced accuracy, as ESCI is, all else by accuracy."""
+    choices = any(e.answer is not None and e.answer.kind == "choice" for e in examples)
+    return OwnTask(
+        name,
+        side,
+        [Item(e.prompt, e.answer.value if e.answer else e.completion, e.group, e.category) for e in examples],
+        lambda number, text: judge_example(examples[number], text),
+        repr([(e.answer, e.constraints) for e in examples]),
+        max_tokens,
+        "balanced_accuracy" if choices else "accuracy",
+        notes=notes or {},
+    )
+
+
+def judge_example(example: Example, text: str) -> Verdict:
+    """The verdict on an answer to an example with an `answer` or `constraints`."""
+    if example.answer is None:
+        return Verdict(satisfied(text, example.constraints), text)
+    if not is_readable(text, example.answer):
+        return Verdict(False, None)
+    return Verdict(is_right(text, example.answer), said(text, example.answer))
+
+
+def as_harness_task(task: OwnTask) -> Any:
+    """The task as lm-eval runs it."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    if not task.items:
+        raise UserError(f"task '{task.name}' has no documents")
+    documents = [{"number": i, "prompt": it.prompt, "target": it.target} for i, it in enumerate(task.items)]
+    return ConfigurableTask(
+        config={
+            "task": task.name,
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": "prompt",
+            "doc_to_target": "target",
+            "generation_kwargs": {"until": list(task.stop), "max_gen_toks": task.max_tokens, "do_sample": False},
+            "num_fewshot": 0,
+            "process_results": lambda doc, said: {"accuracy": float(task.judge(doc["number"], said[0]).right)},
+            "metric_list": [{"metric": "accuracy", "aggregation": "mean", "higher_is_better": True}],
+        }
+    )
+
+
+def own_score(task: OwnTask, answers: Sequence[str]) -> Score:
+    """The task's score from the text answered to each item.
+
+    The details hold how many answers could not be read, accuracy by category, and for balanced accuracy the
+    confusion of the right class with the class read.
+    """
+    verdicts = [task.judge(i, text) for i, text in enumerate(answers)]
+    right = [v.right for v in verdicts]
+    groups = [item.group or f"#{i}" for i, item in enumerate(task.items)]
+    details: dict[str, Any] = {"unreadable": sum(v.read is None for v in verdicts), **task.notes}
+    categories = [item.category for item in task.items]
+    if len(set(categories)) > 1:
+        details["by_category"] = breakdown(right, categories, groups=groups)
+    if task.metric == "accuracy":
+        return accuracy_score(right, task=task.name, side=task.side, groups=groups, details=details)
+    targets = [item.target for item in task.items]
+    pairs = Counter((wanted, v.read or UNREADABLE) for wanted, v in zip(targets, verdicts, strict=True))
+    details["confusion"] = {a: {b: n for (x, b), n in sorted(pairs.items()) if x == a} for a in sorted(set(targets))}
+    details["accuracy"] = sum(right) / len(right)
+    return balanced_accuracy_score(right, targets, task=task.name, side=task.side, groups=groups, details=details)

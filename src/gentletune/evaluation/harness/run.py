@@ -1,0 +1,278 @@
+"""Run tasks through lm-evaluation-harness on a model in memory, and turn its samples into scores."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gentletune.cache import cache_root, cached_json, digest
+from gentletune.evaluation.generate import Progress
+from gentletune.evaluation.harness.backend import GentleLM, make_lm
+from gentletune.evaluation.harness.own import OwnTask, own_score
+from gentletune.evaluation.harness.tasks import EvalTask
+from gentletune.recipe import Recipe
+from gentletune.records import Score
+from gentletune.statistics import accuracy_score, mean_score, ratio_score
+
+Stage = Callable[[str], Progress | None]
+_VERSION = 1  # raise when what is cached would come out differently
+# The metric of a harness task that stands for its accuracy, in order of preference, and the filter.
+_HEADLINES = ("prompt_level_strict_acc", "pass@1", "exact_match", "acc")
+_FILTERS = ("flexible-extract", "none")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate, with its tokenizer, where its weights lie, their hash, and its longest row in tokens."""
+
+    model: Any
+    tokenizer: Any
+    directory: Path
+    hash: str
+    max_length: int
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The scores of one task, and each document's prompt, response, target and whether it was right."""
+
+    scores: list[Score]
+    samples: list[dict[str, Any]]
+
+
+def run_tasks(subject: Subject, tasks: Sequence[EvalTask], recipe: Recipe, stage: Stage) -> list[TaskResult]:
+    """Evaluate the tasks one after the other; each is kept by (model, task with its documents, harness version).
+
+    An evaluation that is interrupted goes on after the last answer that ended.
+
+    Raises:
+        UserError: a task that cannot be loaded, a back end that is not installed, no isolation for generated code.
+    """
+    found = []
+    lm = functools.cache(lambda: _make_lm(subject, recipe))
+    for task in tasks:
+        with _quiet():
+            loaded = task.load()
+        key = [_VERSION, version("lm_eval"), subject.hash, _settings(subject, task, recipe)]
+        key += [_own_hash(task.own)] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)]
+        value = cached_json("tasks", key, functools.partial(_run, task, loaded, lm, subject, recipe, stage))
+        found.append(TaskResult([Score.model_validate(s) for s in value["scores"]], value["samples"]))
+    return found
+
+
+def _settings(subject: Subject, task: EvalTask, recipe: Recipe) -> dict[str, Any]:
+    """What changes a task's result beside the model and its documents."""
+    return {
+        "backend": recipe.backend,
+        "chat": _chat(subject, task, recipe),
+        "max_length": subject.max_length,
+        "limit": None if task.own else recipe.limit,
+        "num_fewshot": None if task.own else recipe.num_fewshot,
+        "max_gen_toks": None if task.own else recipe.max_gen_toks,
+        "side": task.side,
+        "notes": dict(task.own.notes) if task.own else None,
+    }
+
+
+def _chat(subject: Subject, task: EvalTask, recipe: Recipe) -> bool:
+    """Tasks of ours are asked as the training rows are; others by the chat template where there is one."""
+    has = bool(subject.tokenizer.chat_template)
+    if task.own is not None or recipe.chat_template is None:
+        return has and not task.completion
+    return recipe.chat_template
+
+
+def _make_lm(subject: Subject, recipe: Recipe) -> Any:
+    return make_lm(
+        recipe.backend, subject.model, subject.tokenizer, subject.directory,
+        max_length=subject.max_length, batch_tokens=recipe.eval_batch_tokens,
+    )  # fmt: skip
+
+
+def _run(
+    task: EvalTask, loaded: list[Any], lm: Callable[[], Any], subject: Subject, recipe: Recipe, stage: Stage
+) -> dict[str, Any]:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    model = lm()
+    progress = stage(f"{task.name}: answers")
+    if isinstance(model, GentleLM):
+        model.progress = progress
+    store = cache_root() / "answers_by_request" / digest([version("lm_eval"), subject.hash, recipe.backend,
+                                                          subject.max_length])[:16]  # fmt: skip
+    with _quiet(), contextlib.ExitStack() as stack:
+        stack.callback(_close, model)
+        result = simple_evaluate(
+            model=model,
+            tasks=loaded,
+            task_manager=TaskManager(include_defaults=False),
+            limit=None if task.own else recipe.limit,
+            num_fewshot=None if task.own else recipe.num_fewshot,
+            gen_kwargs={"max_gen_toks": recipe.max_gen_toks} if recipe.max_gen_toks and not task.own else None,
+            apply_chat_template=_chat(subject, task, recipe),
+            use_cache=str(store),
+            bootstrap_iters=1000,
+            confirm_run_unsafe_code=False,
+        )
+    scores = _own_scores(task, result) if task.own else _harness_scores(task, result)
+    return {"scores": [s.model_dump() for s in scores], "samples": _samples(result)}
+
+
+def _close(model: Any) -> None:
+    """Let go of the request cache, whose writer is a thread."""
+    if model.cache_hook.dbdict is not None:
+        model.cache_hook.dbdict.close()
+
+
+# ------------------------------------------------------------------------------------------ scores
+
+
+def _own_scores(task: EvalTask, result: dict[str, Any]) -> list[Score]:
+    assert task.own is not None
+    samples = sorted(result["samples"][task.name], key=lambda s: int(s["doc_id"]))
+    return [own_score(task.own, [s["filtered_resps"][0] for s in samples])]
+
+
+def _harness_scores(task: EvalTask, result: dict[str, Any]) -> list[Score]:
+    """A score for each metric: the headline one is `accuracy`, others keep lm-eval's `metric,filter`."""
+    if task.name in result.get("groups", {}):
+        return _scores_of(task.name, task, result, result["groups"][task.name], [])
+    found = []
+    for leaf, metrics in result["results"].items():
+        if leaf in result["samples"]:
+            found += _scores_of(leaf, task, result, metrics, result["samples"][leaf])
+    return found
+
+
+def _scores_of(
+    name: str, task: EvalTask, result: dict[str, Any], metrics: dict[str, Any], samples: list[dict[str, Any]]
+) -> list[Score]:
+    keys = [k for k in metrics if "," in k and "_stderr," not in k and isinstance(metrics[k], (int, float))]
+    headline = _headline(keys)
+    scores = []
+    for key in keys:
+        metric, _, filtered = key.partition(",")
+        label = "accuracy" if key == headline else metric if filtered == "none" else key
+        better = result["higher_is_better"].get(name, {}).get(metric) is not False
+        values = [s[metric] for s in samples if s["filter"] == filtered and metric in s]
+        details = {"harness_metric": key}
+        score = _from_items(values, name, task.side, label, better, details)
+        if score is None or not math.isclose(score.value, metrics[key], rel_tol=1e-9, abs_tol=1e-12):
+            # No mean over documents (perplexity, F1 over a corpus, a group): lm-eval's own value and error.
+            stderr = metrics.get(f"{metric}_stderr,{filtered}")
+            score = Score(
+                task=name, side=task.side, metric=label, value=float(metrics[key]), n=_count(name, result),
+                stderr=float(stderr) if isinstance(stderr, (int, float)) else None, higher_is_better=better,
+                details=details,
+            )  # fmt: skip
+        scores.append(score)
+    return scores
+
+
+def _headline(keys: Sequence[str]) -> str | None:
+    for metric in _HEADLINES:
+        filters = [k.partition(",")[2] for k in keys if k.partition(",")[0] == metric]
+        if filters:
+            return f"{metric},{next((f for f in _FILTERS if f in filters), filters[0])}"
+    return None
+
+
+def _from_items(
+    values: list[Any], name: str, side: Any, metric: str, better: bool, details: dict[str, Any]
+) -> Score | None:
+    """A score with its items where the documents' values are numbers, or lists of numbers that are pooled."""
+    if not values:
+        return None
+    if all(isinstance(v, (bool, int, float)) for v in values):
+        if better and all(v in (0, 1) for v in values):
+            return accuracy_score([float(v) for v in values], task=name, side=side, metric=metric, details=details)
+        return mean_score(
+            [float(v) for v in values], task=name, side=side, metric=metric, higher_is_better=better, details=details
+        )
+    if all(isinstance(v, list) and v and all(isinstance(x, (bool, int, float)) for x in v) for v in values):
+        return ratio_score(
+            [float(sum(v)) for v in values], [float(len(v)) for v in values],
+            task=name, side=side, metric=metric, higher_is_better=better, details=details,
+        )  # fmt: skip
+    return None
+
+
+def _count(name: str, result: dict[str, Any]) -> int:
+    leaves = result["group_subtasks"].get(name) or [name]
+    counts = [result["n-samples"][leaf]["effective"] for leaf in leaves if leaf in result["n-samples"]]
+    return int(sum(counts))
+
+
+def _samples(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was asked and answered, with what the metrics made of it; the headline metric's filter only."""
+    kept = []
+    for leaf, samples in result["samples"].items():
+        keys = [f"{m},{s['filter']}" for s in samples for m in s["metrics"]]
+        headline = _headline(list(dict.fromkeys(keys)))
+        wanted = headline.partition(",")[2] if headline else samples[0]["filter"]
+        for sample in samples:
+            if sample["filter"] == wanted:
+                kept.append(
+                    {
+                        "task": leaf,
+                        "doc_id": sample["doc_id"],
+                        "prompt": sample["arguments"][0][0],
+                        "responses": sample["resps"],
+                        "read": sample["filtered_resps"],
+                        "target": sample["target"],
+                        **{metric: sample[metric] for metric in sample["metrics"]},
+                    }
+                )
+    return kept
+
+
+# ------------------------------------------------------------------------------------------ identity
+
+
+def _leaves(loaded: Sequence[Any]) -> list[Any]:
+    leaves: list[Any] = []
+    for one in loaded:
+        leaves += one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one]
+    return leaves
+
+
+def _own_hash(task: OwnTask) -> str:
+    return digest([repr(task.items), task.identity, task.max_tokens, task.metric, task.stop])
+
+
+def _task_hash(task: Any, recipe: Recipe) -> str:
+    """The task's settings and the documents that will be asked, wherever they were read from."""
+    config = {k: v for k, v in task.dump_config().items() if k not in ("dataset_kwargs", "metadata")}
+    documents = list(task.eval_docs)
+    documents = documents[: recipe.limit] if recipe.limit else documents
+    shots = list(task.fewshot_docs() or []) if config.get("num_fewshot") or recipe.num_fewshot else []
+    return digest([repr(sorted(config.items())), repr(documents), repr(shots)])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval's log and its bars of work that takes no time stay off the screen; our progress line is enough."""
+    import lm_eval.api.model
+    import lm_eval.api.task
+
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    modules: list[Any] = [lm_eval.api.model, lm_eval.api.task]
+    bars = [module.tqdm for module in modules]
+    for module, bar in zip(modules, bars, strict=True):
+        module.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = bar

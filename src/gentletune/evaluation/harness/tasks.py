@@ -1,0 +1,233 @@
+"""From a task's name to something the harness runs: our own tasks, YAML files, and every task lm-eval knows."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gentletune.data.domains.clinic import clinic_examples
+from gentletune.data.domains.esci import esci_example
+from gentletune.data.domains.medcalc import medcalc_example, shared_notes
+from gentletune.data.example import Example
+from gentletune.data.files import read_rows
+from gentletune.data.general import arithmetic_examples, instruction_examples
+from gentletune.data.load import draw
+from gentletune.errors import UserError
+from gentletune.evaluation.harness.humaneval import DATASET as HUMANEVAL
+from gentletune.evaluation.harness.humaneval import humaneval_task
+from gentletune.evaluation.harness.own import OwnTask, Side, as_harness_task, example_task
+from gentletune.evaluation.harness.punkt import ensure_punkt
+from gentletune.evaluation.harness.user import user_task
+from gentletune.evaluation.sandbox import probe_isolation, require_isolation
+from gentletune.recipe import Recipe, read_yaml
+
+GENERAL_SEED = 20250920  # the generated tasks are the same rows in every run
+_IFEVAL = "google/IFEval"
+# Official files under `task_data`, by the data set that lm-eval's task names: its splits, the first file that is there.
+_FILES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "openai/gsm8k": {"train": ("gsm8k/train.jsonl",), "test": ("gsm8k/test.jsonl",)},
+    _IFEVAL: {"train": ("ifeval/input_data.jsonl",)},
+    HUMANEVAL: {"test": ("humaneval/HumanEval.jsonl.gz", "humaneval/HumanEval.jsonl")},
+}
+_DOMAIN_FILES = {
+    "medcalc": ("medcalc/test.csv", "medcalc/test.parquet"),
+    "esci": ("esci/test.parquet", "esci/test.csv", "esci/sample.csv"),
+}
+OWN = ("arithmetic", "instructions", "clinic", *_DOMAIN_FILES)
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A task to evaluate: `load` gives what lm-eval runs; `own` is set for a task of ours, whose answers we judge.
+
+    `completion` says that the prompt is text to go on with, which no chat template should wrap; `runs_code`, that
+    scoring runs generated programs.
+    """
+
+    name: str
+    side: Side
+    load: Callable[[], list[Any]]
+    own: OwnTask | None = None
+    completion: bool = False
+    runs_code: bool = False
+
+
+def resolve_tasks(recipe: Recipe) -> list[EvalTask]:
+    """The recipe's tasks, checked and in order; nothing is loaded from a hub yet.
+
+    Raises:
+        UserError: a name or file that is not known, twice the same task, one that the recipe's domain measures.
+    """
+    found = [_resolve(name, recipe) for name in recipe.tasks]
+    names = [task.name for task in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"tasks: '{twice}' is named twice; take one out")
+    if recipe.data in names:
+        raise UserError(f"tasks: '{recipe.data}' is what data: {recipe.data} already measures; take it out of tasks")
+    return found
+
+
+def code_walls(tasks: Sequence[EvalTask], recipe: Recipe) -> str:
+    """What isolates generated programs here, to print and record; empty where no task runs any.
+
+    Raises `UserError` where nothing does and the recipe does not allow that.
+    """
+    if not any(task.runs_code for task in tasks):
+        return ""
+    isolation = probe_isolation()
+    require_isolation(isolation, recipe.allow_unsafe_code)
+    return str(isolation)
+
+
+def wrap_own(task: OwnTask) -> EvalTask:
+    """A task of ours as an `EvalTask`."""
+    return EvalTask(task.name, task.side, lambda: [as_harness_task(task)], task)
+
+
+def _resolve(name: str, recipe: Recipe) -> EvalTask:
+    limit, tokens = recipe.limit, recipe.max_gen_toks
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if {"file", "prompt"} <= read_yaml(path).keys():
+            return wrap_own(user_task(path, limit))
+        return _harness(name, recipe)
+    if name == "arithmetic":
+        examples = arithmetic_examples(limit or recipe.general_rows, seed=GENERAL_SEED)
+        return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
+    if name == "instructions":
+        examples = instruction_examples(limit or recipe.general_rows, seed=GENERAL_SEED)
+        return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
+    if name in OWN:
+        examples, notes = _domain_examples(name, recipe)
+        return wrap_own(example_task(name, "domain", examples, max_tokens=tokens or recipe.domain_tokens, notes=notes))
+    return _harness(name, recipe)
+
+
+# ------------------------------------------------------------------------------------------ domains
+
+
+def _domain_examples(name: str, recipe: Recipe) -> tuple[list[Example], dict[str, Any]]:
+    if name == "clinic":
+        return clinic_examples(recipe.limit or recipe.test_rows, seed=0, cot=recipe.cot, split="test"), {}
+    file = _first_file(recipe, _DOMAIN_FILES[name])
+    if file is None:
+        where = recipe.task_data or "task_data (--task-data DIR)"
+        raise UserError(f"task '{name}' needs {' or '.join(_DOMAIN_FILES[name])} under {where}")
+    rows = read_rows(str(file), split="test")
+    if name == "esci":
+        made = [esci_example(r, cot=recipe.cot, where=f"{file}: row {i}") for i, r in enumerate(rows, 1)]
+        return draw(made, recipe.limit), {}
+    made = [medcalc_example(r, cot=recipe.cot, where=f"{file}: row {i}") for i, r in enumerate(rows, 1)]
+    kept, notes = _without_leaks(made, rows, file.parent / "train.csv", recipe.drop_leaked)
+    return draw(kept, recipe.limit), notes
+
+
+def _without_leaks(
+    examples: list[Example], rows: list[dict[str, Any]], train: Path, drop: bool
+) -> tuple[list[Example], dict[str, Any]]:
+    """The examples, without those whose note stands in the training file if `drop`, and the counts either way."""
+    if not train.is_file():
+        return examples, {}
+    shared = shared_notes(read_rows(str(train)), rows)
+    clean = [e for e in examples if e.group not in shared]
+    notes = {"leaked_notes": len(shared), "leaked_items": len(examples) - len(clean), "leaked_dropped": drop}
+    return (clean if drop else examples), notes
+
+
+def _first_file(recipe: Recipe, names: tuple[str, ...]) -> Path | None:
+    if recipe.task_data is None:
+        return None
+    root = Path(recipe.task_data).expanduser()
+    if not root.is_dir():
+        raise UserError(f"task_data: no such directory: {root}")
+    return next((root / name for name in names if (root / name).is_file()), None)
+
+
+# ------------------------------------------------------------------------------------------ lm-eval's tasks
+
+
+def _harness(name: str, recipe: Recipe) -> EvalTask:
+    """A task, group or tag of lm-eval's by name, or one in a YAML file of its form."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    is_file = name.endswith((".yaml", ".yml"))
+    manager = _manager("") if is_file else _manager_with(name)
+    path = Path(name).expanduser() if is_file else manager.task_index[name].yaml_path
+    config: dict[str, Any] = load_yaml(path, resolve_func=False) if path else {}
+    dataset = str(config.get("dataset_path", ""))
+    files = _local_files(dataset, recipe)
+
+    def load() -> list[Any]:
+        if dataset == _IFEVAL:
+            ensure_punkt()
+        with _one_line(name, dataset):
+            if dataset == HUMANEVAL:
+                return [humaneval_task({**config, **files}, allow_unsafe=recipe.allow_unsafe_code)]
+            changed = {"group": f"gentletune/{name}", "task": [{"task": name, **files}]}
+            loaded = manager.load([changed if files else str(path) if is_file else name])
+        return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
+
+    code = dataset == HUMANEVAL
+    return EvalTask(name, "general", load, completion=code and "gen_prefix" not in config, runs_code=code)
+
+
+@functools.cache
+def _manager(folder: str) -> Any:
+    """lm-eval's index of the tasks in one of its folders; `.` is all of them, which takes seconds to read."""
+    import datasets
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    root = Path(lm_eval.__file__).parent / "tasks"
+    return TaskManager(include_defaults=False, include_path=[root / folder] if folder else None)
+
+
+def _manager_with(name: str) -> Any:
+    """An index that has the task: most lie in a folder of their own name. Raises `UserError` where none has."""
+    import lm_eval
+
+    for folder in dict.fromkeys((name, name.split("_", 1)[0])):
+        if (Path(lm_eval.__file__).parent / "tasks" / folder).is_dir() and name in _manager(folder).all_tasks:
+            return _manager(folder)
+    known = _manager(".").all_tasks
+    if name not in known:
+        near = difflib.get_close_matches(name, [*OWN, *known], n=1, cutoff=0.6)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(f"unknown task '{name}'; {hint}Ours: {', '.join(OWN)}; `lm-eval ls tasks` lists the harness's")
+    return _manager(".")
+
+
+def _local_files(dataset: str, recipe: Recipe) -> dict[str, Any]:
+    """What replaces a task's data set by local files; empty where `task_data` has none for it."""
+    found = {split: _first_file(recipe, names) for split, names in _FILES.get(dataset, {}).items()}
+    files = {split: str(file) for split, file in found.items() if file is not None}
+    if not files:
+        return {}
+    if missing := [split for split in found if split not in files]:
+        names = ", ".join(_FILES[dataset][missing[0]])
+        raise UserError(f"task_data has only part of {dataset}: no {names}; add it, or leave the folder out")
+    return {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+
+
+@contextmanager
+def _one_line(name: str, dataset: str) -> Iterator[None]:
+    """What the libraries raise while they load a task, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own kinds
+        reason = " ".join(str(error).split())[:200]
+        needs = [n for names in _FILES.get(dataset, {}).values() for n in names[:1]]
+        mend = f"give --task-data DIR with {', '.join(needs)}" if needs else "give a task whose data are local"
+        raise UserError(
+            f"task '{name}' cannot be loaded ({type(error).__name__}: {reason}); connect to the hub, or {mend}"
+        ) from error

@@ -1,0 +1,137 @@
+"""A user's own task in ten lines of YAML: a file, a prompt, how the answer is read, how it is scored."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gentletune.data.files import Row, read_rows
+from gentletune.data.load import draw
+from gentletune.errors import UserError
+from gentletune.evaluation.harness.own import Item, OwnMetric, OwnTask, Side, Verdict
+from gentletune.evaluation.scoring import answer_text, read_number
+from gentletune.recipe import read_yaml
+
+
+class UserTask(BaseModel):
+    """The YAML's keys. `prompt`, `answer`, `group` and `category` are Jinja templates over a row's columns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str = Field(min_length=1)
+    file: str = Field(min_length=1)
+    prompt: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    extract: Literal["exact", "number", "choice", "regex"] = "exact"
+    pattern: str | None = None
+    choices: tuple[str, ...] = ()
+    tolerance: float = Field(0.0, ge=0)
+    metric: OwnMetric = "accuracy"
+    side: Side = "domain"
+    max_tokens: int = Field(128, ge=1)
+    stop: tuple[str, ...] = ()
+    group: str = ""
+    category: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.extract == "regex") != (self.pattern is not None):
+            raise ValueError("extract: regex goes with a pattern, and a pattern with extract: regex")
+        if (self.extract == "choice") != bool(self.choices):
+            raise ValueError("extract: choice goes with choices, and choices with extract: choice")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern is no regular expression: {error}") from error
+        return self
+
+    def read(self, response: str) -> str | None:
+        """What the response answers, in one spelling; None where that cannot be read."""
+        if self.extract == "number":
+            number = read_number(response)
+            return None if number is None else repr(number)
+        if self.pattern is not None:
+            found = re.search(self.pattern, response)
+            return (_plain(found[1] if found.re.groups else found[0]) or None) if found else None
+        text = _plain(answer_text(response))
+        if self.extract == "choice":
+            return _first_choice(text, self.choices)
+        return text or None
+
+    def judge(self, target: str, response: str) -> Verdict:
+        """The verdict on a response whose right answer is `target`."""
+        said = self.read(response)
+        if said is None:
+            return Verdict(False, None)
+        if self.extract == "number":
+            wanted = float(target)
+            return Verdict(math.isclose(float(said), wanted, rel_tol=self.tolerance, abs_tol=1e-9), said)
+        return Verdict(said == _plain(target), said)
+
+
+def user_task(path: Path, limit: int | None) -> OwnTask:
+    """The task of a YAML file, its data file taken from beside it.
+
+    Raises:
+        UserError: a key, a template, a row or an answer that is not as it should be, with its place.
+    """
+    values = read_yaml(path)
+    try:
+        spec = UserTask.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
+    file = path.parent / Path(spec.file).expanduser()
+    rows = draw(list(enumerate(read_rows(str(file)), start=1)), limit)
+    items = [_item(spec, row, f"{file}: row {number}") for number, row in rows]
+    return OwnTask(
+        spec.task, spec.side, items, lambda i, text: spec.judge(items[i].target, text), repr(spec),
+        spec.max_tokens, spec.metric, spec.stop,
+    )  # fmt: skip
+
+
+def _item(spec: UserTask, row: Row, where: str) -> Item:
+    target = _filled(spec.answer, row, where).strip()
+    if spec.extract == "number":
+        number = read_number(target)
+        if number is None:
+            raise UserError(f"{where}: the answer '{target}' is not a number")
+        target = repr(number)
+    elif spec.extract == "choice" and _plain(target) not in map(_plain, spec.choices):
+        raise UserError(f"{where}: the answer '{target}' is none of the choices {', '.join(spec.choices)}")
+    elif not target:
+        raise UserError(f"{where}: the answer is empty")
+    else:
+        target = _plain(target) if spec.extract != "regex" else target
+    prompt = _filled(spec.prompt, row, where)
+    return Item(prompt, target, _filled(spec.group, row, where), _filled(spec.category, row, where))
+
+
+def _filled(template: str, row: Row, where: str) -> str:
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    try:
+        return environment.from_string(template).render(**row)
+    except jinja2.TemplateError as error:
+        raise UserError(f"{where}: template '{template[:40]}': {error}; columns: {', '.join(row)}") from error
+
+
+def _plain(text: Any) -> str:
+    """Lower case, single spaces, no punctuation at the ends."""
+    return " ".join(("" if text is None else str(text)).lower().split()).strip(" .,:;!?*\"'`()[]")
+
+
+def _first_choice(text: str, choices: tuple[str, ...]) -> str | None:
+    """The choice that stands first in the text, the longest where several begin there."""
+    found = []
+    for choice in map(_plain, choices):
+        if hit := re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text):
+            found.append((hit.start(), -len(choice), choice))
+    return min(found)[2] if found else None

@@ -1,0 +1,67 @@
+"""Scores on a terminal: one table, then what stands behind each accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gentletune.records import Score
+from gentletune.statistics import paired_change
+
+
+def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Score], title: str) -> None:
+    """Scores with standard errors and, where the initial model has them, the paired change with its 95 % interval."""
+    if not scores:
+        return
+    before = {score.key: score for score in initial}
+    headings = ["side", "score", "better", "value ± s.e.", "n"]
+    headings[3:3] = ["initial"] if before else []
+    headings += ["change [95 %]"] if before else []
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading)
+    for score in scores:
+        base = before.get(score.key)
+        cells = [score.side, score.key, "higher" if score.higher_is_better else "lower"]
+        cells += [_figure(base.value) if base else ""] if before else []
+        cells += [_figure(score.value) + ("" if score.stderr is None else f" ± {score.stderr:.4f}"), str(score.n)]
+        cells += [_change(score, base)] if before else []
+        table.add_row(*cells)
+    console.print(table)
+    for score in scores:
+        for line in _details(score):
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _change(score: Score, base: Score | None) -> str:
+    if base is None or score.task.startswith("drift_"):  # drift is a change already
+        return ""
+    change = paired_change(score, base)
+    span = "" if change.low is None or change.high is None else f" [{change.low:+.4f}, {change.high:+.4f}]"
+    return f"{change.value:+.4f}{span}"
+
+
+def _details(score: Score) -> list[str]:
+    found: dict[str, Any] = score.details
+    lines = []
+    if found.get("unreadable"):
+        lines.append(f"{score.task}: {found['unreadable']} of {score.n} answers could not be read and count as wrong")
+    if "leaked_notes" in found:
+        done = "left out" if found["leaked_dropped"] else "kept; --drop-leaked leaves them out"
+        lines.append(
+            f"{score.task}: {found['leaked_notes']} notes stand in the training file too, "
+            f"with {found['leaked_items']} questions ({done})"
+        )
+    for name, cell in found.get("by_category", {}).items():
+        error = "" if cell["stderr"] is None else f" ± {cell['stderr']:.4f}"
+        lines.append(f"{score.task}, {name}: {cell['value']:.4f}{error} (n = {cell['n']})")
+    for wanted, read in found.get("confusion", {}).items():
+        lines.append(f"{score.task}, right answer {wanted}: " + ", ".join(f"{k} {n}" for k, n in read.items()))
+    return lines
