@@ -164,7 +164,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    names = ("torch", "transformers", "trl", "accelerate", "cut-cross-entropy", "liger-kernel", "triton", "gentletune")
+    names = ("gentletune", "torch", "transformers", "trl", "accelerate", "lm-eval")
+    names += ("cut-cross-entropy", "liger-kernel", "triton")
     versions = {"python": platform.python_version()}
     for name in names:
         try:

@@ -77,7 +77,7 @@ def test_yaml_with_an_override_and_evaluate(
     call = ["evaluate", "-c", recipe, "--model", str(out / "model"), "--json", str(scores), *SMALL]
     assert run(monkeypatch, *call) == 0
     found = {s["task"] + "/" + s["metric"]: s["value"] for s in json.loads(scores.read_text())["scores"]}
-    assert found == {s.key: s.value for s in record.scores}
+    assert {k: v for k, v in found.items() if k != "general_mean/accuracy"} == {s.key: s.value for s in record.scores}
 
 
 @pytest.mark.parametrize(

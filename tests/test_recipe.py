@@ -30,6 +30,15 @@ MEASUREMENT: dict[str, Any] = {
     "general_rows": 7,
     "reference_path": "answers.jsonl",
     "eval_batch_tokens": 512,
+    "tasks": ("gsm8k",),
+    "task_data": "benchmarks",
+    "limit": 7,
+    "num_fewshot": 2,
+    "max_gen_toks": 7,
+    "chat_template": False,
+    "backend": "hf",
+    "drop_leaked": True,
+    "allow_unsafe_code": True,
 }
 TRAINING: dict[str, Any] = {
     "model": "other",

@@ -164,6 +164,8 @@ def test_a_character_counts_where_it_is_ended(tokenizer: Any) -> None:
     assert len(ids) == 6
     for first, expected in ((1, 5), (2, 5), (4, 5), (5, 1)):
         assert label_bytes([Encoded(ids, [IGNORE] * first + ids[first:])], tokenizer) == [expected]
+    halves = [*ids[2:], *ids]  # begins and goes on inside a character
+    assert label_bytes([Encoded(halves, [IGNORE] * 7 + halves[7:])], tokenizer) == [5]
     assert label_bytes([Encoded(ids, ids)], tokenizer) == [5]  # nothing predicts the first token
     assert label_bytes([Encoded(ids[:2], [IGNORE] * 2)], tokenizer) == [0]
 

@@ -173,25 +173,61 @@ def test_rare_tokens_cost_what_they_should(vocab: int, probability: float) -> No
     assert unpack([table] * 300, packed.words) == tokens
 
 
+def spent(encoder: TokenEncoder) -> float:
+    """Bits the coder has used, before they are made whole: from its interval, as a number of 64 bits behind words."""
+    position, (_, width) = encoder._coder.pos()
+    return 32 * position + 64 - math.log2(width)
+
+
 @pytest.mark.parametrize("rest", [1e-3, 1e-6, 1e-9, 1e-15])
 def test_near_certain_tokens_cost_next_to_nothing(rest: float) -> None:
     table = np.log(np.full(50_000, rest / 49_999))
     table[31_000] = math.log1p(-rest)
-    packed = pack([table] * 1200, [31_000] * 1200)
-    assert packed.computed_bits == pytest.approx(-1200 * math.log1p(-rest) / math.log(2))
-    assert packed.bits <= packed.computed_bits + 1200 * 4.5e-5 + 2  # a table of 50 000 symbols would take 5
-    assert unpack([table] * 1200, packed.words) == [31_000] * 1200
+    encoder = TokenEncoder()
+    for _ in range(200):
+        encoder.push(table, 31_000)
+    packed = encoder.finish()
+    assert packed.computed_bits == pytest.approx(-200 * math.log1p(-rest) / math.log(2))
+    # One table of 50 000 symbols, each at least 2^-24, would take 4.3e-3 bits a token more.
+    assert -1e-9 <= spent(encoder) - packed.computed_bits <= 200 * 4.6e-5
+    assert packed.bits <= packed.computed_bits + 2
+    assert unpack([table] * 200, packed.words) == [31_000] * 200
 
 
-def test_a_carry_that_stays_open_for_a_long_time() -> None:
-    # The middle of 9 equal shares holds 1/2 for ever, so no word is settled until something else comes, or nothing.
-    table = np.full(9, -math.log(9))
-    for tail in ([], *([t] for t in range(9)), [4, 4, 0, 8, 8], [8, 0, 0]):
-        tokens = [4] * 100 + tail
-        packed = pack([table] * len(tokens), tokens)
-        assert packed.bits < packed.computed_bits + 2.01
+def test_a_carry_that_stays_open() -> None:
+    # The tokens of the stream 1000… have 1/2 in their interval for ever, so no word is settled until the end.
+    rng = np.random.default_rng(0)
+    tables = [log_softmax(rng.normal(size=500) * 3) for _ in range(40)]
+    middle = unpack(tables, np.array([2**31], np.uint32))
+    for count in (20, 39, 40):
+        encoder = TokenEncoder()
+        for table, token in zip(tables, middle[:count], strict=False):
+            encoder.push(table, token)
+        low, width = encoder._coder.pos()[1]
+        assert low + width > 2**64
+        packed = encoder.finish()
+        assert packed.bits < spent(encoder) + 2
         for fill in (0, 1):
-            assert unpack([table] * len(tokens), padded(packed, packed.bits, fill)) == tokens
+            assert unpack(tables[:count], padded(packed, packed.bits, fill)) == middle[:count]
+
+
+def test_a_carry_into_settled_words_is_taken() -> None:
+    # From 5 units below 1/2 to far above it, as the coder tells it: its first word may still change, and did.
+    encoder = TokenEncoder()
+    encoder._coder = SimpleNamespace(
+        is_empty=lambda: False, pos=lambda: (1, (2**64 - 5, 2**40)), get_compressed=lambda: np.array([2**31], np.uint32)
+    )
+    packed = encoder.finish()
+    assert packed.words.tolist() == [2**31, 0]
+    assert packed.bits == 96 - 39  # 2^39 numbers from 1/2 on
+
+
+def test_rounding_moves_a_rare_share_by_one_unit_at_most() -> None:
+    for share in np.linspace(2**-16 * 1.001, 2**-16 * 1.05, 50):
+        table = np.log([1 - share, 0, share, 0], where=[True, False, True, False], out=np.full(4, -np.inf))
+        encoder = TokenEncoder()
+        encoder.push(table, 2)  # one decision: its group, where it is alone
+        assert abs(spent(encoder) + math.log2(share)) <= math.log2(1 + 2**-8)
 
 
 def test_impossible_tokens_are_refused_and_never_decoded() -> None:

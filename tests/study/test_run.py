@@ -20,7 +20,7 @@ from gentletune.training.callbacks import read_metrics
 from .helpers import tiny_recipe
 
 SCORES = {
-    ("clinic", "domain", "accuracy"), ("clinic", "domain", "bits_per_token"),
+    ("clinic", "domain", "accuracy"), ("clinic", "domain", "bits_per_token"), ("clinic", "domain", "bits_per_byte"),
     ("drift_sampled", "general", "bits_per_token"), ("drift_greedy", "general", "bits_per_token"),
     ("arithmetic", "general", "accuracy"), ("instructions", "general", "accuracy"),
 }  # fmt: skip
@@ -180,18 +180,31 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 def test_evaluate_any_model(tiny_dir: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny_dir, tmp_path / "run")
     record = train(recipe)
-    scores, initial = evaluate(recipe, str(tmp_path / "run" / "model"))
-    assert scores == record.scores
-    assert initial == record.initial_scores
-    same, _ = evaluate(recipe, str(tiny_dir))
-    assert same == initial
+    found = evaluate(recipe, str(tmp_path / "run" / "model"))
+    means = [s for s in found.scores if s.task == "general_mean"]
+    assert [*record.scores, *means] == found.scores
+    assert [s for s in found.initial_scores if s.task != "general_mean"] == record.initial_scores
+    assert means[0].value == pytest.approx(
+        sum(s.value for s in record.scores if s.key in ("arithmetic/accuracy", "instructions/accuracy")) / 2
+    )
+    same = evaluate(recipe, str(tiny_dir))
+    assert same.scores == same.initial_scores == found.initial_scores
+    assert set(found.changes) == {s.key for s in found.scores if not s.task.startswith("drift_")}
+    change = found.changes["clinic/bits_per_token"]
+    before, after = (
+        next(s for s in side if s.key == "clinic/bits_per_token") for side in (found.initial_scores, found.scores)
+    )
+    assert change.paired
+    assert change.value == pytest.approx(after.value - before.value)
+    assert change.low < change.value < change.high
 
 
 def test_reference_file_gives_a_code_length(tiny_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "reference.jsonl"
     file.write_text('{"prompt": "Name a colour.", "completion": "Blue."}\n{"prompt": "2 + 2?", "completion": "4"}\n')
-    scores, _ = evaluate(tiny_recipe(tiny_dir, tmp_path / "run", reference_path=str(file)), str(tiny_dir))
-    reference = next(s for s in scores if s.key == "reference/bits_per_token")
+    found = evaluate(tiny_recipe(tiny_dir, tmp_path / "run", reference_path=str(file)), str(tiny_dir))
+    assert {s.metric for s in found.scores if s.task == "reference"} == {"bits_per_token", "bits_per_byte"}
+    reference = next(s for s in found.scores if s.key == "reference/bits_per_token")
     assert reference.n == 2
     assert reference.value > 0
 

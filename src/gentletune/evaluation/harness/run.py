@@ -102,7 +102,8 @@ def _run(
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    model = lm()
+    with _quiet():
+        model = lm()
     progress = stage(f"{task.name}: answers")
     if isinstance(model, GentleLM):
         model.progress = progress
