@@ -23,7 +23,7 @@ from rich.table import Table
 from gentletune.errors import UserError, unknown
 from gentletune.recipe import ALIASES, Recipe, load_recipe
 from gentletune.records import RunRecord, load_records, write_json_atomic, write_text_atomic
-from gentletune.score_table import print_scores
+from gentletune.score_table import print_code_length, print_scores
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 stdout, stderr = Console(), Console(stderr=True)
@@ -113,6 +113,56 @@ def evaluate_command(
     if samples_path:
         lines = (json.dumps(sample, ensure_ascii=False, default=str) for sample in found.samples)
         write_text_atomic(samples_path, "".join(f"{line}\n" for line in lines))
+
+
+@app.command("code-length")
+def code_length_command(
+    path: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, Parquet or plain text (.txt).")],
+    model: Annotated[str, typer.Option(help="The model to measure: directory, alias or hub name.")] = "smollm2-135m",
+    initial: Annotated[str, typer.Option(help="The model it came from, to compare with.")] = "",
+    max_length: Annotated[int | None, typer.Option(min=2, help="Longest row or window of text, in tokens.")] = None,
+    roundtrip: Annotated[int, typer.Option(min=0, help="Rows to send through an arithmetic coder and back.")] = 0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
+) -> None:
+    """Bits per token and per byte of a file under a model, and their change from the model it came from.
+
+    [bold]Example[/bold]
+
+      gentletune code-length notes.txt --model runs/a/model --initial smollm2-135m --roundtrip 1
+    """
+    from gentletune.study.code_length import code_length
+
+    _prepare()
+    try:
+        with _stages() as stage:
+            found = code_length(path, model, initial or None, max_length=max_length, roundtrip=roundtrip, stage=stage)
+    except RuntimeError as error:  # a row that did not come back: a finding, not a mistake of the user's
+        stderr.print(f"gentletune: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(1) from error
+    print_code_length(stdout, found.scores, found.initial_scores, found.changes, f"{path} under {model}")
+    if found.dropped:
+        _say(f"{found.dropped} rows were left out: too long, or without a label")
+    for row in found.roundtrip:
+        _say(
+            f"row {row['row']}: {row['tokens']} tokens, {row['computed_bits']:.2f} bits computed, "
+            f"{row['coded_bits']} bits coded and decoded{'' if row['ok'] else ', further apart than 0.1 % + 16 bits'}"
+        )
+    if json_path:
+        lists = {
+            name: [s.model_dump() for s in getattr(found, name)] for name in ("scores", "initial_scores", "changes")
+        }
+        write_json_atomic(
+            json_path,
+            {
+                "file": path,
+                "model": model,
+                "initial_model": initial or None,
+                **lists,
+                "rows": found.rows,
+                "dropped": found.dropped,
+                "roundtrip": found.roundtrip,
+            },
+        )
 
 
 @app.command("sweep")

@@ -27,13 +27,33 @@ def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Sc
         base = before.get(score.key)
         cells = [score.side, score.key, "higher" if score.higher_is_better else "lower"]
         cells += [_figure(base.value) if base else ""] if before else []
-        cells += [_figure(score.value) + ("" if score.stderr is None else f" ± {score.stderr:.4f}"), str(score.n)]
+        cells += [_with_error(score), str(score.n)]
         cells += [_change(score, base)] if before else []
         table.add_row(*cells)
     console.print(table)
     for score in scores:
         for line in _details(score):
             console.print(line, soft_wrap=True, highlight=False)
+
+
+def print_code_length(
+    console: Console, scores: Sequence[Score], initial: Sequence[Score], changes: Sequence[Score], title: str
+) -> None:
+    """Code lengths with their paired changes, which are scores of their own."""
+    table = Table(title=title)
+    for heading in ("score", "value ± s.e.", "initial", "change ± s.e.", "sequences"):
+        table.add_column(heading)
+    before, change = ({score.metric: score for score in found} for found in (initial, changes))
+    for score in scores:
+        cells = (score, before.get(score.metric), change.get(score.metric))
+        table.add_row(score.metric, *(_with_error(cell) for cell in cells), str(score.n))
+    console.print(table)
+
+
+def _with_error(score: Score | None) -> str:
+    if score is None:
+        return ""
+    return _figure(score.value) + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
 
 
 def _figure(value: float) -> str:

@@ -120,7 +120,10 @@ def measure(
             examples = [data.examples[i] for i in held.kept]
             task = example_task(data.name, "domain", examples, max_tokens=recipe.domain_tokens)
             tasks.append(wrap_own(task))
-        texts = text_rows(recipe.reference_path, subject.tokenizer, subject.max_length) if recipe.reference_path else []
+        texts: list[Encoded] = []
+        if recipe.reference_path:
+            window = min(subject.max_length, recipe.eval_batch_tokens)
+            texts = text_rows(recipe.reference_path, subject.tokenizer, window)
         key: list[Any] = [_VERSION, subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
         key += [recipe.general_prompts, recipe.general_tokens, digest([row.input_ids for row in texts])]
         found = cached_json(

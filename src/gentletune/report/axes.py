@@ -17,7 +17,13 @@ Z = 1.96
 MEAN_KEYS: dict[Side, str] = {"domain": "domain_mean/accuracy", "general": "general_mean/accuracy"}
 # What each side falls back to when no accuracy leaves the floor, in order.
 GENERAL_FALLBACK = ("drift_sampled/bits_per_token", "drift_greedy/bits_per_token", "reference/bits_per_token")
-UNITS = {"accuracy": "share correct", "bits_per_token": "bits per token"}
+ACCURACIES = ("/accuracy", "/balanced_accuracy")
+UNITS = {
+    "accuracy": "share correct",
+    "balanced_accuracy": "mean share correct over the classes",
+    "bits_per_token": "bits per token",
+    "bits_per_byte": "bits per byte",
+}
 LABELS = {
     "drift_sampled/bits_per_token": "drift from the initial model on text it samples",
     "drift_greedy/bits_per_token": "drift from the initial model on its greedy text",
@@ -92,7 +98,7 @@ def single_axis(records: Sequence[RunRecord], key: str) -> Axis:
 def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None) -> Axis | None:
     """The axis that stands for a side: the one asked for, else accuracy where the model has any.
 
-    The default is the mean of the side's `accuracy` scores present in every complete run, if it is more than
+    The default is the mean of the side's accuracies (ESCI's is balanced) present in every complete run, if it is more than
     2 standard errors above zero for some run or its initial model. Else it is the domain task's
     `bits_per_token`, or `drift_sampled/bits_per_token` for general skill. None where there is no score at all.
     Raises `UserError` on an unknown `key`.
@@ -147,7 +153,7 @@ def _read(record: RunRecord, key: str, initial: bool) -> Point | None:
 def _axis_of(score: Score) -> Axis:
     unit = UNITS.get(score.metric, score.metric.replace("_", " "))
     task = score.task.replace("_", " ")
-    plain = f"{task} accuracy" if score.metric == "accuracy" else task
+    plain = f"{task} {score.metric.replace('_', ' ')}" if f"/{score.metric}" in ACCURACIES else task
     plain = f"loss on {task} answers" if score.metric == "bits_per_token" else plain
     label = LABELS.get(score.key, plain)
     return Axis(score.key, score.side, label, unit, score.higher_is_better, (score.key,))
@@ -160,10 +166,10 @@ def _common(records: Sequence[RunRecord], side: Side) -> list[str]:
 
 
 def _mean_axis(records: Sequence[RunRecord], side: Side) -> Axis | None:
-    keys = [key for key in _common(records, side) if key.endswith("/accuracy")]
+    keys = [key for key in _common(records, side) if key.endswith(ACCURACIES)]
     if len(keys) < 2:
         return single_axis(records, keys[0]) if keys else None
-    tasks = " and ".join(key.removesuffix("/accuracy").replace("_", " ") for key in keys)
+    tasks = " and ".join(key.partition("/")[0].replace("_", " ") for key in keys)
     label = f"mean accuracy over {tasks.replace(' and ', ', ', len(keys) - 2)}"
     return Axis(MEAN_KEYS[side], side, label, UNITS["accuracy"], True, tuple(keys))
 
