@@ -135,5 +135,13 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], extra
     widths = [[lengths[i] for i in batch] for batch in batches]
     assert all(len(batch) == 1 or len(batch) * (max(batch) + extra) <= budget for batch in widths)
     assert [n for batch in widths for n in batch] == sorted(lengths, reverse=True)
+    alike = list(length_batches(lengths, extra, budget, alike=True))
+    assert sorted(i for batch in alike for i in batch) == list(range(len(lengths)))
+    assert len(alike) >= len(batches)
+    for batch in alike:
+        kept, longest = [lengths[i] + extra for i in batch], lengths[batch[0]] + extra
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        # Rows much shorter than the first came in before the pass was worth its cost.
+        assert all(5 * n >= 4 * longest or at * longest < 512 for at, n in enumerate(kept))
     # No batch could have taken the first row of the next.
     assert all((len(batch) + 1) * (max(batch) + extra) > budget for batch in widths[:-1])

@@ -58,7 +58,7 @@ def sequence_nll(
     model.eval()
     try:
         with torch.no_grad():
-            for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens):
+            for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens, alike=True):
                 sums = _batch_nll(model, pad_batch([rows[i] for i in batch], pad_id))
                 for i, value in zip(batch, sums, strict=True):
                     total[i] = value

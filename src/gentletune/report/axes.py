@@ -98,8 +98,8 @@ def single_axis(records: Sequence[RunRecord], key: str) -> Axis:
 def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None) -> Axis | None:
     """The axis that stands for a side: the one asked for, else accuracy where the model has any.
 
-    The default is the mean of the side's accuracies (ESCI's is balanced) present in every complete run, if it is more than
-    2 standard errors above zero for some run or its initial model. Else it is the domain task's
+    The default is the mean of the side's accuracies (ESCI's is balanced) present in every complete run, if it is
+    more than 2 standard errors above zero for some run or its initial model. Else it is the domain task's
     `bits_per_token`, or `drift_sampled/bits_per_token` for general skill. None where there is no score at all.
     Raises `UserError` on an unknown `key`.
     """

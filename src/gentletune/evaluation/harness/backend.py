@@ -98,7 +98,7 @@ class GentleLM(_LocalLM):
             rows.append(Encoded(list(ids), labels))
         found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
         done = 0
-        for batch in length_batches([len(row.input_ids) for row in rows], 0, self._batch_tokens):
+        for batch in length_batches([len(row.input_ids) for row in rows], 0, self._batch_tokens, alike=True):
             for i, value in zip(batch, self._score([rows[i] for i in batch]), strict=True):
                 found[i] = value
                 if requests[i][0] is not None:  # None: a window of a longer text, which has no key of its own
