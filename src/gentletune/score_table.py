@@ -17,15 +17,16 @@ def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Sc
     if not scores:
         return
     before = {score.key: score for score in initial}
-    headings = ["side", "score", "better", "value ± s.e.", "n"]
-    headings[3:3] = ["initial"] if before else []
+    headings = ["side", "score (↑ higher, ↓ lower is better)", "value ± s.e.", "n"]
+    headings[2:2] = ["initial"] if before else []
     headings += ["change [95 %]"] if before else []
     table = Table(title=title)
     for heading in headings:
-        table.add_column(heading)
+        # The name is what a reader looks for: in a narrow window it is the last to be cut.
+        table.add_column(heading, no_wrap=heading.startswith("score"), overflow="fold")
     for score in scores:
         base = before.get(score.key)
-        cells = [score.side, score.key, "higher" if score.higher_is_better else "lower"]
+        cells = [score.side, f"{score.key} {'↑' if score.higher_is_better else '↓'}"]
         cells += [_figure(base.value) if base else ""] if before else []
         cells += [_with_error(score), str(score.n)]
         cells += [_change(score, base)] if before else []

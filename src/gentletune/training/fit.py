@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import torch
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback as PlainProgress
 from trl import SFTConfig
 
@@ -87,13 +87,24 @@ def fit(
     if checkpoint:
         trainer.restore_previous(checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is None or not _finished(trainer, checkpoint):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
     figures = _figures(trainer, run)
     # Give the plain forward back before the model is saved, generates or trains again.
     remove_token_nll(trainer.model)
     return Fitted(method.parameterisation.merge(trainer.model).eval(), figures)
+
+
+def _finished(trainer: GentleTrainer, checkpoint: Path) -> bool:
+    """Whether the checkpoint is of the last step: it is loaded then. transformers would train one step more."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    trainer.state = state
+    trainer._load_from_checkpoint(str(checkpoint))
+    return True
 
 
 def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:

@@ -1,0 +1,37 @@
+"""A run killed between its last checkpoint and its end must not train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gentletune.data import encode_rows, load_data
+from gentletune.methods import parse_method
+from gentletune.recipe import Recipe
+from gentletune.training import fit
+from gentletune.training.callbacks import read_metrics
+from gentletune.training.fit import METRICS_FILE
+from tests.conftest import make_model
+
+
+@pytest.mark.parametrize("method", ["sft", "talr+lora(r=4)"])
+def test_a_finished_training_resumes_without_a_step(method: str, tokenizer: Any, tmp_path: Path) -> None:
+    # Five rows by two: steps do not divide into epochs, so the last epoch has a step to spare.
+    recipe = Recipe(
+        data="clinic", train_rows=5, batch_size=2, max_steps=4, save_every=4, lr=1e-2, schedule="constant", warmup=0.0
+    )
+    rows = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows
+
+    def fitted() -> Any:
+        return fit(recipe, parse_method(method), make_model(len(tokenizer)), tokenizer, rows, tmp_path)
+
+    first, again = fitted(), fitted()
+    assert first.figures["steps"] == again.figures["steps"] == 4
+    assert first.figures["update_norm"] == pytest.approx(again.figures["update_norm"])
+    assert first.figures["update_norm"] > 0
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert [line["step"] for line in read_metrics(tmp_path / METRICS_FILE) if "loss" in line] == [1, 2, 3, 4]
