@@ -231,6 +231,18 @@ def test_without_isolation_code_tasks_are_refused(files: Path, monkeypatch: pyte
     assert code_walls(resolve_tasks(plain), plain) == ""
 
 
+def test_no_other_program_is_run(subject: Subject, files: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval would look at the machine, for seconds, and call git, whose complaint would reach the screen."""
+    import subprocess
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was run")
+
+    says(lambda _: "4")
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert scores(subject, files, "gsm8k", "arithmetic", limit=2)["gsm8k/accuracy"].n == 2
+
+
 def test_samples_say_what_was_asked_and_answered(subject: Subject, files: Path, says: Says) -> None:
     says(lambda _: "#### 4")
     (result,) = evaluated(subject, files, "gsm8k", limit=2)

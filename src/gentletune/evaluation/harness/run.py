@@ -260,20 +260,29 @@ def _task_hash(task: Any, recipe: Recipe) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval's log and its bars of work that takes no time stay off the screen; our progress line is enough."""
+    """Without lm-eval's log, its bars of work that takes no time, and its look at the machine.
+
+    That look runs a dozen programs for seconds a task, and records carry their own (`study.provenance`).
+    """
     import lm_eval.api.model
     import lm_eval.api.task
+    import lm_eval.evaluator
 
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    modules: list[Any] = [lm_eval.api.model, lm_eval.api.task]
-    bars = [module.tqdm for module in modules]
-    for module, bar in zip(modules, bars, strict=True):
-        module.tqdm = functools.partial(bar, disable=True)
+    replaced: list[tuple[Any, str, Any]] = [
+        (lm_eval.api.model, "tqdm", functools.partial(lm_eval.api.model.tqdm, disable=True)),
+        (lm_eval.api.task, "tqdm", functools.partial(lm_eval.api.task.tqdm, disable=True)),
+        (lm_eval.evaluator, "add_env_info", lambda _: None),
+        (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
+    ]
+    own = [getattr(module, name) for module, name, _ in replaced]
+    for module, name, value in replaced:
+        setattr(module, name, value)
     try:
         yield
     finally:
         logger.setLevel(level)
-        for module, bar in zip(modules, bars, strict=True):
-            module.tqdm = bar
+        for (module, name, _), value in zip(replaced, own, strict=True):
+            setattr(module, name, value)
