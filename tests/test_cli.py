@@ -202,7 +202,7 @@ def test_sweep_dry_run_prints_the_plan(
         tmp_path / "s.yaml",
         "base: {data: clinic}\naxes: {method: [sft, talr], lr: [1e-5]}\nalso: [{method: wise_ft, lr: 1e-5}]\n",
     )
-    assert run(monkeypatch, "sweep", "-c", study, "--dry-run") == 0
+    assert run(monkeypatch, "sweep", "-c", study, "--dry-run", "--no-probe") == 0
     assert capfd.readouterr().out.split("\n")[:3] == [
         "sft-lr1e-05", "talr-lr1e-05", "wise_ft-lr1e-05  (weights of sft-lr1e-05)",
     ]  # fmt: skip

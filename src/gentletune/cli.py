@@ -167,26 +167,44 @@ def code_length_command(
 
 @app.command("sweep")
 def sweep_command(
-    config: Annotated[Path, typer.Option("-c", "--config", help="Study YAML: base, axes, also.")],
+    config: Annotated[Path, typer.Option("-c", "--config", help="Study YAML: base, axes, also, search, …")],
     output: Annotated[Path, typer.Option(help="Study directory.")] = Path("runs/study"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one a GPU.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster, such as auto.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
+    probe: Annotated[bool, typer.Option(help="Time a few steps for the estimate of a dry run.")] = True,
 ) -> None:
-    """Run every trial of a study in this process; run again, it does only what is missing.
+    """Run every trial of a study; run again, it does only what is missing or failed.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       gentletune sweep -c recipes/demo.yaml --output demo
+
+      gentletune sweep -c recipes/demo.yaml --output demo --dry-run
+
+      gentletune sweep -c study.yaml --executor pool --workers 4
     """
-    from gentletune.study import plan, read_study, sweep
+    from gentletune.study import Queue, estimate, read_study, sweep
 
     study = read_study(config)
     if dry_run:
-        for trial in plan(study, output, str(config)):
+        trials = Queue(study, output, str(config)).preview()
+        for trial in trials:
             stdout.print(f"{trial.name}{f'  (weights of {trial.trains_like})' if trial.trains_like else ''}")
+        if study.get("search"):
+            _say("a search: its first trials are these, later ones depend on what comes of them")
+        if probe:
+            _prepare()
+            for line in estimate(trials, study, output, where=str(config)).lines():
+                stdout.print(line, soft_wrap=True, highlight=False)
         return
     _prepare()
     with _stages() as stage:
-        records = sweep(study, output, where=str(config), stage=stage, say=_say)
+        records = sweep(
+            study, output, where=str(config), stage=stage, say=_say,
+            executor=executor, workers=workers, ray_address=ray_address,
+        )  # fmt: skip
     failed = [record for record in records if record.status == "failed"]
     for record in failed:
         stderr.print(f"gentletune: {record.label} at {record.learning_rate:g} failed: {record.error}", style="red")

@@ -1,11 +1,12 @@
-"""Small recipes for the tiny model."""
+"""Small recipes and studies for the tiny model."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from gentletune import Recipe
+from gentletune import Recipe, RunRecord
 
 
 def tiny_recipe(model: Path, output: Path, **changes: Any) -> Recipe:
@@ -16,3 +17,32 @@ def tiny_recipe(model: Path, output: Path, **changes: Any) -> Recipe:
         "general_rows": 3, "probe_every": 3, "probe_rows": 2, "save_every": 2, "output": str(output),
     }  # fmt: skip
     return Recipe.parse(fields | changes)
+
+
+def tiny_study(model: Path, **changes: Any) -> dict[str, Any]:
+    """Two methods at two rates, and an average that takes the weights of the first."""
+    base = tiny_recipe(model, Path(), tasks=("arithmetic",), general_prompts=3, general_rows=2, test_rows=2)
+    study: dict[str, Any] = {
+        "base": base.model_dump(exclude={"method", "learning_rate", "output"}),
+        "axes": {"method": ["sft", "talr"], "learning_rate": [1e-3, 1e-2]},
+        "also": [{"method": "wise_ft(alpha=0.25)", "learning_rate": 1e-3}],
+    }
+    return study | changes
+
+
+def comparable(record: RunRecord) -> dict[str, Any]:
+    """A record without what differs from run to run: times and places."""
+    kept = record.model_dump(mode="json", exclude={"timings", "created", "git_commit", "hardware"})
+    kept["recipe"].pop("output")
+    return kept
+
+
+def child_sweep(study: dict[str, Any], output: Path, cache: Path, threads: int = 1, **how: Any) -> None:
+    """What a child process does: a sweep with a cache of its own."""
+    import torch
+
+    from gentletune import sweep
+
+    os.environ["GENTLETUNE_CACHE"] = str(cache)
+    torch.set_num_threads(threads)
+    sweep(study, output, **how)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import time
 from pathlib import Path
@@ -26,14 +25,6 @@ def run(recipe: Recipe) -> None:
 
     torch.set_num_threads(1)
     train(recipe)
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Children that start in milliseconds: a server with everything imported forks them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gentletune.study", "trl.trainer.sft_trainer", "peft"])
-    return context
 
 
 def finish(processes: Any, recipe: Recipe) -> Path:

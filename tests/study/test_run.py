@@ -244,3 +244,19 @@ def test_rows_too_long_are_in_neither_domain_score(tiny_dir: Path, tmp_path: Pat
     kept = sum(length <= lengths[6] for length in lengths)
     assert record.data["test"] == {"rows": kept, "dropped_too_long": 12 - kept, "dropped_no_label": 0}
     assert {s.n for s in record.scores if s.side == "domain"} == {kept}
+
+
+@pytest.mark.parametrize("scrap", [".state.json.k1ll3d", ".model.k1ll3d/part"])
+def test_what_a_kill_left_half_written_is_cleared_away(tiny_dir: Path, tmp_path: Path, scrap: str) -> None:
+    left = tmp_path / "run" / scrap
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    assert train(tiny_recipe(tiny_dir, tmp_path / "run", evaluate=False, probe_every=0)).status == "complete"
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_a_directory_with_other_hidden_files_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".git").write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        train(tiny_recipe(tiny_dir, tmp_path / "run", evaluate=False))

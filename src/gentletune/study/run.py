@@ -7,22 +7,25 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from gentletune.cache import cached_json, whole_directory
-from gentletune.data import DomainData, Encoded, encode_rows, load_data
+from gentletune.cache import cache_root, cached_json, whole_directory
+from gentletune.data import Encoded
 from gentletune.errors import UserError
 from gentletune.evaluation.code_length import sequence_nll
-from gentletune.evaluation.harness import Stage, Subject, code_walls, resolve_tasks
-from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, row_limit, silent
-from gentletune.methods import Method, parse_method, training_part
-from gentletune.models import load_model, load_tokenizer, model_hash, quiet, resolve_model
+from gentletune.evaluation.harness import Stage
+from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, silent
+from gentletune.methods import Method
+from gentletune.models import load_model, quiet
 from gentletune.recipe import Recipe
-from gentletune.records import RunRecord, Score, read_record, write_json_atomic, write_record
+from gentletune.records import RECORD_FILE, RunRecord, Score, read_record, write_json_atomic, write_record
+from gentletune.study.inputs import Inputs, Shared
+from gentletune.study.launch import launch
+from gentletune.study.locks import locked
 from gentletune.study.provenance import model_card, provenance
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.fit import CHECKPOINTS
@@ -33,70 +36,51 @@ FIGURES_FILE = "training.json"
 _DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "inline_container")
 
 
-class Inputs:
-    """What a recipe resolves to, read once: method, data, tokenizer, weights on disk and their hashes."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.method: Method = parse_method(recipe.method)
-        self.sandbox = code_walls(resolve_tasks(recipe), recipe) if recipe.evaluate else ""
-        self.data: DomainData = load_data(recipe)
-        self.directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-        self.tokenizer: Any = load_tokenizer(self.directory, trust_remote_code=recipe.trust_remote_code)
-        self.model_hash = model_hash(self.directory)
-        model = load_model(self.directory, trust_remote_code=recipe.trust_remote_code)
-        self.max_length = limit = row_limit(model, recipe)
-        self.train = encode_rows(self.data.train, self.tokenizer, max_length=limit, where=f"{self.data.name}, training")
-        self.test = encode_rows(self.data.test, self.tokenizer, max_length=limit, where=f"{self.data.name}, held out")
-        self._fresh: Any = model
-
-    def initial_model(self) -> Any:
-        """The initial model, fresh from disk; the first call reuses the copy the constructor loaded."""
-        model, self._fresh = self._fresh, None
-        return model or load_model(self.directory, trust_remote_code=self.recipe.trust_remote_code)
-
-    def subject(self, model: Any, directory: Path | None = None) -> Subject:
-        """A model of the run to measure: the initial one, or the one whose weights lie in `directory`."""
-        mine = self.model_hash if directory is None else model_hash(directory)
-        return Subject(model, self.tokenizer, directory or self.directory, mine, self.max_length)
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the initial model, the training rows and the held-out rows."""
-        return {"model": self.model_hash, "train": self.data.train_hash, "test": self.data.test_hash}
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What determines the trained weights, before any finish."""
-        fields = self.recipe.training_fields() | {"method": training_part(self.recipe.method)}
-        for path in ("model", "data_path", "test_path", "test_rows"):  # their content counts, by its hash
-            fields.pop(path)
-        return fields | {k: v for k, v in self.hashes.items() if k != "test"}
+class RunDirectoryError(UserError):
+    """The run directory is another run's, or cannot be written: nothing may be recorded in it."""
 
 
-def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -> RunRecord:
+class _SourceFailedError(Exception):
+    """The run that was to train the weights failed, so this one does."""
+
+
+def train(
+    recipe: Recipe,
+    *,
+    reuse: Path | None = None,
+    stage: Stage = silent,
+    processes: int = 1,
+    shared: Shared | None = None,
+) -> RunRecord:
     """Run a recipe and return its record, which also lies in its run directory as `record.json`.
 
     Called again after a crash or kill it goes on from what is there; called again after it completed it returns
     the record. `reuse` is another run whose training is the same (it may differ in its finish): its tuned
     weights are taken instead of training again. A run that diverges returns a record with status `failed`.
+    `processes` above 1 train data-parallel, `recipe.batch_size` rows in each. `shared` holds what another run of the
+    same study has read.
 
     Raises:
         UserError: bad input; nothing is written then.
     """
-    inputs = Inputs(recipe)
+    inputs = Inputs(recipe, shared)
     run = Path(recipe.output or default_output(recipe, inputs.method))
     done = read_record(run)
-    _check_directory(run, inputs)
+    state = _state(inputs, processes)
+    _check_directory(run, state)
     if done and done.status == "complete" and _same_result(done, recipe):
         return done
+    if not has_weights(run):
+        inputs.initial_model()  # what is wrong with it is said before anything is written
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {run} ({type(error).__name__}); give another --output") from error
+        raise RunDirectoryError(f"cannot write to {run} ({type(error).__name__}); give another --output") from error
     with _one_line_errors(run):
-        write_json_atomic(run / STATE_FILE, {"identity": inputs.identity, "method": inputs.method.label})
-        record = _run(inputs, run, reuse, stage)
+        for scrap in _scraps(run):
+            shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
+        write_json_atomic(run / STATE_FILE, state)
+        record = _run(inputs, run, reuse, stage, processes)
         write_record(run, record)
     return record
 
@@ -107,7 +91,12 @@ def default_output(recipe: Recipe, method: Method) -> str:
     return f"runs/{data}-{method.name}-{recipe.learning_rate:g}-{recipe.digest()}"
 
 
-def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunRecord:
+def has_weights(run: Path) -> bool:
+    """Whether a run directory holds finished weights."""
+    return (run / "model" / "config.json").exists()
+
+
+def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage, processes: int) -> RunRecord:
     recipe, timings = inputs.recipe, dict[str, float]()
     begun = time.perf_counter()
     reference, initial = _initial(inputs, stage) if recipe.evaluate or recipe.probe_every else (None, [])
@@ -126,7 +115,9 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
     }
     begun = time.perf_counter()
     try:
-        tuned = _tuned_model(inputs, run, reference, reuse)
+        tuned = _tuned_model(inputs, run, reference, reuse, processes)
+    except _SourceFailedError as error:
+        return RunRecord(status="failed", error=str(error), timings=timings, **base)
     except TrainingDivergedError as error:
         message = f"{error}; lower the learning rate"
         if any((run / CHECKPOINTS).glob("checkpoint-*")):
@@ -148,37 +139,58 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
 def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, list[Score]]:
     """The initial model's answers and scores, from the cache where another run computed them."""
     model, recipe = inputs.initial_model(), inputs.recipe
-    reference = reference_answers(model, inputs.tokenizer, recipe, inputs.model_hash, stage=stage)
-    if not recipe.evaluate:
-        return reference, []
-    measured = measure(
-        inputs.subject(model), inputs.data, recipe, reference, stage=lambda name: stage(f"initial model: {name}")
-    )
+    with _alone(inputs):
+        reference = reference_answers(model, inputs.tokenizer, recipe, inputs.model_hash, stage=stage)
+        if not recipe.evaluate:
+            return reference, []
+        measured = measure(
+            inputs.subject(model), inputs.data, recipe, reference, stage=lambda name: stage(f"initial model: {name}")
+        )
     return reference, measured.scores
 
 
-def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None) -> Any:
+@contextmanager
+def _alone(inputs: Inputs) -> Iterator[None]:
+    """Parallel trials wait here for the one that computes what they all need of the initial model."""
+    with ExitStack() as stack:
+        with suppress(UserError):  # the cache may never be the reason that a run fails
+            stack.enter_context(locked(cache_root() / "locks" / inputs.model_hash[:16]))
+        yield
+
+
+def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None, processes: int) -> Any:
     """The finished model: from `model/` if it is there, else trained (or taken from `reuse`) and finished."""
     recipe, target = inputs.recipe, run / "model"
-    if (target / "config.json").exists():
+    if has_weights(run):
         return load_model(target, trust_remote_code=recipe.trust_remote_code)
     begun = time.perf_counter()
     if reuse is not None:
         tuned, figures = _reused(inputs, reuse)
     else:
-        tuned, figures = _trained(inputs, run, reference)
+        if processes > 1:
+            tuned, figures = _launched(inputs, run, processes)
+        else:
+            tuned, figures = fit_weights(inputs, run, reference)
         figures["train_seconds"] = time.perf_counter() - begun
     write_json_atomic(run / FIGURES_FILE, figures)
     if inputs.method.finish is not None:
         _save(tuned, inputs, run / "tuned", "before its finish")
-        initial = load_model(inputs.directory, trust_remote_code=recipe.trust_remote_code)
-        tuned.load_state_dict(inputs.method.finish(initial.state_dict(), tuned.state_dict()))
+        tuned.load_state_dict(inputs.method.finish(inputs.initial_model().state_dict(), tuned.state_dict()))
     _save(tuned, inputs, target, inputs.method.label)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     return tuned
 
 
-def _trained(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
+def _launched(inputs: Inputs, run: Path, processes: int) -> tuple[Any, dict[str, float]]:
+    """Weights trained by several processes of their own, which share their last checkpoint with any later launch."""
+    _sequence_weights(inputs)  # computed here, with all cores; the ranks read it from the cache
+    found = launch(inputs.recipe, run, processes)
+    model = load_model(found.model, trust_remote_code=inputs.recipe.trust_remote_code)
+    return model, found.figures | {"processes": float(processes)}
+
+
+def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
+    """Tuned weights before any finish, and figures of their training; in this process alone or as one of several."""
     recipe, method = inputs.recipe, inputs.method
     pad_id = inputs.tokenizer.pad_token_id
     held: list[Encoded] = inputs.test.rows
@@ -187,14 +199,15 @@ def _trained(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[An
         assert reference is not None
         return probe(model, held, reference, recipe, pad_id=pad_id)
 
+    weights = _sequence_weights(inputs)
     fitted = fit(
         recipe,
         method,
-        inputs.initial_model(),
+        inputs.model_to_train(),
         inputs.tokenizer,
         inputs.train.rows,
         run,
-        sequence_weights=_sequence_weights(inputs),
+        sequence_weights=weights,
         probe=look if recipe.probe_every else None,
         title=f"{method.label} lr {recipe.learning_rate:g}",
     )
@@ -214,7 +227,8 @@ def _sequence_weights(inputs: Inputs) -> list[float] | None:
         ).means
 
     key = [inputs.model_hash, inputs.data.train_hash, inputs.train.kept]
-    means = cached_json("sequence_nll", key, compute)
+    with _alone(inputs):
+        means = cached_json("sequence_nll", key, compute)
     weights: list[float] = inputs.method.sequence_weights(torch.tensor(means, dtype=torch.float64)).tolist()
     return weights
 
@@ -223,9 +237,10 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     """Tuned weights of another run of the same training."""
     failed = read_record(source)
     if failed and failed.status == "failed":
-        raise TrainingDivergedError(f"{source.name}, whose weights it takes, failed")
+        raise _SourceFailedError(f"{source.name}, whose weights it takes, failed")
     state = _read_json(source / STATE_FILE)
-    if state.get("identity") != inputs.identity:
+    identity = {key: value for key, value in state.get("identity", {}).items() if key != "processes"}
+    if identity != inputs.identity:
         raise UserError(f"{source} was not trained by the same recipe, so its weights cannot be reused")
     tuned = source / "tuned" if (source / "tuned").is_dir() else source / "model"
     if not (tuned / "config.json").exists():
@@ -241,23 +256,36 @@ def _save(model: Any, inputs: Inputs, target: Path, what: str) -> None:
         (scratch / "README.md").write_text(model_card(inputs.recipe, what, inputs.hashes), encoding="utf-8")
 
 
-def _check_directory(run: Path, inputs: Inputs) -> None:
+def _state(inputs: Inputs, processes: int) -> dict[str, Any]:
+    """What the files of a run directory are made from."""
+    ranks = {"processes": processes} if processes > 1 else {}
+    return {"identity": inputs.identity | ranks, "method": inputs.method.label}
+
+
+def _check_directory(run: Path, mine: dict[str, Any]) -> None:
     """Refuse a directory that is no run of ours, or one of another recipe."""
     if run.exists() and not run.is_dir():
-        raise UserError(f"output {run} is a file; give a directory")
+        raise RunDirectoryError(f"output {run} is a file; give a directory")
     state = _read_json(run / STATE_FILE) if (run / STATE_FILE).exists() else None
     if state is None:
-        if run.is_dir() and any(run.iterdir()):
-            raise UserError(f"output {run} is not empty and holds no run of gentletune; give another directory")
+        left = {path.name for path in run.iterdir()} - {path.name for path in _scraps(run)} if run.is_dir() else set()
+        record = read_record(run) if left == {RECORD_FILE} else None
+        if left and (record is None or record.status == "complete"):  # a run that failed at once left its record alone
+            raise RunDirectoryError(f"output {run} is not empty and holds no run of gentletune; give another directory")
         return
-    mine = {"identity": inputs.identity, "method": inputs.method.label}
     if state != mine:
         was, now = _flat(state), _flat(mine)
         changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
-        raise UserError(
+        raise RunDirectoryError(
             f"output {run} holds a run of another recipe (different: {', '.join(changed)}); "
             "give another --output, or delete it"
         )
+
+
+def _scraps(run: Path) -> list[Path]:
+    """What a kill left of a file or directory of ours that was being written, under its hidden name."""
+    names = (STATE_FILE, FIGURES_FILE, RECORD_FILE, "model", "tuned")
+    return [path for name in names for path in run.glob(f".{name}.*")]
 
 
 def _flat(state: dict[str, Any]) -> dict[str, Any]:
@@ -293,10 +321,10 @@ def _one_line_errors(run: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or any(sign in str(error) for sign in _DISK_FULL):
-            raise UserError(
+            raise RunDirectoryError(
                 f"the disk is full while writing {run}; free some space and run the same command again: "
                 "it goes on from the last checkpoint"
             ) from error
         if isinstance(error, (PermissionError, NotADirectoryError)) or getattr(error, "errno", None) == errno.EROFS:
-            raise UserError(f"cannot write to {run} ({type(error).__name__}); give another --output") from error
+            raise RunDirectoryError(f"cannot write to {run} ({type(error).__name__}); give another --output") from error
         raise

@@ -50,25 +50,35 @@ class GentleTrainer(MethodMixin, SFTTrainer):
         """The run writes its own card, once, beside the final model."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint whole or not at all: elsewhere first, then renamed into place."""
+        """Write a checkpoint whole or not at all: elsewhere first, then renamed into place, by rank 0 alone.
+
+        The ranks wait for each other before and after: each adds its random state to the one directory.
+        """
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             raise TrainingDivergedError(f"the weights are not finite at step {self.state.global_step}")
-        output = Path(self.args.output_dir)
+        output, first = Path(self.args.output_dir), self.accelerator.is_main_process
         staging = output / ".writing"
-        shutil.rmtree(staging, ignore_errors=True)
+        if first:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self._staging = str(staging)
         try:
             with quiet():
                 super()._save_checkpoint(model, trial)
-            if self.previous is not None:
+            if self.previous is not None and first:
                 torch.save(self.previous, staging / f"checkpoint-{self.state.global_step}" / PREVIOUS_FILE)
-            for checkpoint in staging.glob("checkpoint-*"):
-                shutil.rmtree(output / checkpoint.name, ignore_errors=True)
-                checkpoint.replace(output / checkpoint.name)
+            self.accelerator.wait_for_everyone()
+            if first:
+                for checkpoint in staging.glob("checkpoint-*"):
+                    shutil.rmtree(output / checkpoint.name, ignore_errors=True)
+                    checkpoint.replace(output / checkpoint.name)
         finally:
             self._staging = None
-            shutil.rmtree(staging, ignore_errors=True)
-        rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit, use_mtime=False)
+            if first:
+                shutil.rmtree(staging, ignore_errors=True)
+        if first:
+            rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit, use_mtime=False)
+        self.accelerator.wait_for_everyone()
 
     def restore_previous(self, checkpoint: Path) -> None:
         """Take up the previous batch's statistic where the checkpoint left it."""

@@ -1,0 +1,148 @@
+"""The study's directory as a store of RunRecords that several processes may write: one trial, one lock."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from gentletune.errors import UserError
+from gentletune.evaluation.harness import Stage
+from gentletune.evaluation.measure import silent
+from gentletune.methods import parse_method
+from gentletune.recipe import Recipe
+from gentletune.records import RECORD_FILE, RunRecord, read_record, write_record, write_text_atomic
+from gentletune.study.inputs import Shared
+from gentletune.study.locks import locked
+from gentletune.study.plan import Trial
+from gentletune.study.provenance import provenance
+from gentletune.study.run import RunDirectoryError, has_weights, train
+
+LOCKS, LOGS = ".locks", ".logs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to run in the study directory.
+
+    `first`: bad input is the study's own mistake and stops it. `begun`: when the sweep began, in seconds since the
+    epoch; what failed later is not tried again. `wait`: wait for a trial that another process holds.
+    """
+
+    trial: Trial
+    study: Path
+    begun: float
+    first: bool = False
+    wait: bool = True
+    processes: int = 1
+
+    @property
+    def run(self) -> Path:
+        """The trial's run directory."""
+        return self.study / self.trial.name
+
+    @property
+    def lock(self) -> Path:
+        """The trial's lock file; it stays, empty, when nobody holds it."""
+        return self.study / LOCKS / self.trial.name
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a job: its record; or none, because another process holds the trial; or what stops the study."""
+
+    job: Job
+    record: RunRecord | None = None
+    error: str | None = None
+
+
+def run_job(job: Job, shared: Shared, stage: Stage = silent) -> Finished:
+    """Run a trial under its lock; whatever goes wrong becomes a record with status `failed`.
+
+    Only bad input met by the study's first trial, and a directory that cannot be written or is another run's, come
+    back as `error`.
+    """
+    try:
+        with locked(job.lock, wait=job.wait) as mine:
+            return Finished(job, _run(job, shared, stage) if mine else None)
+    except UserError as error:
+        return Finished(job, error=str(error))
+
+
+def record_death(job: Job, what: str) -> Finished:
+    """The failed record of a job whose process died; none where another process has taken the trial up since."""
+    try:
+        with locked(job.lock, wait=False) as mine:
+            if not mine:
+                return Finished(job)
+            return Finished(job, settled(job) or _failed(job, f"{what}; run the sweep again to go on from there"))
+    except UserError as error:
+        return Finished(job, error=str(error))
+
+
+def settled(job: Job) -> RunRecord | None:
+    """The record of a trial that is done: complete, or failed since the sweep began (by another process, too)."""
+    record = read_record(job.run)
+    if record is None or Recipe.parse(record.recipe).result_fields() != job.trial.recipe.result_fields():
+        return None
+    if record.status == "complete" or (job.run / RECORD_FILE).stat().st_mtime >= job.begun:
+        return record
+    return None
+
+
+def _run(job: Job, shared: Shared, stage: Stage) -> RunRecord:
+    record = read_record(job.run)
+    if record is not None and record.status == "failed" and (done := settled(job)):
+        return done
+    try:
+        return train(job.trial.recipe, reuse=_source(job), stage=stage, processes=job.processes, shared=shared)
+    except RunDirectoryError:
+        raise
+    except UserError as error:
+        if job.first:
+            raise
+        return _failed(job, str(error))
+    except Exception as error:  # a crash of one trial must not stop the others
+        write_text_atomic(job.study / LOGS / f"{job.trial.name}.txt", traceback.format_exc())
+        lines = str(error).strip().splitlines()
+        return _failed(job, f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+
+
+def _source(job: Job) -> Path | None:
+    """The run whose weights the trial takes; None where it has to train them itself, because they were not kept."""
+    if job.trial.trains_like is None:
+        return None
+    source = job.study / job.trial.trains_like
+    record = read_record(source)
+    gone = record is not None and record.status == "complete" and not has_weights(source)
+    return None if gone else source
+
+
+def _failed(job: Job, error: str) -> RunRecord:
+    recipe = job.trial.recipe
+    method = parse_method(recipe.method)
+    record = RunRecord(
+        status="failed",
+        method=method.name,
+        label=method.label,
+        learning_rate=recipe.learning_rate,
+        seed=recipe.seed,
+        recipe=recipe.model_dump(mode="json"),
+        error=error,
+        **provenance(),
+    )
+    try:
+        write_record(job.run, record)
+    except OSError as problem:
+        raise UserError(f"cannot write to {job.run} ({type(problem).__name__}); give another --output") from problem
+    return record
+
+
+def drop_weights(job: Job) -> None:
+    """Delete the weights of a measured trial; its record stays. Left alone where another process is at it."""
+    with locked(job.lock, wait=False) as mine:
+        if mine:
+            for name in ("model", "tuned"):
+                (job.run / name / "config.json").unlink(missing_ok=True)  # what is half deleted counts as gone
+                shutil.rmtree(job.run / name, ignore_errors=True)
