@@ -59,6 +59,12 @@ def test_the_numbers_are_lm_evals_own(subject: Subject, files: Path) -> None:
     assert found["ifeval/inst_level_strict_acc"].n == 2
 
 
+def test_lm_evals_own_back_end_may_be_asked_for(subject: Subject, files: Path) -> None:
+    found = [scores(subject, files, "ifeval", max_gen_toks=8, backend=name) for name in ("gentletune", "hf")]
+    assert found[0] == found[1]
+    assert found[0]["ifeval/accuracy"].n == 2
+
+
 def test_gsm8k_is_scored_by_the_final_answer(subject: Subject, files: Path, says: Says) -> None:
     answers = {row["question"]: row["answer"] for row in GSM8K}
     wrong = GSM8K[2]["question"]
