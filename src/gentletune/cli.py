@@ -241,26 +241,32 @@ def inspect_command(context: typer.Context, config: ConfigOption = None) -> None
 def advise_command(
     context: typer.Context,
     config: ConfigOption = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each probe.")] = 10,
+    steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps of each probe (6 to 24).")] = None,
+    rates: Annotated[str, typer.Option(help="Rates to probe, such as 1e-5,1e-4; by default from the model.")] = "",
+    budget: Annotated[float | None, typer.Option(help="Most drift that may come of it, bits per token.")] = None,
+    sweep_runs: Annotated[int, typer.Option(min=1, help="Runs of the sweep that this stands in for.")] = 24,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the proposal to this file, too.")] = None,
 ) -> None:
-    """Propose a learning rate from short probes at four rates: domain bits gained against drift.
+    """Propose a learning rate and a method from short probes: domain bits gained against drift.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
-      gentletune advise --data clinic --method talr --steps 10
+      gentletune advise --data clinic --max-steps 150
+
+      gentletune advise -c recipe.yaml --budget 0.1 --json proposal.json
     """
-    from gentletune.advice import advise
+    from gentletune.advice import advise, print_proposal
 
     recipe = load_recipe(config, _overrides(context.args))
+    try:
+        given = [float(part) for part in rates.split(",") if part]
+    except ValueError as error:
+        raise UserError(f"--rates: '{rates}' is no list of numbers such as 1e-5,1e-4") from error
     _prepare()
-    points = advise(recipe, steps=steps, say=_say)
-    table = Table(title=f"{recipe.method}: {steps} steps at each rate, bits per token")
-    for heading in ("learning rate", "domain gain", "drift", "net"):
-        table.add_column(heading, justify="right")
-    for point in sorted(points, key=lambda p: p.learning_rate):
-        table.add_row(f"{point.learning_rate:g}", f"{point.gain:.3f}", f"{point.drift:.3f}", f"{point.net:.3f}")
-    stdout.print(table)
-    stdout.print(f"Start from learning rate {points[0].learning_rate:g}.", highlight=False)
+    found = advise(recipe, rates=given or None, steps=steps, budget=budget, sweep_runs=sweep_runs, say=_say)
+    print_proposal(stdout, found)
+    if json_path:
+        write_json_atomic(json_path, found.as_dict())
 
 
 @app.command("report")

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 
-from gentletune.records import RunRecord
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gentletune.errors import UserError
+from gentletune.records import RunRecord, Score, Side
 from gentletune.report.axes import both_axes
-from gentletune.report.recommend import Advice, recommend
+from gentletune.report.recommend import Advice, Choice, recommend
+from gentletune.report.settings import settings_of
+from gentletune.statistics import accuracy_score
 
 from .report_records import failed, pair, run
 
@@ -119,19 +128,238 @@ def test_lower_is_better_on_both_axes() -> None:
     assert "changes by +0.100 ± 0.010, a measurable loss" in advice.sentence
 
 
-def test_seeds_are_told_apart() -> None:
-    advice = advise(pair("sft", 1e-6, 0.9, 0.6), pair("sft", 1e-6, 0.9, 0.6, seed=1))
-    assert "(seed 0)" in advice.sentence
-    assert "(seed 1)" in advice.sentence
+def made(method: str, drift: tuple[float, float]) -> RunRecord:
+    tuned = {"clinic/accuracy": 0.90, "arithmetic/accuracy": 0.60, "drift_sampled/bits_per_token": drift}
+    return run(method, 1e-4, tuned)
+
+
+def text(advice: Advice) -> str:
+    assert all(line.endswith(".") and "\n" not in line for line in advice.reasons)
+    return "\n".join(advice.reasons)
 
 
 def test_drift_that_tells_tied_runs_apart_is_said_and_changes_nothing() -> None:
-    def made(method: str, drift: tuple[float, float]) -> RunRecord:
-        tuned = {"clinic/accuracy": 0.90, "arithmetic/accuracy": 0.60, "drift_sampled/bits_per_token": drift}
-        return run(method, 1e-4, tuned)
-
     advice = advise(made("sft", (0.80, 0.04)), made("wise_ft", (0.30, 0.03)))
     assert advice.index == 0
-    assert "wise_ft at learning rate 1e-4 moved measurably less" in advice.sentence
-    assert "(0.30 against 0.80 bits per token)" in advice.sentence
-    assert "by sampled drift" not in advise(made("sft", (0.35, 0.04)), made("wise_ft", (0.30, 0.03))).sentence
+    assert "disagree on the choice: by drift from the initial model" in text(advice)
+    assert "wise_ft at learning rate 1e-4 is measurably better (0.30 against 0.80 bits per token" in text(advice)
+    alike = advise(made("sft", (0.35, 0.04)), made("wise_ft", (0.30, 0.03)))
+    assert "disagree" not in text(alike)
+    assert "none names a tied setting that is measurably better" in text(alike)
+
+
+# --- over seeds
+
+
+def test_seeds_of_a_setting_are_one_and_its_middle_run_stands_for_it() -> None:
+    runs = [pair("sft", 1e-6, 0.9 + d, 0.6 + d, seed=s) for s, d in enumerate((0.02, 0.0, -0.02))]
+    advice = advise(*runs, pair("sft", 1e-5, 0.90, 0.30))
+    assert (advice.index, advice.tied) == (1, (1, 3))
+    assert "sft at learning rate 1e-6 (mean of 3 seeds)" in advice.sentence
+    assert "1 to 3 seeds" in text(advice)
+
+
+def test_seeds_that_scatter_make_a_win_a_tie() -> None:
+    sft = [pair("sft", 1e-6, 0.9, 0.60, seed=s) for s in (0, 1)]
+    assert advise(*sft, *[pair("talr", 1e-6, 0.9, 0.68, seed=s) for s in (0, 1)]).index in (2, 3)
+    scattered = [pair("talr", 1e-6, 0.9, g, seed=s) for s, g in ((0, 0.58), (1, 0.78))]
+    advice = advise(*sft, *scattered)
+    assert advice.index in (0, 1)
+    assert "4 times the seeds halve its standard error" in text(advice)
+
+
+def test_the_change_from_seed_to_seed_is_pooled_over_the_settings() -> None:
+    # Each setting's two seeds lie 0.02 apart: variance 2e-4 by 2 degrees of freedom, so the error of a mean over
+    # two seeds is √(0.01² / 1 + 2e-4 / 2) = 0.0141 and that of the single seed √(0.01² + 2e-4) = 0.0173.
+    values = {("sft", 0): 0.60, ("sft", 1): 0.62, ("talr", 0): 0.60, ("talr", 1): 0.62, ("flow", 0): 0.61}
+    records = [pair(m, 1e-6, 0.9, g, seed=s) for (m, s), g in values.items()]
+    domain, general = both_axes(records, None, None)
+    assert domain is not None
+    assert general is not None
+    choice = Choice(records, domain, general, settings_of(records, domain, general), None)
+    errors = [choice.point(general, i).stderr for i in range(3)]
+    assert errors == pytest.approx([0.0141421, 0.0141421, 0.0173205], rel=1e-5)
+    change = choice.change(general, 0, 1)
+    assert change is not None
+    # √((1.972 · 0.0141)² + (4.303 · 0.0141)²)
+    assert change.high == pytest.approx(math.hypot(1.972, 4.303) * 0.0141421, rel=1e-3)
+
+
+def test_the_same_seed_twice_counts_once() -> None:
+    assert "One seed each" in text(advise(pair("sft", 1e-6, 0.9, 0.6), pair("sft", 1e-6, 0.5, 0.6)))
+
+
+def test_runs_that_differ_in_another_field_are_two_settings_and_named_by_it() -> None:
+    advice = advise(
+        pair("sft", 1e-6, 0.9, 0.3, recipe={"epochs": 3, "seed": 0}), pair("sft", 1e-6, 0.9, 0.6, recipe={"epochs": 1})
+    )
+    assert advice.index == 1
+    assert "sft at learning rate 1e-6 (epochs=1)" in advice.sentence
+
+
+# --- on items
+
+
+def on_items(method: str, lr: float, right: list[list[int]], **fields: Any) -> RunRecord:
+    """Domain and general answers item by item; the initial model has 2 of 10 and 8 of 10 right."""
+
+    def both(answers: list[list[int]]) -> list[Score]:
+        sides: tuple[Side, Side] = ("domain", "general")
+        return [
+            accuracy_score(a * 10, task=task, side=side)
+            for a, task, side in zip(answers, ("clinic", "arithmetic"), sides, strict=True)
+        ]
+
+    record = run(method, lr, {}, initial={}, **fields)
+    start = both([[1, 1] + [0] * 8, [1] * 8 + [0] * 2])
+    return record.model_copy(update={"scores": both(right), "initial_scores": start})
+
+
+def test_the_same_items_tell_apart_what_their_errors_cannot() -> None:
+    # 100 general items: 70 right against 60, all of the 60 among them. Unpaired 0.10 ± 0.067, paired 0.10 ± 0.031.
+    domain = [1] * 9 + [0]
+    sft, talr = [1] * 6 + [0] * 4, [1] * 7 + [0] * 3
+    paired = advise(on_items("sft", 1e-5, [domain, sft]), on_items("talr", 1e-5, [domain, talr]))
+    assert (paired.index, paired.reason) == (1, "clear")
+    assert "talr at learning rate 1e-5 is worth it" in text(paired)
+    assert "At the same rate, 1e-5, talr against plain sft: +0.000" in text(paired)
+    other = on_items("talr", 1e-5, [domain, talr], hashes={"model": "another"})
+    assert advise(on_items("sft", 1e-5, [domain, sft]), other).index == 0
+
+
+# --- guideline 2, and when it does not hold
+
+
+def test_the_pilot_case_speaks_against_talr() -> None:
+    """docs/log.md's first demo: code length and sampled drift, one seed."""
+    floor = {"clinic/bits_per_token": (2.468, 0.08)}
+    table = [("sft", 3e-5, 1.189, 0.069), ("talr", 3e-5, 1.845, 0.162), ("sft", 3e-4, 0.641, 0.820)]
+    table += [("talr", 3e-4, 1.89, 0.974)]
+    records = [
+        run(m, lr, {"clinic/bits_per_token": (x, 0.08), "drift_sampled/bits_per_token": (y, 0.03)}, initial=floor)
+        for m, lr, x, y in table
+    ]
+    advice = advise(*records)
+    assert (advice.index, advice.tied) == (2, (2,))
+    for rate in ("3e-5", "3e-4"):
+        assert f"At the same rate, {rate}, talr against plain sft: " in text(advice)
+    assert text(advice).count("so the evidence is against it at this rate") == 2
+    within = recommend(records, *both_axes(records, None, None), budget=0.2)
+    assert (within.index, within.reason) == (0, "clear")
+    assert "upper 95 % bound of the loss, 0.129, is too" in text(within)
+
+
+def test_small_rate_sft_suffices_where_no_method_beats_it() -> None:
+    advice = advise(pair("sft", 1e-6, 0.89, 0.60), pair("sft", 1e-5, 0.90, 0.40), pair("talr", 1e-5, 0.90, 0.59))
+    assert advice.index == 0
+    assert "Plain sft with a small learning rate suffices: of the other methods tied" in text(advice)
+    assert "differs by −0.010 ± 0.014" in text(advice)
+
+
+def test_a_win_among_many_must_be_a_larger_one() -> None:
+    # 0.03 ± 0.0141 is beyond 1.96 standard errors, but not beyond the 2.9 that ten comparisons ask for.
+    few = [pair("sft", 1e-6, 0.9, 0.60), pair("talr", 1e-6, 0.9, 0.63)]
+    assert advise(*few).index == 1
+    many = [*few, *(pair("flow", r * 1e-6, 0.9, 0.60) for r in range(1, 10))]
+    advice = advise(*many)
+    assert (advice.index, advice.reason) == (0, "tied")
+    assert "Picked among 11 settings" in text(advice)
+
+
+def test_without_plain_sft_the_worth_of_a_method_is_open() -> None:
+    assert "No plain sft run is there to compare with" in text(advise(pair("talr", 1e-6, 0.9, 0.6)))
+
+
+def test_plain_sft_that_falls_short_on_the_domain_is_named() -> None:
+    advice = advise(pair("sft", 1e-6, 0.7, 0.6), pair("talr", 1e-6, 0.9, 0.6))
+    assert advice.index == 1
+    assert "Plain sft does not reach the best domain score" in text(advice)
+    assert "is +0.200 ± 0.014 share correct on the domain" in text(advice)
+
+
+def test_what_would_tell_is_said_in_items() -> None:
+    # 0.02 ± 0.0141 on 100 items: (2.8 · 0.0141 / 0.02)² = 3.92 times as many.
+    advice = advise(pair("sft", 1e-6, 0.9, 0.60), pair("talr", 1e-6, 0.9, 0.62))
+    assert "4 times the items (400 in place of 100) halve its standard error" in text(advice)
+    assert "about 3.92 times the items (392) to be found in 4 of 5 tries" in text(advice)
+
+
+# --- a budget
+
+
+def spent(budget: float, *records: RunRecord) -> Advice:
+    return recommend(records, *both_axes(records, None, None), budget=budget)
+
+
+def test_a_budget_leaves_out_what_loses_more() -> None:
+    records = [pair("sft", 1e-6, 0.70, 0.60), pair("sft", 5e-6, 0.80, 0.57), pair("sft", 2e-5, 0.90, 0.30)]
+    assert advise(*records).index == 2
+    assert spent(0.30, *records).index == 2
+    advice = spent(0.05, *records)
+    assert advice.index == 1
+    assert "loses 0.03 share correct, within the budget of 0.05" in text(advice)
+    assert "0.0579, is not, so the data do not rule out a larger loss" in text(advice)
+    assert "Plain sft" in text(advice)
+    assert spent(0.01, *records).index == 0
+
+
+def test_a_budget_that_nothing_keeps_to_says_so() -> None:
+    advice = spent(0.01, pair("sft", 1e-6, 0.8, 0.5), pair("talr", 1e-6, 0.9, 0.4))
+    assert (advice.index, advice.reason) == (None, "over_budget")
+    assert "the least loss, sft at learning rate 1e-6, changes arithmetic accuracy by −0.100 ± 0.014" in advice.sentence
+    blind = pair("sft", 1e-6, 0.8, 0.5, initial={"clinic/accuracy": 0.4})
+    assert "initial model's general score is missing" in spent(0.5, blind).sentence
+
+
+@pytest.mark.parametrize("budget", [-0.1, math.nan, math.inf])
+def test_a_budget_must_be_a_number(budget: float) -> None:
+    with pytest.raises(UserError, match="budget must be a number >= 0"):
+        spent(budget, pair("sft", 1e-6, 0.8, 0.5))
+
+
+# --- whatever the evidence
+
+SHARES = st.tuples(st.floats(0.05, 0.95), st.floats(0.05, 0.95), st.floats(0.002, 0.08))
+METHODS = st.sampled_from(["sft", "talr", "flow"])
+
+
+@given(
+    st.lists(
+        st.tuples(METHODS, st.sampled_from([1e-6, 1e-5, 1e-4]), st.integers(0, 1), SHARES), min_size=1, max_size=8
+    ),
+    st.sampled_from([None, 0.0, 0.1, 0.5]),
+)
+def test_what_is_chosen_is_never_dominated(
+    drawn: list[tuple[str, float, int, tuple[float, float, float]]], budget: float | None
+) -> None:
+    runs = {(m, lr, seed): pair(m, lr, (x, e), (y, e), seed=seed) for m, lr, seed, (x, y, e) in drawn}
+    records = list(runs.values())
+    axes = both_axes(records, "clinic/accuracy", "arithmetic/accuracy")
+    advice = recommend(records, *axes, budget=budget)
+    if advice.index is None:
+        return
+    assert axes[0] is not None
+    assert axes[1] is not None
+    settings = settings_of(records, axes[0], axes[1])
+    choice = Choice(records, axes[0], axes[1], settings, budget)
+    mine = next(i for i, s in enumerate(settings) if advice.index in s.indices)
+    level = 1 - 0.05 / max(len(advice.tied) - 1, 1)
+    for other, setting in enumerate(settings):
+        lost = choice.loss(other)
+        assert lost is not None
+        if other == mine or (budget is not None and lost[0] > budget):
+            continue
+        domain, general = choice.change(axes[0], other, mine), choice.change(axes[1], other, mine, level)
+        assert domain is not None
+        assert general is not None
+        assert domain.low is not None
+        assert domain.low <= 0, "another is measurably better on the domain"
+        if set(advice.tied) & set(setting.indices):
+            assert general.low is not None
+            assert general.low <= 0, "another as good on the domain keeps measurably more general skill"
+
+
+@given(st.floats(0.01, 0.3), st.floats(0.0, 0.3))
+def test_talr_worse_on_one_side_and_no_better_on_the_other_is_never_chosen(loss: float, gap: float) -> None:
+    advice = advise(pair("talr", 1e-5, 0.90 - gap, 0.60 - loss), pair("sft", 1e-5, 0.90, 0.60))
+    assert advice.index == 1

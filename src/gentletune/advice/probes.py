@@ -1,0 +1,120 @@
+"""Short trainings from one initial model, measured on the way, that leave nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gentletune.advice.curve import ProbePoint, unit_movement
+from gentletune.data import Encoded
+from gentletune.errors import UserError
+from gentletune.evaluation.code_length import SequenceNLL, drift_score, sequence_nll
+from gentletune.evaluation.measure import OwnAnswers
+from gentletune.methods import parse_method
+from gentletune.recipe import Recipe
+from gentletune.records import Score
+from gentletune.training import TrainingDivergedError, fit
+
+
+class _SeenEnoughError(Exception):
+    """The last look is taken: what would follow is a checkpoint that nobody reads."""
+
+
+@dataclass
+class Bench:
+    """One initial model and the rows that probes train and are measured on; `seconds` and `steps` add up training."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    train: Sequence[Encoded]
+    held: Sequence[Encoded]
+    own: OwnAnswers
+    seconds: float = 0.0
+    steps: int = 0
+    _initial: list[SequenceNLL] = field(default_factory=list)
+
+    def probe(self, method: str, rate: float, steps: int) -> list[ProbePoint] | None:
+        """Points after half and all of `steps` steps at a constant rate; None where the training diverged.
+
+        The initial model stays as it is: each probe trains a copy in memory.
+        """
+        recipe = self.recipe.override({
+            "method": method, "learning_rate": rate, "max_steps": steps, "schedule": "constant", "report_to": (),
+            "probe_every": max(steps // 2, 1), "save_every": steps + 1,
+        })  # fmt: skip
+        found: list[ProbePoint] = []
+        looking, begun = 0.0, time.perf_counter()
+
+        def look(model: Any) -> dict[str, float]:
+            nonlocal looking
+            started = time.perf_counter()
+            done = min((len(found) + 1) * recipe.probe_every, steps)
+            found.append(self._point(model, method, recipe, done, steps))
+            looking += time.perf_counter() - started
+            if done == steps:
+                raise _SeenEnoughError
+            return {}
+
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                wanted = parse_method(method)
+                model = copy.deepcopy(self.model)
+                title = f"{method} at {rate:g}"
+                fit(recipe, wanted, model, self.tokenizer, self.train, Path(scratch), probe=look, title=title)
+        except _SeenEnoughError:
+            pass
+        except TrainingDivergedError:
+            return None
+        finally:
+            gc.collect()  # a trainer refers to itself, and holds a model and its optimiser
+        self.seconds += time.perf_counter() - begun - looking
+        self.steps += steps
+        finite = all(math.isfinite(s.value) for point in found for s in (point.gain, point.drift))
+        # A first look may come before the warm-up has moved anything.
+        return [point for point in found if point.movement > 0] if finite else None
+
+    def _point(self, model: Any, method: str, recipe: Recipe, done: int, steps: int) -> ProbePoint:
+        before, movement = self.initial, unit_movement(done, steps, recipe.warmup, "constant") * recipe.learning_rate
+        rise = drift_score(self._nll(model, self.held), before, task="domain_gain")
+        drift = drift_score(self._nll(model, self.own.rows), self.own.initial, task="drift_sampled")
+        return ProbePoint(method, recipe.learning_rate, done, movement, _gain(rise), drift)
+
+    @property
+    def initial(self) -> SequenceNLL:
+        """The initial model's NLL on the held rows."""
+        if not self._initial:
+            self._initial.append(self._nll(self.model, self.held))
+        return self._initial[0]
+
+    def _nll(self, model: Any, rows: Sequence[Encoded]) -> SequenceNLL:
+        tokens = self.recipe.eval_batch_tokens
+        return sequence_nll(model, rows, pad_id=self.tokenizer.pad_token_id, batch_tokens=tokens)
+
+
+def split_rows(rows: Sequence[Encoded], held: int, train: int, seed: int) -> tuple[list[Encoded], list[Encoded]]:
+    """Rows for probes to train on and rows to measure them on, apart, drawn by `seed` from the training rows.
+
+    The held-out rows of the recipe are left alone: a sweep is judged on them. About a quarter is held at most.
+    Raises `UserError` on fewer than 4 rows.
+    """
+    if len(rows) < 4:
+        raise UserError(f"advice needs at least 4 training rows to probe with, got {len(rows)}; give more")
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    apart = min(held, max(len(rows) // 4, 2))
+    chosen, rest = sorted(order[:apart]), sorted(order[apart : apart + train])
+    return [rows[i] for i in rest], [rows[i] for i in chosen]
+
+
+def _gain(rise: Score) -> Score:
+    """Bits saved: the rise of the code length with its sign turned."""
+    turned = {"value": -rise.value, "items": tuple(-item for item in rise.items), "side": "domain"}
+    return rise.model_copy(update=turned | {"higher_is_better": True})
