@@ -64,3 +64,11 @@ def test_talr_where_a_probe_shows_it_or_hard_tokens_are_few() -> None:
     method, why = advise_method(0.02, Edge(0.01, 0.02), "sft", "talr")
     assert method == "talr"
     assert "does not tell the two apart, so measure both" in why
+
+
+def test_what_speaks_for_talr_has_the_higher_bar() -> None:
+    assert Edge(0.022, 0.01).verdict == "tied"
+    assert Edge(-0.022, 0.01).verdict == "worse"
+    assert Edge(0.027, 0.01).verdict == "better"
+    assert Edge(0.027, 0.01, n=6).verdict == "tied"  # t of 5 degrees of freedom: 4.03
+    assert Edge(0.042, 0.01, n=6).verdict == "better"

@@ -363,3 +363,28 @@ def test_what_is_chosen_is_never_dominated(
 def test_talr_worse_on_one_side_and_no_better_on_the_other_is_never_chosen(loss: float, gap: float) -> None:
     advice = advise(pair("talr", 1e-5, 0.90 - gap, 0.60 - loss), pair("sft", 1e-5, 0.90, 0.60))
     assert advice.index == 1
+
+
+def test_what_plain_sft_beats_at_the_same_rate_is_out_even_where_a_third_beats_sft() -> None:
+    """Ties are not transitive: flow puts sft out, and talr, which sft beats, ties with flow."""
+    records = [
+        pair("talr", 1e-4, (0.785, 0.044), (0.324, 0.049)),
+        pair("flow", 1e-5, (0.83, 0.008), (0.319, 0.042)),
+        pair("sft", 1e-4, (0.66, 0.046), (0.464, 0.043)),
+    ]
+    advice = advise(*records)
+    assert advice.index == 1
+    assert 0 not in advice.tied
+
+
+def test_the_partner_at_the_same_rate_differs_in_nothing_else() -> None:
+    records = [
+        pair("sft", 1e-5, 0.9, 0.3, recipe={"epochs": 1}),
+        pair("sft", 1e-5, 0.7, 0.5, recipe={"epochs": 3}),
+        pair("talr", 1e-5, 0.9, 0.6, recipe={"epochs": 3}),
+    ]
+    advice = advise(*records)
+    assert advice.index == 2
+    (line,) = [reason for reason in advice.reasons if reason.startswith("At the same rate")]
+    assert "+0.200" in line
+    assert "+0.100" in line

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gentletune.report.axes import Point, score_keys, single_axis
 from gentletune.report.numbers import number, plus_minus, rate
-from gentletune.report.settings import verdict
+from gentletune.report.settings import plain_twin, verdict
 from gentletune.statistics import Change
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ class Reasons:
         shown = [self.chosen] if not chosen.plain else talr
         for i in shown:
             mine = c.settings[i]
-            base = next(
-                (j for j in c.places if c.settings[j].plain and c.settings[j].learning_rate == mine.learning_rate), None
-            )
+            base = plain_twin(mine, c.settings)
             if base is None or len(said) == 3:
                 continue
             domain, general = (c.change(axis, i, base) for axis in (c.domain, c.general))

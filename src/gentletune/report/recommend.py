@@ -13,7 +13,7 @@ from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, Point
 from gentletune.report.numbers import number, plus_minus
 from gentletune.report.reasons import Reasons, signed
-from gentletune.report.settings import Reading, Setting, read_all, setting_name, settings_of, verdict
+from gentletune.report.settings import Reading, Setting, plain_twin, read_all, setting_name, settings_of, verdict
 from gentletune.statistics import Change
 
 Reason = Literal["no_complete_runs", "no_scores", "unknown", "no_gain", "over_budget", "clear", "tied"]
@@ -45,7 +45,8 @@ def recommend(
     Runs that differ in their seed only are one setting (`statistics.over_seeds`), the variance between seeds is pooled
     over the settings. Two scores tie where the 95 %
     interval of their change holds 0, paired item by item where they are on the same items. A setting must itself be
-    measurably better than its initial model on the domain, and not measurably worse than any other such. To
+    measurably better than its initial model on the domain, and not measurably worse than any other such; one that
+    plain SFT at the same rate beats on one side and loses to on none is out. To
     beat another of k tied settings on general skill it must at level 1 - 0.05/(k - 1) (Bonferroni). Where
     general skill ties too, plain `sft` at the smallest learning rate is taken, being simplest. A missing standard
     error counts as unknown.
@@ -88,7 +89,7 @@ class Choice:
             if not known or verdict(self.domain, self._gain(best)) == "unknown":
                 return Advice(self._unknown(best), None, "unknown")
             return Advice(self._no_gain(best), None, "no_gain")
-        allowed = [i for i in gained if self.within(i)]
+        allowed = [i for i in gained if self.within(i) and not self.against(i, gained)]
         if not allowed:
             return Advice(self._over_budget(gained), None, "over_budget")
         tied = [i for i in allowed if not any(self.better(self.domain, j, i, 0.95) for j in allowed)]
@@ -127,6 +128,17 @@ class Choice:
 
     def better(self, axis: Axis, a: int, b: int, level: float) -> bool:
         return a != b and verdict(axis, self.change(axis, a, b, level)) == "better"
+
+    def against(self, index: int, among: Sequence[int]) -> bool:
+        """Whether plain SFT at the same rate is measurably better on one side and not measurably worse on the other.
+
+        Ties are not transitive: such a setting could be left over where a third puts plain SFT out.
+        """
+        twin = None if self.settings[index].plain else plain_twin(self.settings[index], self.settings)
+        if twin is None or twin not in among:
+            return False
+        verdicts = {verdict(axis, self.change(axis, index, twin)) for axis in (self.domain, self.general)}
+        return "worse" in verdicts and "better" not in verdicts
 
     def reading(self, axis: Axis, index: int) -> Reading | None:
         """The setting's scores on an axis."""

@@ -153,6 +153,16 @@ def settings_of(records: Sequence[RunRecord], domain: Axis, general: Axis) -> li
     return [Setting(tuple(records[i] for i in by.values()), tuple(by.values())) for by in groups.values()]
 
 
+def plain_twin(setting: Setting, others: Sequence[Setting]) -> int | None:
+    """Place of the plain SFT setting that differs in nothing but the method; None where there is none."""
+
+    def rest(one: Setting) -> dict[str, Any]:
+        return {k: v for k, v in one.records[0].recipe.items() if k not in _APART and k != "method"}
+
+    same = (i for i, s in enumerate(others) if s.plain and s.learning_rate == setting.learning_rate)
+    return next((i for i in same if rest(others[i]) == rest(setting)), None)
+
+
 def verdict(axis: Axis, change: Change | None) -> Verdict:
     """What a change means: tied where its interval holds 0, unknown where there is none."""
     if change is None or change.low is None or change.high is None:
