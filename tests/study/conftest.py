@@ -1,11 +1,13 @@
-"""Children that start in milliseconds."""
+"""Children that start in milliseconds, and models too small to share a step among cores."""
 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,12 @@ def processes() -> Any:
     first.start()
     first.join()
     return context
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads wait for each other longer than they add numbers, the more so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from gentletune import sweep
 from gentletune.cache import cache_root
+from gentletune.cli import app
 from gentletune.study import Queue, estimate, plan
 from gentletune.study.estimate import Line, Probe
 
@@ -68,3 +71,19 @@ def test_a_search_is_estimated_by_what_it_would_ask_first(tiny_dir: Path, tmp_pa
     assert [t.name[:4] for t in trials] == ["wise", "000-", "001-", "002-", "003-"]
     assert len({t.recipe.learning_rate for t in trials}) == 5
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_plan_and_estimate_and_runs_nothing(tiny_dir: Path, tmp_path: Path) -> None:
+    study = tiny_study(tiny_dir)
+    study["axes"]["learning_rate"] = ["1e-3"]
+    study["base"] = {key: value for key, value in study["base"].items() if value is not None and value != ()}
+    study["base"]["tasks"] = ["arithmetic"]
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study))
+    done = CliRunner().invoke(app, ["sweep", "-c", str(file), "--output", str(tmp_path / "out"), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.output.splitlines() if line and not line.startswith("gentletune:")]
+    assert lines[0] == "sft-lr0.001"
+    assert "wise_ft_alpha=0.25_-lr0.001  (weights of sft-lr0.001)" in lines
+    assert any("3 trials to run, 2 with a training of their own: about" in line for line in lines)
+    assert not (tmp_path / "out").exists()

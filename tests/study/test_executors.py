@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from gentletune import UserError, sweep, train
+from gentletune.cache import file_digest
 from gentletune.records import read_record
 from gentletune.study.executors import pinned
 from gentletune.study.locks import locked
@@ -197,6 +199,44 @@ def test_two_ranks_train_as_one_process_with_twice_the_rows(tiny_dir: Path, tmp_
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert not (run / "checkpoints").exists()
     assert sweep(study, tmp_path / "study") == [two]
+
+
+@pytest.mark.slow
+def test_killed_ranks_end_and_go_on_from_their_checkpoint(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
+    base = tiny_recipe(tiny_dir, tmp_path, max_steps=40, save_every=3, probe_every=0, method="talr(tau=lagged_median)")
+    study = {"base": base.model_dump(exclude={"output", "learning_rate"}), "axes": {"learning_rate": [1e-3]},
+             "resources": {"processes": 2}}  # fmt: skip
+    (whole,) = sweep(study, tmp_path / "whole")
+    assert (whole.status, whole.error) == ("complete", None)
+    (done,) = (p.parent for p in (tmp_path / "whole").glob("*/record.json"))
+    run = tmp_path / "killed" / done.name
+    child = processes.Process(target=child_sweep, args=(study, tmp_path / "killed", tmp_path / "cache"))
+    child.start()
+    while child.is_alive() and all(line["step"] < 20 for line in read_metrics(run / "metrics.jsonl")):
+        time.sleep(0.002)
+    child.kill()
+    child.join()
+    deadline = time.monotonic() + 30
+    while _ranks_of(run) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _ranks_of(run)
+    reached = max(line["step"] for line in read_metrics(run / "metrics.jsonl"))
+    assert 20 <= reached < 40
+    (kept,) = (int(p.name.partition("-")[2]) for p in run.glob("checkpoints/checkpoint-*"))
+    assert reached - kept <= 3 + 1
+    (again,) = sweep(study, tmp_path / "killed")
+    assert comparable(again) == comparable(whole)
+    assert file_digest(run / "model" / "model.safetensors") == file_digest(done / "model" / "model.safetensors")
+
+
+def _ranks_of(run: Path) -> list[str]:
+    """Processes that were started to train in this directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and str(run).encode() in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+    return found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
