@@ -60,7 +60,7 @@ def test_train_without_a_file_and_report(
     assert "train/bits_per_token" in capfd.readouterr().out.replace("\n", "")
     assert run(monkeypatch, "report", str(tmp_path / "runs"), "--output", str(tmp_path / "report")) == 0
     assert {p.name for p in (tmp_path / "report").iterdir()} == {
-        "report.html", "pareto.png", "results.csv", "results.md",
+        "report.html", "pareto.png", "results.csv", "settings.csv", "results.md",
     }  # fmt: skip
 
 

@@ -276,6 +276,9 @@ def report_command(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "gentletune: domain gain against general loss",
     domain: Annotated[str | None, typer.Option(help="Score of the domain axis, e.g. clinic/accuracy.")] = None,
     general: Annotated[str | None, typer.Option(help="Score of the general axis, e.g. arithmetic/accuracy.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Lose at most this much general skill, in the general score's unit: 0.01.")
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page, where there is a screen.")] = False,
 ) -> None:
     """Pareto front, tables and advice from finished runs: one HTML file, PNG, CSV and Markdown.
@@ -283,10 +286,13 @@ def report_command(
     [bold]Example[/bold]
 
       gentletune report runs --output report --general drift_sampled/bits_per_token
+
+      gentletune report runs/study --budget 0.01
     """
     from gentletune.report import report
 
-    made = report(load_records(runs), output or runs[0], title=title, domain=domain, general=general)
+    records = load_records(runs)
+    made = report(records, output or runs[0], title=title, domain=domain, general=general, budget=budget)
     stdout.print(made.sentence, soft_wrap=True, highlight=False)
     _say(f"report: {made.html.resolve()}")
     if show and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -68,6 +68,7 @@ class RunRecord(BaseModel):
     `method` is the canonical composed name (`talr+lora`), `recipe` every field of the recipe, `hashes` content
     hashes (SHA-256), `timings` in seconds. `label` names the point in a report when the method alone does not
     (a Wise-FT point: `sft+wise_ft(alpha=0.5)`). `sandbox` says what isolated generated code, where any was run.
+    `curves` are what was logged in training, thinned: `{name: [(step, value), …]}`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +85,7 @@ class RunRecord(BaseModel):
     timings: dict[str, float] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, float] = Field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
     scores: list[Score] = Field(default_factory=list)
     initial_scores: list[Score] = Field(default_factory=list)
     created: str = ""

@@ -6,7 +6,7 @@ import pytest
 
 from gentletune.errors import UserError
 from gentletune.records import RunRecord
-from gentletune.report.axes import Axis, Point, Side, both_axes, choose_axis, compare, difference, score_keys
+from gentletune.report.axes import Point, Side, axis_keys, both_axes, choose_axis, score_keys
 
 from .report_records import failed, pair, run, scores
 
@@ -96,20 +96,12 @@ def test_the_initial_model_is_at_no_distance_from_itself() -> None:
     assert axis.point(record, initial=True) == Point(0.0, 0.0, 0)
 
 
-def test_compare_is_directed_and_knows_what_it_does_not_know() -> None:
-    up = Axis("a", "domain", "a", "u", True, ("a",))
-    down = Axis("a", "domain", "a", "u", False, ("a",))
-    high, low = Point(1.0, 0.1, 9), Point(0.5, 0.1, 9)
-    assert compare(up, high, low) == compare(down, low, high) == "better"
-    assert compare(up, low, high) == compare(down, high, low) == "worse"
-    assert compare(up, high, Point(0.8, 0.1, 9)) == "tied"
-    assert compare(up, high, Point(0.0, None, 1)) == compare(up, high, None) == "unknown"
-    assert compare(up, Point(1.0, 0.0, 9), Point(1.0, 0.0, 9)) == "tied"
-    assert difference(high, low) == Point(0.5, math.hypot(0.1, 0.1), 9)
-
-
 def test_score_keys_keep_order_and_side() -> None:
     records = [run("sft", 1e-6, {"b/accuracy": 0.1}, initial={"clinic/accuracy": 0.1, "a/accuracy": 0.1})]
     assert score_keys(records) == ["b/accuracy", "clinic/accuracy", "a/accuracy"]
     assert score_keys(records, "general") == ["b/accuracy", "a/accuracy"]
     assert scores({"b/accuracy": 0.1})[0].key == "b/accuracy"
+
+
+def test_the_keys_of_means_are_keys_too() -> None:
+    assert axis_keys([run("sft", 1e-6, TUNED)])[-1] == "general_mean/accuracy"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
+
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
 from gentletune.report.axes import Point, both_axes
@@ -57,10 +60,35 @@ def test_the_initial_model_is_an_option_and_failed_runs_are_none() -> None:
     assert domain is not None
     assert general is not None
     options = candidates(records, domain, general)
-    assert [c.index for c in options] == [None, 0, 2]
+    assert [c.indices for c in options] == [(), (0,), (2,)]
+    assert options[0].setting is None
     assert options[0].x == Point(0.4, 0.01, 100)
     assert options[1].name == "sft 1e-6"
     assert front_of(options, domain, general) == [0, 1]
+
+
+def test_seeds_are_one_point_with_the_spread_between_them_in_its_error() -> None:
+    records = [pair("sft", 1e-6, 0.7, 0.5), pair("sft", 1e-6, 0.8, 0.5, seed=1), pair("talr", 1e-6, 0.7, 0.5)]
+    domain, general = both_axes(records, None, None)
+    assert domain is not None
+    assert general is not None
+    _, sft, talr = candidates(records, domain, general)
+    assert (sft.indices, sft.seeds, talr.seeds) == ((0, 1), 2, 1)
+    assert math.isclose(sft.x.value, 0.75)
+    # Items: 0.01 for each seed, no items to average; seeds: variance 0.005, which talr's one seed has, too.
+    assert sft.x.stderr == pytest.approx(math.sqrt(0.01**2 + 0.005 / 2))
+    assert talr.x.stderr == pytest.approx(math.sqrt(0.01**2 + 0.005))
+
+
+def test_settings_of_one_method_and_rate_are_told_apart() -> None:
+    records = [pair("sft", 1e-6, 0.7, 0.5, recipe={"max_steps": steps}) for steps in (20, 40)]
+    domain, general = both_axes(records, None, None)
+    assert domain is not None
+    assert general is not None
+    assert [c.name for c in candidates(records, domain, general)[1:]] == [
+        "sft 1e-6 (max_steps=20)",
+        "sft 1e-6 (max_steps=40)",
+    ]
 
 
 def test_unlike_initial_models_are_noticed() -> None:

@@ -13,8 +13,8 @@ import pytest
 from gentletune.errors import UserError
 from gentletune.records import RunRecord, write_bytes_atomic
 from gentletune.report import Report, report
-from gentletune.report.page import provenance
 
+from .made_study import made_study
 from .report_records import failed, pair, run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|$x$"
@@ -77,12 +77,13 @@ def page(made: Report) -> Page:
     return Page(made.html.read_text(encoding="utf-8"))
 
 
-def test_all_four_files_and_nothing_else(made: Report) -> None:
+def test_all_five_files_and_nothing_else(made: Report) -> None:
     assert sorted(p.name for p in made.html.parent.iterdir()) == [
         "pareto.png",
         "report.html",
         "results.csv",
         "results.md",
+        "settings.csv",
     ]
     assert {stat.S_IMODE(p.stat().st_mode) for p in made.html.parent.iterdir()} == {0o644}
     assert made.domain_axis is not None
@@ -92,7 +93,8 @@ def test_all_four_files_and_nothing_else(made: Report) -> None:
 
 def test_the_page_loads_nothing_from_the_network(page: Page, made: Report) -> None:
     for _, attributes in page.tags:
-        assert not {"src", "href", "srcset", "action"} & set(attributes)
+        assert not {"src", "srcset", "action"} & set(attributes)
+        assert (attributes.get("href") or "#").startswith("#")
     assert "url(" not in made.html.read_text(encoding="utf-8").split("</style>")[0]
     policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
     assert policy is not None
@@ -102,13 +104,15 @@ def test_the_page_loads_nothing_from_the_network(page: Page, made: Report) -> No
 
 def test_the_page_holds_the_points_and_plotly_accepts_them(page: Page) -> None:
     figures = json.loads(page.scripts[0])
-    named = {trace["name"]: trace for trace in figures["tradeoff"]["data"]}
-    assert set(named) == {"Pareto front", "initial model", "sft", "talr", "flow"}
+    main = figures["s0-tradeoff-0"]
+    named = {trace["name"]: trace for trace in main["data"]}
+    assert set(named) == {"95 % band of the front", "Pareto front", "initial model", "sft", "talr", "flow"}
     assert named["sft"]["x"] == [0.8125]
     assert named["talr"]["error_x"]["array"] == [0.01]
     assert named["initial model"]["marker"]["symbol"] == "star"
     assert named["Pareto front"]["x"] == [0.4, 0.7, 0.875]
-    assert {a["text"] for a in figures["tradeoff"]["layout"]["annotations"]} >= {"sft 1e-6", "initial model"}
+    names = {a["text"] for a in main["layout"]["annotations"]}
+    assert names == {"sft 1e-6", "<b>talr 5e-6</b>", "flow 1e-6", "initial model"}
     for figure in figures.values():
         plain = json.loads(re.sub(r'"\$\w+"', '"#888888"', json.dumps(figure)))
         go.Figure(plain)
@@ -127,28 +131,35 @@ def test_the_page_says_what_was_run(page: Page, made: Report) -> None:
     assert made.sentence in page.text
     assert "Clinic & co" in page.text
     assert "loss became <b>infinite</b>" in page.text
-    for said in ("deadbeef", "2.9.0 (differs in 3 other runs)", "abc123", "H200", "61.5 s", "0.123", "0.812 ± 0.010"):
+    assert all(reason in page.text for reason in made.advice.reasons)
+    assert len(made.advice.reasons) > 1
+    shown = ("deadbeef", "2.9.0 (sft 1e-06 seed 0)", "abc123", "H200", "61.5 s", "0.123", "0.812 ± 0.010")
+    for said in shown:
         assert said in page.text
 
 
 def test_nothing_in_a_record_can_run(tmp_path: Path) -> None:
     evil = [
-        pair(EVIL, 1e-6, 0.9, 0.5, hashes={EVIL: EVIL}, versions={EVIL: EVIL}),
+        pair(EVIL, 1e-6, 0.9, 0.5, hashes={EVIL: EVIL}, versions={EVIL: EVIL}, curves={"loss": [(1, 2)]}),
+        pair(EVIL, 1e-5, 0.9, 0.5, recipe={"model": EVIL, "data": EVIL, "method": EVIL}, created=EVIL, sandbox=EVIL),
         pair("sft", 1e-6, 0.7, 0.6, initial={}),
         failed(error=EVIL),
     ]
     text = report(evil, tmp_path, title=EVIL).html.read_text(encoding="utf-8")
     page = Page(text)
     assert len(page.scripts) == 3
-    assert "alert(1)" not in page.scripts[1] + page.scripts[2]
+    assert "alert(1)" not in page.scripts[2]
+    assert re.fullmatch(r"[A-Za-z0-9+/=]+", page.scripts[1])
     assert not any(tag == "img" for tag, _ in page.tags)
     assert "</" not in page.scripts[0]
-    names = [trace.get("name") for trace in json.loads(page.scripts[0])["tradeoff"]["data"]]
+    names = [trace.get("name") for trace in json.loads(page.scripts[0])["s0-tradeoff-0"]["data"]]
     assert any("&lt;script&gt;" in (name or "") for name in names)
     markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert "<script" not in markdown
-    width = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("|")}
-    assert len(width) == 1
+    code, said = ([x for x in markdown.splitlines() if x.startswith("    ") is which] for which in (True, False))
+    assert "<script" not in "\n".join(said)
+    assert [line.split()[:2] for line in code] == [["gentletune", "train"]]
+    for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
 def test_the_png_is_one(made: Report) -> None:
@@ -181,8 +192,11 @@ def test_the_csv_has_a_row_per_run(made: Report) -> None:
 
 def test_the_markdown_table(made: Report) -> None:
     text = made.markdown.read_text(encoding="utf-8")
-    assert "| **talr** | 5e-6 | 0 | complete | 0.875 ± 0.010 (+0.475 ± 0.014 ▲) |" in text
-    assert "- sft 1e-3: loss became &lt;b&gt;infinite&lt;/b&gt;" in text
+    assert "| **talr** | 5e-6 | 0 | complete | 0.875 ± 0.010 (+0.475 [+0.447, +0.503] ▲) |" in text
+    assert "| **talr** | 5e-6 | 1 | 0.875 ± 0.010 (+0.475 [+0.447, +0.503] ▲) |" in text
+    assert "- sft 1e-3, seed 0: loss became &lt;b&gt;infinite&lt;/b&gt;" in text
+    assert "### Area by method" in text
+    assert "unpaired" in text  # these records have no items
 
 
 @pytest.mark.parametrize("records", [[], [failed()], [failed(), failed("talr", error=None)]])
@@ -192,6 +206,7 @@ def test_without_complete_runs_it_says_so(records: list[RunRecord], tmp_path: Pa
     assert "No complete runs" in Page(result.html.read_text(encoding="utf-8")).text
     assert result.png.stat().st_size > 10_000
     assert len(result.csv.read_text(encoding="utf-8").splitlines()) == len(records) + 1
+    assert len(result.settings.read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_runs_with_unlike_scores_and_many_points(tmp_path: Path) -> None:
@@ -218,6 +233,59 @@ def test_views_that_disagree_are_named(tmp_path: Path) -> None:
     assert "sft 1e-6 by arithmetic/accuracy; talr 1e-6 by drift_sampled/bits_per_token" in text
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return report(made_study(), tmp_path_factory.mktemp("whole"), title="Whole")
+
+
+def test_settings_are_aggregated_with_their_paired_changes(whole: Report) -> None:
+    with whole.settings.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 25
+    assert [r["label"] for r in rows[:2]] == ["initial model", "sft"]
+    row = next(r for r in rows if r["setting"] == "talr 2e-5")
+    assert row["seeds"] == "2"
+    assert whole.domain_axis is not None
+    seeds = [r for r in made_study() if (r.label, r.learning_rate) == ("talr", 2e-5)]
+    mean = sum(r.score("clinic/accuracy").value for r in seeds) / 2  # type: ignore[union-attr]
+    assert float(row["domain value"]) == pytest.approx(mean, rel=1e-5)
+    for name in ("domain change", "domain minus sft", "general change", "general minus sft"):
+        assert float(row[f"{name} low"]) < float(row[name]) < float(row[f"{name} high"])
+    sft = next(r for r in rows if r["setting"] == "sft 2e-5")
+    assert sft["domain minus sft"] == ""
+    assert float(row["domain minus sft"]) == pytest.approx(
+        float(row["domain value"]) - float(sft["domain value"]), abs=1e-5
+    )
+    assert sum(int(r["advised"]) for r in rows) == 1
+    assert 0 <= float(row["front_share"]) <= 1
+
+
+def test_changes_of_runs_are_paired_where_items_are(whole: Report) -> None:
+    with whole.csv.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    width = {
+        r["label"]: float(r["clinic/accuracy change high"]) - float(r["clinic/accuracy change low"])
+        for r in rows
+        if r["learning_rate"] == "1e-06" and r["seed"] == "0"
+    }
+    assert width["sft"] < 0.85 * width["lora"]  # lora's records have no items
+    text = whole.markdown.read_text(encoding="utf-8")
+    assert "Some runs have no items of the domain score" in text
+    assert "Each point is the mean of a setting's seeds (1 to 2)" in text
+    assert "    gentletune train --model smollm2-135m --data clinic --method talr --lr 2e-05 --seed 1" in text
+
+
+def test_a_run_that_is_there_twice_is_counted_once(tmp_path: Path) -> None:
+    records = [pair("sft", 1e-6, 0.7, 0.5), pair("sft", 1e-6, 0.7, 0.5), pair("sft", 1e-6, 0.8, 0.5, seed=1)]
+    text = report(records, tmp_path).markdown.read_text(encoding="utf-8")
+    assert "1 run of a setting and seed that was there before left out." in text
+    assert "| sft | 1e-6 | 2 |" in text.replace("*", "")
+
+
+def test_the_page_is_small_enough_to_keep(whole: Report) -> None:
+    assert whole.html.stat().st_size < 2_600_000
+
+
 def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b.png"
     write_bytes_atomic(target, b"old")
@@ -225,7 +293,3 @@ def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_bytes_atomic(target.parent, b"new")
     assert target.read_bytes() == b"old"
     assert [p.name for p in tmp_path.rglob("*")] == ["a", "b.png"]
-
-
-def test_provenance_of_nothing() -> None:
-    assert provenance([]) == []

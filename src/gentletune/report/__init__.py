@@ -7,22 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gentletune.records import RunRecord, write_bytes_atomic, write_text_atomic
-from gentletune.report.axes import Axis, Point, both_axes, choose_axis, compare, score_keys
+from gentletune.report.axes import Axis, Point, choose_axis, score_keys
+from gentletune.report.files import runs_csv, settings_csv, to_markdown
 from gentletune.report.notes import notes
-from gentletune.report.page import render_page
+from gentletune.report.page import Part, render_page
 from gentletune.report.pareto import pareto_front
 from gentletune.report.picture import pareto_png
 from gentletune.report.recommend import Advice, recommend
 from gentletune.report.scene import build_scene
-from gentletune.report.table import build_table, to_csv, to_markdown
+from gentletune.report.section import Section, split
+from gentletune.report.table import runs_table, settings_table, volume_table
+from gentletune.report.volume import area_note, volumes
 
 __all__ = [
     "Advice",
     "Axis",
     "Point",
     "Report",
+    "Section",
     "choose_axis",
-    "compare",
     "pareto_front",
     "recommend",
     "report",
@@ -32,20 +35,36 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Report:
-    """The files written, the axes chosen (None where no complete run has a score) and the advice."""
+    """The files written, and a section for each initial model and data set, with its axes and the advice on it."""
 
     html: Path
     png: Path
     csv: Path
+    settings: Path
     markdown: Path
-    domain_axis: Axis | None
-    general_axis: Axis | None
-    advice: Advice
+    sections: tuple[Section, ...]
+
+    @property
+    def domain_axis(self) -> Axis | None:
+        """The first section's domain axis; None where no complete run has a score."""
+        return self.sections[0].domain
+
+    @property
+    def general_axis(self) -> Axis | None:
+        """The first section's general axis; None where no complete run has a score."""
+        return self.sections[0].general
+
+    @property
+    def advice(self) -> Advice:
+        """The advice on the first section; its indices are places in that section's records."""
+        return self.sections[0].advice
 
     @property
     def sentence(self) -> str:
-        """The advice in one sentence."""
-        return self.advice.sentence
+        """The advice in one sentence; a line for each section where there are several."""
+        if len(self.sections) == 1:
+            return self.advice.sentence
+        return "\n".join(f"{section.name}: {section.advice.sentence}" for section in self.sections)
 
 
 def report(
@@ -55,32 +74,38 @@ def report(
     title: str = "Domain gain against general skill",
     domain: str | None = None,
     general: str | None = None,
+    budget: float | None = None,
 ) -> Report:
-    """Write `report.html`, `pareto.png`, `results.csv` and `results.md` into the directory `output`.
+    """Write `report.html`, `pareto.png`, `results.csv`, `settings.csv` and `results.md` into the directory `output`.
 
     `domain` and `general` choose the axes by score key (`clinic/accuracy`); without them accuracy leads where
-    the model has any. Raises `UserError` on an unknown key, `OSError` where `output` cannot be written.
+    the model has any. `budget` is the general skill that may be lost, in the general axis's unit. Runs of different
+    initial models or data sets are not compared: each gets a section of its own.
+    Raises `UserError` on an unknown key or a bad budget, `OSError` where `output` cannot be written.
 
         from gentletune.records import load_records
-        print(report(load_records([Path("runs")]), Path("report")).sentence)
+        print(report(load_records([Path("runs")]), Path("report"), budget=0.01).sentence)
     """
-    domain_axis, general_axis = both_axes(records, domain, general)
-    advice = recommend(records, domain_axis, general_axis)
-    scene = build_scene(records, domain_axis, general_axis, advice.index)
-    table = build_table(records, advice.index)
-    said = notes(records, domain_axis, general_axis)
-    page = render_page(records, title=title, advice=advice, notes=said, scene=scene, table=table)
+    sections = split(records, domain, general, budget)
+    scenes = [build_scene(s.records, s.domain, s.general, s.advice.index) for s in sections]
+    parts = []
+    for section, scene in zip(sections, scenes, strict=True):
+        areas = volume_table(volumes(scene)) if scene else volume_table([])
+        note = area_note(scene) if scene else ""
+        runs = runs_table(section.records, section.advice.index)
+        parts.append(Part(section, scene, notes(section), settings_table(scene), areas, note, runs))
+    page = render_page(parts, title)
     made = Report(
         output / "report.html",
         output / "pareto.png",
         output / "results.csv",
+        output / "settings.csv",
         output / "results.md",
-        domain_axis,
-        general_axis,
-        advice,
+        tuple(sections),
     )
     write_text_atomic(made.html, page)
-    write_bytes_atomic(made.png, pareto_png(scene, title))
-    write_text_atomic(made.csv, to_csv(records))
-    write_text_atomic(made.markdown, to_markdown(table, title, [advice.sentence, *said]))
+    write_bytes_atomic(made.png, pareto_png([(p.section.name, p.scene) for p in parts], title))
+    write_text_atomic(made.csv, runs_csv(sections))
+    write_text_atomic(made.settings, settings_csv(sections, scenes))
+    write_text_atomic(made.markdown, to_markdown(parts, title))
     return made

@@ -1,4 +1,4 @@
-"""Which number stands for a side (domain or general skill), and how two such numbers compare."""
+"""Which number stands for a side: domain or general skill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from gentletune.records import RunRecord, Score
 Side = Literal["domain", "general"]
 Verdict = Literal["better", "worse", "tied", "unknown"]
 
-Z = 1.96
 MEAN_KEYS: dict[Side, str] = {"domain": "domain_mean/accuracy", "general": "general_mean/accuracy"}
 # What each side falls back to when no accuracy leaves the floor, in order.
 GENERAL_FALLBACK = ("drift_sampled/bits_per_token", "drift_greedy/bits_per_token", "reference/bits_per_token")
@@ -86,13 +85,18 @@ def score_keys(records: Iterable[RunRecord], side: Side | None = None) -> list[s
     return list(dict.fromkeys(s.key for s in scores if side in (None, s.side)))
 
 
+def axis_keys(records: Sequence[RunRecord]) -> list[str]:
+    """Every key that names an axis: the scores', and those of the means over several."""
+    return [*score_keys(records), *(axis.key for axis in _means(records))]
+
+
 def single_axis(records: Sequence[RunRecord], key: str) -> Axis:
     """The axis of one score. Raises `UserError` where no run has it."""
     for record in records:
         for score in (*record.scores, *record.initial_scores):
             if score.key == key:
                 return _axis_of(score)
-    raise unknown("score", key, [*score_keys(records), *(a.key for a in _means(records))])
+    raise unknown("score", key, axis_keys(records))
 
 
 def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None) -> Axis | None:
@@ -115,30 +119,6 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
     wanted = losses if side == "domain" else [*GENERAL_FALLBACK, *losses]
     chosen = next((name for name in [*wanted, *names] if name in names), None)
     return single_axis(records, chosen) if chosen else None
-
-
-def compare(axis: Axis, a: Point | None, b: Point | None) -> Verdict:
-    """How `a` stands to `b`: tied within 1.96·√(se_a² + se_b²) (unpaired), unknown if either error is missing.
-
-    >>> axis = Axis("t/accuracy", "domain", "t", "share correct", True, ("t/accuracy",))
-    >>> compare(axis, Point(0.9, 0.02, 100), Point(0.6, 0.05, 100))
-    'better'
-    """
-    change = difference(a, b)
-    if change is None or change.stderr is None:
-        return "unknown"
-    if abs(change.value) <= Z * change.stderr:
-        return "tied"
-    return "better" if (change.value > 0) == axis.higher_is_better else "worse"
-
-
-def difference(a: Point | None, b: Point | None) -> Point | None:
-    """a - b with its unpaired standard error; None where either point is missing."""
-    if a is None or b is None:
-        return None
-    known = a.stderr is not None and b.stderr is not None
-    stderr = math.hypot(a.stderr or 0.0, b.stderr or 0.0) if known else None
-    return Point(a.value - b.value, stderr, min(a.n, b.n))
 
 
 def _read(record: RunRecord, key: str, initial: bool) -> Point | None:

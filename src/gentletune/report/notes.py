@@ -6,26 +6,38 @@ from collections.abc import Sequence
 
 from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, complete, score_keys, single_axis
+from gentletune.report.bootstrap import DRAWS, SEED
 from gentletune.report.numbers import rate
 from gentletune.report.pareto import initials_differ
+from gentletune.report.section import Section
+from gentletune.report.settings import Setting
 
 READING = (
-    "Error bars and ± are one standard error over test items; a difference counts as measurable beyond 1.96 "
-    "unpaired standard errors, which is cautious where runs share their test items, and the best of many runs "
-    "looks a little better than it is."
+    "Error bars and ± are one standard error, over test items and, where any setting has several seeds, over seeds. "
+    "A change is measurable where its 95 % interval leaves out 0; it is taken item by item where both sides were "
+    "measured on the same items. The best of many settings looks a little better than it is."
+)
+BAND = (
+    f"The band is where the front may lie, 95 % at each place, from {DRAWS} joint bootstrap draws over the test items "
+    f"(seed {SEED}): items, or groups of them, are drawn once for all settings measured on them."
 )
 
 
-def notes(records: Sequence[RunRecord], domain: Axis | None, general: Axis | None) -> list[str]:
+def notes(section: Section) -> list[str]:
     """Plain sentences for the reader of the figures, each true of these records."""
-    said = [_axes(domain, general)] if domain and general else []
+    records, domain, general = section.records, section.domain, section.general
+    said = [_axes(domain, general), BAND] if domain and general and section.settings else []
     said += [_views(records, general)] if general else []
     said += _left_out(records, domain, general)
-    axes = [a for a in (domain, general) if a is not None]
-    if any(initials_differ(records, axis) for axis in axes):
+    said += _seeds(records, section.settings)
+    if any(initials_differ(records, axis) for axis in section.axes):
         said.append(
             "The runs do not share one initial model or test set (their initial scores differ), so the points "
-            "are not one comparison; changes in the table are against each run's own initial model."
+            "are not one comparison; changes in the tables are against each run's own initial model."
+        )
+    if domain and not _paired(records, domain):
+        said.append(
+            "Some runs have no items of the domain score, so their changes come from the errors alone, unpaired."
         )
     return [*said, READING]
 
@@ -71,3 +83,35 @@ def _left_out(records: Sequence[RunRecord], domain: Axis | None, general: Axis |
             names = ", ".join(f"{r.label} {rate(r.learning_rate)}" for r in bare)
             said.append(f"Not plotted for want of a score on one of the axes: {names}.")
     return said
+
+
+def _seeds(records: Sequence[RunRecord], settings: Sequence[Setting]) -> list[str]:
+    """How the seeds were averaged, and what was not, being there twice."""
+    if not settings:
+        return []
+    said = []
+    counts = {setting.seeds for setting in settings}
+    if max(counts) > 1:
+        few = min(counts)
+        most = max(counts)
+        seeds = f"{few} to {most}" if few < most else str(most)
+        said.append(f"Each point is the mean of a setting's seeds ({seeds}); single runs can be shown.")
+    used = {i for setting in settings for i in setting.indices}
+    extra = sum(1 for i, r in enumerate(records) if r.status == "complete" and i not in used and _twice(r, settings))
+    if extra:
+        said.append(f"{extra} run{'s' if extra > 1 else ''} of a setting and seed that was there before left out.")
+    return said
+
+
+def _twice(record: RunRecord, settings: Sequence[Setting]) -> bool:
+    return any(
+        s.label == record.label
+        and s.learning_rate == record.learning_rate
+        and record.seed in {r.seed for r in s.records}
+        for s in settings
+    )
+
+
+def _paired(records: Sequence[RunRecord], axis: Axis) -> bool:
+    scores = [record.score(key) for record in complete(records) for key in axis.sources]
+    return all(score.items for score in scores if score is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from gentletune.report.axes import Point
+from gentletune.statistics import Change
 
 MISSING = "–"
 
@@ -23,6 +24,21 @@ def plus_minus(point: Point | None, *, signed: bool = False) -> str:
     if point.value == 0 and point.stderr == 0:
         return "0"
     return f"{_fixed(point.value, places, signed)} ± {_fixed(point.stderr, places, False)}"
+
+
+def with_interval(change: Change | None) -> str:
+    """`+0.012 [−0.003, +0.027]`: a change with its interval, to the digits its standard error supports.
+
+    >>> with_interval(Change(0.0123, 0.0151, 0.001, 0.05, 100, True))
+    '+0.012 [+0.001, +0.050]'
+    """
+    if change is None:
+        return MISSING
+    if change.stderr is None or change.low is None or change.high is None:
+        return f"{number(change.value, signed=True)} [?]"
+    places = _places(change.stderr) if change.stderr > 0 else 3
+    value, low, high = (_fixed(x, places, True) for x in (change.value, change.low, change.high))
+    return f"{value} [{low}, {high}]"
 
 
 def number(value: float | None, *, signed: bool = False) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -13,54 +15,58 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from gentletune.records import RunRecord
-from gentletune.report.axes import Axis, Side
-from gentletune.report.figures import scatter_figure, view_figures
-from gentletune.report.recommend import Advice
+from gentletune.report.axes import Axis
+from gentletune.report.charts import dashes_told, drift_by_norm, over_rate, over_steps, score_bars, training_curves
+from gentletune.report.figures import SINGLE, scatter_figure
+from gentletune.report.marks import Figure
+from gentletune.report.repeat import commands, provenance
 from gentletune.report.scene import Scene
-from gentletune.report.table import LEGEND, Table
-
-SECTIONS: dict[Side, str] = {
-    "general": "General skill, view by view",
-    "domain": "Domain skill, view by view",
-}
+from gentletune.report.section import Section
+from gentletune.report.table import LEGEND, Table, error_of
 
 
-def render_page(
-    records: Sequence[RunRecord],
-    *,
-    title: str,
-    advice: Advice,
-    notes: Sequence[str],
-    scene: Scene | None,
-    table: Table,
-) -> str:
+@dataclass(frozen=True)
+class Part:
+    """All that the page shows of a section."""
+
+    section: Section
+    scene: Scene | None
+    notes: Sequence[str]
+    settings: Table
+    areas: Table
+    area_note: str
+    runs: Table
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure's place on the page: its element's id, heading, height in pixels, and a line under the heading."""
+
+    id: str
+    heading: str
+    height: int
+    note: str = ""
+
+
+def render_page(parts: Sequence[Part], title: str) -> str:
     """The whole page as text: figures, data and plotly.js inside, so that it opens without a network.
 
-    The page's own policy allows only the two scripts named by hash, so nothing in a record can run.
+    plotly.js is compressed, which the browser undoes. The page's own policy allows only the two scripts named by
+    hash, so nothing in a record can run.
     """
-    views = [(SECTIONS[side], view_figures(records, side)) for side in SECTIONS]
-    figures: dict[str, Any] = {"tradeoff": scatter_figure(scene)} if scene else {}
-    sections: list[tuple[str, list[tuple[str, Axis]]]] = []
-    for number, (heading, found) in enumerate(views):
-        named = [(f"view-{number}-{i}", axis) for i, (axis, _) in enumerate(found)]
-        figures |= {name: figure for (name, _), (_, figure) in zip(named, found, strict=True)}
-        if named:
-            sections.append((heading, named))
-    scripts = [get_plotlyjs(), _resource("report.js")]
+    figures: dict[str, Figure] = {}
+    views = [_view(part, f"s{k}", figures) for k, part in enumerate(parts)]
+    library, script = get_plotlyjs(), _resource("table.js") + _resource("report.js")
     return _template().render(
         title=title,
-        advice=advice,
-        notes=notes,
-        scene=scene,
-        sections=sections,
-        table=table,
+        views=views,
+        single=SINGLE,
         legend=LEGEND,
-        provenance=provenance(records),
         figures=Markup(embedded_json(figures)),
-        plotly=Markup(scripts[0]),
-        script=Markup(scripts[1]),
-        policy=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+        plotly=base64.b64encode(gzip.compress(library.encode(), mtime=0)).decode(),
+        script=Markup(script),
+        style=Markup(_resource("report.css")),
+        policy=" ".join(f"'sha256-{_digest(text)}'" for text in (library, script)),
     )
 
 
@@ -68,33 +74,54 @@ def embedded_json(value: Any) -> str:
     """JSON that is safe inside a script element: no character can close it or open a comment.
 
     >>> embedded_json({"label": "</script>"})
-    '{"label": "\\\\u003c/script\\\\u003e"}'
+    '{"label":"\\\\u003c/script\\\\u003e"}'
     """
-    text = json.dumps(value, allow_nan=False)
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def provenance(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Sections of (name, value) from the first record, with a remark where other runs differ."""
-    if not records:
-        return []
-    first = records[0]
-    general = [(name, _varying(records, name)) for name in ("created", "git_commit") if getattr(first, name)]
-    sections = [("Origin", general)]
-    for heading, field in (("Versions", "versions"), ("Hardware", "hardware"), ("Content hashes", "hashes")):
-        names = getattr(first, field)
-        sections.append((heading, [(name, _varying(records, field, name)) for name in names]))
-    return [(heading, entries) for heading, entries in sections if entries]
+def _view(part: Part, prefix: str, figures: dict[str, Figure]) -> Mapping[str, Any]:
+    """What the template shows of a part; its figures are added to `figures`."""
+    section = part.section
+    records, axes = section.records, section.axes
+
+    def place(kind: str, found: Sequence[tuple[str, Figure]], notes: Sequence[str] = ()) -> list[Chart]:
+        charts = []
+        for i, (heading, made) in enumerate(found):
+            name = f"{prefix}-{kind}-{i}"
+            figures[name] = made
+            words = heading[:1].upper() + heading[1:]
+            charts.append(Chart(name, words, made["layout"]["height"], notes[i] if notes else ""))
+        return charts
+
+    bars, curves = score_bars(records), training_curves(records)
+    groups = [
+        ("Over the learning rate", place("rate", over_rate(records, axes))),
+        ("Over the steps of training", place("steps", over_steps(records, axes))),
+    ]
+    for side, heading in (("general", "General skill, view by view"), ("domain", "Domain skill, view by view")):
+        found = [(axis, made) for axis, made in bars if axis.side == side]
+        groups.append((heading, place(side, [(a.label, f) for a, f in found], [_key(a) for a, _ in found])))
+    groups += [
+        ("Training curves", place("curve", curves, [dashes_told(records)] * len(curves))),
+        ("Drift against how far the weights moved", place("drift", drift_by_norm(records))),
+    ]
+    return {
+        "part": part,
+        "prefix": prefix,
+        "name": section.name,
+        "advice": section.advice,
+        "tradeoff": place("tradeoff", [("", scatter_figure(part.scene, records))] if part.scene else []),
+        "singles": part.scene is not None and any(c.seeds > 1 for c in part.scene.options),
+        "groups": [(heading, charts) for heading, charts in groups if charts],
+        "failed": [(r, error_of(r)) for r in records if r.status == "failed"],
+        "commands": commands(records),
+        "provenance": provenance(records),
+    }
 
 
-def _varying(records: Sequence[RunRecord], field: str, key: str | None = None) -> str:
-    def read(record: RunRecord) -> Any:
-        value = getattr(record, field)
-        return value if key is None else value.get(key)
-
-    first = read(records[0])
-    others = sum(read(record) != first for record in records)
-    return f"{first} (differs in {others} other run{'s' if others > 1 else ''})" if others else str(first)
+def _key(axis: Axis) -> str:
+    return f"{axis.key} ({axis.unit}, {'higher' if axis.higher_is_better else 'lower'} is better)"
 
 
 def _template() -> Template:

@@ -8,23 +8,35 @@ from dataclasses import dataclass
 from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, Point, complete
 from gentletune.report.numbers import rate
+from gentletune.report.settings import Reading, Setting, read_all, settings_of, told_apart
 
 INITIAL_LABEL = "initial model"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One option in the plane: a run, or the initial model (`index` None), since doing nothing is an option.
+    """One option in the plane: a setting, or the initial model (`setting` None), since doing nothing is an option.
 
-    `x` is the domain score and `y` the general one, in their axes' units; `index` is the run's place in the
-    records.
+    `x` is the domain score and `y` the general one, in their axes' units, both averaged over the setting's seeds;
+    `readings` are what they come from.
     """
 
-    index: int | None
+    setting: Setting | None
     method: str
     name: str
     x: Point
     y: Point
+    readings: tuple[Reading, Reading]
+
+    @property
+    def seeds(self) -> int:
+        """How many runs it is the mean of; 0 for the initial model."""
+        return self.setting.seeds if self.setting else 0
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Its runs' places in the records."""
+        return self.setting.indices if self.setting else ()
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, x_higher: bool = True, y_higher: bool = True) -> list[int]:
@@ -48,17 +60,22 @@ def pareto_front(points: Sequence[tuple[float, float]], *, x_higher: bool = True
 
 
 def candidates(records: Sequence[RunRecord], domain: Axis, general: Axis) -> list[Candidate]:
-    """The complete runs that have both scores, led by the initial model where its scores are known."""
+    """The settings that have both scores, led by the initial model where its scores are known."""
+    settings = settings_of(records, domain, general)
     found: list[Candidate] = []
-    for index, record in enumerate(records):
-        x, y = domain.point(record), general.point(record)
-        if record.status == "complete" and x is not None and y is not None:
-            name = f"{record.label} {rate(record.learning_rate)}"
-            found.append(Candidate(index, record.label, name, x, y))
-    start = initial_of(records, domain), initial_of(records, general)
-    if start[0] is not None and start[1] is not None:
-        found.insert(0, Candidate(None, INITIAL_LABEL, INITIAL_LABEL, start[0], start[1]))
+    for setting, x, y in zip(settings, read_all(settings, domain), read_all(settings, general), strict=True):
+        if x is not None and y is not None:
+            found.append(Candidate(setting, setting.label, short_name(setting, settings), x.point, y.point, (x, y)))
+    x, y = initial_reading(settings, domain), initial_reading(settings, general)
+    if x is not None and y is not None:
+        found.insert(0, Candidate(None, INITIAL_LABEL, INITIAL_LABEL, x.point, y.point, (x, y)))
     return found
+
+
+def short_name(setting: Setting, others: Sequence[Setting]) -> str:
+    """`sft 1e-5`, with what alone tells it from another setting of its method and rate."""
+    told = told_apart(setting, others)
+    return f"{setting.label} {rate(setting.learning_rate)}" + (f" ({told})" if told else "")
 
 
 def front_of(options: Sequence[Candidate], domain: Axis, general: Axis) -> list[int]:
@@ -68,6 +85,12 @@ def front_of(options: Sequence[Candidate], domain: Axis, general: Axis) -> list[
         x_higher=domain.higher_is_better,
         y_higher=general.higher_is_better,
     )
+
+
+def initial_reading(settings: Sequence[Setting], axis: Axis) -> Reading | None:
+    """The initial model's scores on an axis, from the first setting that measured them."""
+    readings = (setting.reading(axis, initial=True) for setting in settings)
+    return next((reading for reading in readings if reading is not None), None)
 
 
 def initial_of(records: Sequence[RunRecord], axis: Axis) -> Point | None:

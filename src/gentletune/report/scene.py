@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, Point
+from gentletune.report.bootstrap import Draws, draw
 from gentletune.report.labels import Box, place_labels
 from gentletune.report.pareto import Candidate, candidates, front_of
 
 # Mid tones, legible on white and on near-black.
 PALETTE = ("#3b82c4", "#d9772b", "#2a9d6f", "#c65fa0", "#8a6fd1", "#2396ab", "#d1495b", "#8f8325")
 MARKERS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"))  # plotly, matplotlib
-CROWD = 16  # beyond so many points only the front and the advised run are labelled
+CROWD = 12  # beyond so many points only the advised one, the ends of the front and the initial model are labelled
+GRID = 160  # places at which the front's band is worked out
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The points, the front among them, and axis ranges turned so that right and up are better."""
+    """The points, the front among them, and axis ranges turned so that right and up are better.
+
+    `band` holds (x, low, high) of the front, `shares` the share of bootstrap draws that put each option on the front,
+    `advised` the place in `options` of the setting advised.
+    """
 
     domain: Axis
     general: Axis
@@ -29,13 +36,26 @@ class Scene:
     y_range: tuple[float, float]
     advised: int | None
     styles: dict[str, tuple[str, int]]
+    draws: Draws
+    band: list[tuple[float, float, float]]
+    shares: list[float]
+
+    @property
+    def methods(self) -> list[str]:
+        """The labels of the settings, in order of first appearance."""
+        return list(dict.fromkeys(c.method for c in self.options if c.setting))
+
+    def of(self, method: str) -> list[Candidate]:
+        """A method's settings by learning rate."""
+        mine = [c for c in self.options if c.setting and c.method == method]
+        return sorted(mine, key=lambda c: c.setting.learning_rate if c.setting else 0.0)
 
     def labelled(self) -> list[int]:
         """Places in `options` of the points whose names are written beside them."""
         return [i for i in range(len(self.options)) if len(self.options) <= CROWD or self._important(i)]
 
     def _important(self, i: int) -> bool:
-        return i in self.front or self.options[i].index in (None, self.advised)
+        return i in (self.advised, *self.front[:1], *self.front[-1:]) or self.options[i].setting is None
 
     def offsets(
         self, names: Sequence[int], frame: tuple[float, float], sizes: Sequence[tuple[float, float]]
@@ -74,21 +94,30 @@ def styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, int]]:
 def build_scene(
     records: Sequence[RunRecord], domain: Axis | None, general: Axis | None, advised: int | None
 ) -> Scene | None:
-    """The scene of the complete runs that have both scores; None where there is nothing to draw."""
+    """The scene of the settings that have both scores; None where there is nothing to draw.
+
+    `advised` is the place in `records` of the run that stands for the setting advised.
+    """
     if domain is None or general is None:
         return None
     options = candidates(records, domain, general)
     if not options:
         return None
+    draws = draw(options, domain, general)
+    x_range = _range([c.x for c in options], domain.higher_is_better)
+    y_range = _range([c.y for c in options], general.higher_is_better)
     return Scene(
         domain,
         general,
         options,
         front_of(options, domain, general),
-        _range([c.x for c in options], domain.higher_is_better),
-        _range([c.y for c in options], general.higher_is_better),
-        advised,
+        x_range,
+        y_range,
+        next((i for i, c in enumerate(options) if advised is not None and advised in c.indices), None),
         styles(records),
+        draws,
+        _band(draws, x_range, y_range),
+        draws.on_front(),
     )
 
 
@@ -96,6 +125,19 @@ def axis_title(axis: Axis, arrow: str) -> tuple[str, str]:
     """Two lines: the axis's plain name, then its unit and the way that is better."""
     turned = "" if axis.higher_is_better else ", axis reversed"
     return axis.label[:1].upper() + axis.label[1:], f"({axis.unit}{turned}; {arrow} better)"
+
+
+def _band(draws: Draws, x_range: tuple[float, float], y_range: tuple[float, float]) -> list[tuple[float, float, float]]:
+    """The front's band within the picture, in the axes' own directions."""
+    x_sign, y_sign = (1.0 if low < high else -1.0 for low, high in (x_range, y_range))
+    floor, ceiling = sorted((y_sign * y_range[0], y_sign * y_range[1]))
+    places = [x_range[0] + (x_range[1] - x_range[0]) * i / (GRID - 1) for i in range(GRID)]
+    bounds = zip(*draws.band([x_sign * x for x in places]), strict=True)
+    return [
+        (x, y_sign * min(max(float(low), floor), ceiling), y_sign * min(max(float(high), floor), ceiling))
+        for x, (low, high) in zip(places, bounds, strict=True)
+        if math.isfinite(high)
+    ]
 
 
 def _range(points: Sequence[Point], ascending: bool) -> tuple[float, float]:

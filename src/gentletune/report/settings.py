@@ -141,11 +141,11 @@ class Setting:
         return self.indices[min(range(self.seeds), key=far.__getitem__)]
 
 
-def settings_of(records: Sequence[RunRecord], domain: Axis, general: Axis) -> list[Setting]:
-    """The complete runs that have both scores, by setting, in order of first appearance; one run of each seed."""
+def settings_of(records: Sequence[RunRecord], *axes: Axis) -> list[Setting]:
+    """The complete runs that have all these scores, by setting, in order of first appearance; one run of each seed."""
     groups: dict[str, dict[int, int]] = {}
     for index, record in enumerate(records):
-        if record.status != "complete" or domain.point(record) is None or general.point(record) is None:
+        if record.status != "complete" or any(axis.point(record) is None for axis in axes):
             continue
         recipe = {key: value for key, value in record.recipe.items() if key not in _APART}
         key = json.dumps([record.label, record.learning_rate, recipe], sort_keys=True, default=str)
@@ -174,12 +174,16 @@ def verdict(axis: Axis, change: Change | None) -> Verdict:
 
 def setting_name(setting: Setting, others: Sequence[Setting]) -> str:
     """`sft at learning rate 1e-5`, with the recipe's other fields where they alone tell it from another setting."""
-    name = f"{setting.label} at learning rate {rate(setting.learning_rate)}"
+    told = told_apart(setting, others)
+    return f"{setting.label} at learning rate {rate(setting.learning_rate)}" + (f" ({told})" if told else "")
+
+
+def told_apart(setting: Setting, others: Sequence[Setting]) -> str:
+    """What of the recipe tells it from other settings of its method and rate: `max_steps=20`; empty without such."""
     twins = [s for s in others if (s.label, s.learning_rate) == (setting.label, setting.learning_rate)]
     mine: Mapping[str, Any] = setting.records[0].recipe
     told = {k for s in twins for k, v in s.records[0].recipe.items() if k not in _APART and v != mine.get(k)}
-    listed = ", ".join(f"{key}={mine.get(key)}" for key in sorted(told))
-    return f"{name} ({listed})" if listed else name
+    return ", ".join(f"{key}={mine.get(key)}" for key in sorted(told))
 
 
 def read_all(settings: Sequence[Setting], axis: Axis) -> list[Reading | None]:
@@ -187,11 +191,15 @@ def read_all(settings: Sequence[Setting], axis: Axis) -> list[Reading | None]:
 
     Pooled, because the variance of two seeds alone is hardly known, and because a setting of one seed has it, too.
     """
-    found = [setting.reading(axis) for setting in settings]
-    known = [reading for reading in found if reading is not None]
+    pool = seed_pool(settings, axis)
+    return [reading and reading.pooled(*pool) for reading in (setting.reading(axis) for setting in settings)]
+
+
+def seed_pool(settings: Sequence[Setting], axis: Axis) -> tuple[float, int]:
+    """The variance between seeds pooled over the settings, and its degrees of freedom."""
+    known = [reading for setting in settings if (reading := setting.reading(axis)) is not None]
     df = sum(reading.df for reading in known)
-    variance = math.fsum(reading.df * reading.between for reading in known) / df if df else 0.0
-    return [reading and reading.pooled(variance, df) for reading in found]
+    return math.fsum(reading.df * reading.between for reading in known) / df if df else 0.0, df
 
 
 def _seeds(scores: Sequence[Score], same: bool) -> Score:

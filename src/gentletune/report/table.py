@@ -1,27 +1,35 @@
-"""Every run and every score in one table: as rows for the page, as Markdown and as CSV."""
+"""The tables: settings with their paired changes, each method's area, and every run with every score."""
 
 from __future__ import annotations
 
-import csv
-import html
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from io import StringIO
+from dataclasses import dataclass, field
 
 from gentletune.records import RunRecord
-from gentletune.report.axes import Axis, Point, Verdict, compare, difference, score_keys, single_axis
-from gentletune.report.numbers import MISSING, duration, number, plus_minus, rate
-from gentletune.report.pareto import INITIAL_LABEL, initial_of
+from gentletune.report.axes import Axis, Verdict, score_keys, single_axis
+from gentletune.report.bootstrap import Estimate
+from gentletune.report.changes import from_initial, from_plain, of_run
+from gentletune.report.numbers import MISSING, duration, number, plus_minus, rate, with_interval
+from gentletune.report.pareto import INITIAL_LABEL, Candidate, initial_of
+from gentletune.report.scene import Scene
+from gentletune.report.settings import told_apart, verdict
+from gentletune.report.volume import Volume
+from gentletune.statistics import Change
 
 SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "tied": "≈", "unknown": "?"}
-LEGEND = "▲ measurably better than the initial model, ▼ measurably worse, ≈ no measurable change, ? cannot tell"
+LEGEND = (
+    "± is one standard error, brackets are 95 % intervals: ▲ measurably better, ▼ measurably worse, ≈ no measurable "
+    "change, ? cannot tell"
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A score, its change from the initial model, and whether that change is measurable."""
+    """What a cell shows, the change under it with its verdict, and what it is sorted by (None: always last)."""
 
-    value: str
+    text: str
+    sort: float | str | None = None
     change: str = ""
     verdict: Verdict | None = None
 
@@ -32,117 +40,172 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run's row (or the initial model's), every entry ready to show but not escaped."""
+class Column:
+    """A column's name, with a note under it."""
 
-    label: str
-    learning_rate: str
-    seed: str
-    status: str
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, every entry ready to show but not escaped; `kind` is `run`, `initial` or `failed`."""
+
     cells: list[Cell]
-    steps: str
-    update_norm: str
-    time: str
-    error: str = ""
+    kind: str = "run"
     advised: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """The columns (domain scores, then general) and the rows, the initial model first where it is known."""
+    """Columns and rows; the first column names the row."""
 
-    domain: list[Axis]
-    general: list[Axis]
-    rows: list[Row]
+    columns: list[Column] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
 
-def build_table(records: Sequence[RunRecord], advised: int | None) -> Table:
-    """The table of all runs, in the order given; `advised` is the place of the recommended one."""
-    domain = [single_axis(records, key) for key in score_keys(records, "domain")]
-    general = [single_axis(records, key) for key in score_keys(records, "general")]
-    columns = [*domain, *general]
-    rows = [_row(record, columns, index == advised) for index, record in enumerate(records)]
-    starts = [initial_of(records, axis) for axis in columns]
+def settings_table(scene: Scene | None) -> Table:
+    """One row a setting: both axes, their changes against the initial model and plain SFT, how often on the front."""
+    if scene is None:
+        return Table()
+    axes, settings = (scene.domain, scene.general), [c.setting for c in scene.options if c.setting]
+    columns = [Column("Setting"), Column("Learning rate"), Column("Seeds")]
+    columns += [Column(axis.side.capitalize(), f"{axis.key}: {_about(axis)}") for axis in axes]
+    compared = [(axis, [from_plain(s, settings, axis) for s in settings]) for axis in axes]
+    compared = [(axis, found) for axis, found in compared if any(found)]
+    columns += [
+        Column(f"{axis.side.capitalize()} − SFT", "plain SFT at the same learning rate") for axis, _ in compared
+    ]
+    columns += [Column("On the front", "share of draws"), Column("Steps"), Column("Update norm")]
+    rows = []
+    place = 0
+    for option, share, i in zip(scene.options, scene.shares, range(len(scene.options)), strict=True):
+        s = option.setting
+        front = Cell(f"{share:.0%}", share)
+        if s is None:
+            cells = [Cell(option.name, option.name), Cell(MISSING), Cell(MISSING), *_points(option)]
+            cells += [*(Cell(MISSING) for _ in compared), front, Cell(MISSING), Cell(MISSING)]
+            rows.append(Row(cells, "initial"))
+            continue
+        told = told_apart(s, settings)
+        name = f"{s.label} ({told})" if told else s.label
+        cells = [Cell(name, name), Cell(rate(s.learning_rate), s.learning_rate)]
+        cells.append(Cell(str(s.seeds), s.seeds))
+        starts = [from_initial(s, settings, axis) for axis in axes]
+        cells += [
+            _changed(cell, change, axis) for cell, change, axis in zip(_points(option), starts, axes, strict=True)
+        ]
+        cells += [_difference(found[place], axis) for axis, found in compared]
+        cells += [front, _mean(s.records, "steps"), _mean(s.records, "update_norm")]
+        rows.append(Row(cells, advised=i == scene.advised))
+        place += 1
+    return Table(columns, rows)
+
+
+def volume_table(found: Sequence[Volume]) -> Table:
+    """One row a method."""
+    if not found:
+        return Table()
+    against = any(v.against for v in found)
+    columns = [Column("Method"), Column("Settings"), Column("Area", "share of the box, 95 % interval")]
+    columns += [Column("Area − plain SFT", "95 % interval")] if against else []
+    rows = [
+        Row([
+            Cell(v.method, v.method), Cell(str(v.points), v.points), Cell(_estimate(v.area), v.area.value),
+            *([_apart(v.against)] if against else []),
+        ])
+        for v in found
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def runs_table(records: Sequence[RunRecord], advised: int | None) -> Table:
+    """Every run and every score, the initial model first where it is known; `advised` is the recommended run."""
+    axes = score_axes(records)
+    broken = any(record.status == "failed" for record in records)
+    columns = [Column("Run"), Column("Learning rate"), Column("Seed"), Column("Status")]
+    columns += [Column(axis.key, f"{axis.side}; {_about(axis)}") for axis in axes]
+    columns += [Column("Steps"), Column("Update norm"), Column("Training time")]
+    columns += [Column("Error")] if broken else []
+    rows = [_run_row(record, axes, broken, index == advised) for index, record in enumerate(records)]
+    starts = [initial_of(records, axis) for axis in axes]
     if any(starts):
-        cells = [Cell(plus_minus(point)) for point in starts]
-        rows.insert(0, Row(INITIAL_LABEL, MISSING, MISSING, "initial", cells, MISSING, MISSING, MISSING))
-    return Table(domain, general, rows)
+        cells = [Cell(INITIAL_LABEL, INITIAL_LABEL), Cell(MISSING), Cell(MISSING), Cell("initial", "initial")]
+        cells += [Cell(plus_minus(point), point.value if point else None) for point in starts]
+        cells += [Cell(MISSING)] * (4 if broken else 3)
+        rows.insert(0, Row(cells, "initial"))
+    return Table(columns, rows)
 
 
-def to_csv(records: Sequence[RunRecord]) -> str:
-    """One row per run, numbers to six digits; each score with `stderr`, `n` and its initial value beside it."""
-    columns = [single_axis(records, key) for key in score_keys(records)]
-    names = ["", " stderr", " n", " initial", " initial stderr"]
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    head = ["label", "method", "learning_rate", "seed", "status", "steps", "update_norm", "train_seconds"]
-    writer.writerow([*head, "error", *(axis.key + name for axis in columns for name in names)])
-    for record in records:
-        scores: list[float | None] = []
-        for axis in columns:
-            scores += [*_figures(axis.point(record), True), *_figures(axis.point(record, initial=True), False)]
-        norm, steps = record.training.get("update_norm"), record.training.get("steps")
-        front = [record.label, record.method, record.learning_rate, record.seed, record.status]
-        costs = [_plain(steps), _plain(norm), _plain(record.timings.get("train"))]
-        writer.writerow([*front, *costs, record.error or "", *map(_plain, scores)])
-    return buffer.getvalue()
+def score_axes(records: Sequence[RunRecord]) -> list[Axis]:
+    """An axis for every score, the domain's first."""
+    keys = [*score_keys(records, "domain"), *score_keys(records, "general")]
+    return [single_axis(records, key) for key in keys]
 
 
-def to_markdown(table: Table, title: str, sentences: Sequence[str]) -> str:
-    """The title, the sentences as paragraphs, and the table; everything from records escaped."""
-    columns = [*table.domain, *table.general]
-    head = ["run", "learning rate", "seed", "status", *(axis.key for axis in columns)]
-    head += ["steps", "update norm", "training time"]
-    lines = [head, ["---"] * len(head), *map(_markdown_row, table.rows)]
-    body = "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
-    failed = [f"- {_escape(r.label)} {r.learning_rate}: {_escape(r.error)}" for r in table.rows if r.error]
-    parts = [f"# {_escape(title)}", *map(_escape, sentences), body, f"± is one standard error. {LEGEND}."]
-    if failed:
-        parts += ["## Failed runs", "\n".join(failed)]
-    return "\n\n".join(parts) + "\n"
+def error_of(record: RunRecord) -> str:
+    """Why a run failed; empty for one that did not."""
+    return (record.error or "no error was recorded") if record.status == "failed" else ""
 
 
-def _row(record: RunRecord, columns: Sequence[Axis], advised: bool) -> Row:
-    steps = record.training.get("steps")
-    return Row(
-        record.label,
-        rate(record.learning_rate),
-        str(record.seed),
-        record.status,
-        [_cell(record, axis) for axis in columns],
-        MISSING if steps is None else f"{steps:.0f}",
-        number(record.training.get("update_norm")),
-        duration(record.timings.get("train")),
-        (record.error or "no error was recorded") if record.status == "failed" else "",
-        advised,
-    )
+def _run_row(record: RunRecord, axes: Sequence[Axis], broken: bool, advised: bool) -> Row:
+    steps, norm, took = record.training.get("steps"), record.training.get("update_norm"), record.timings.get("train")
+    cells = [
+        Cell(record.label, record.label),
+        Cell(rate(record.learning_rate), record.learning_rate),
+        Cell(str(record.seed), record.seed),
+        Cell(record.status, record.status),
+        *(_score(record, axis) for axis in axes),
+        Cell(MISSING if steps is None else f"{steps:.0f}", steps),
+        Cell(number(norm), norm),
+        Cell(duration(took), took),
+        *([Cell(error_of(record), error_of(record) or None)] if broken else []),
+    ]
+    return Row(cells, "failed" if record.status == "failed" else "run", advised)
 
 
-def _cell(record: RunRecord, axis: Axis) -> Cell:
-    point, start = axis.point(record), axis.point(record, initial=True)
-    change = difference(point, start)
-    if point is None or change is None:
-        return Cell(plus_minus(point))
-    return Cell(plus_minus(point), plus_minus(change, signed=True), compare(axis, point, start))
+def _score(record: RunRecord, axis: Axis) -> Cell:
+    point = axis.point(record)
+    return _changed(Cell(plus_minus(point), point.value if point else None), of_run(record, axis), axis)
 
 
-def _markdown_row(row: Row) -> list[str]:
-    cells = [f"{c.value} ({c.change} {c.sign})" if c.change else c.value for c in row.cells]
-    name = f"**{row.label}**" if row.advised else row.label
-    front = [name, row.learning_rate, row.seed, row.status]
-    return [*front, *cells, row.steps, row.update_norm, row.time]
+def _points(option: Candidate) -> list[Cell]:
+    return [Cell(plus_minus(point), point.value) for point in (option.x, option.y)]
 
 
-def _figures(point: Point | None, count: bool) -> list[float | None]:
-    if point is None:
-        return [None] * (3 if count else 2)
-    return [point.value, point.stderr, point.n] if count else [point.value, point.stderr]
+def _changed(cell: Cell, change: Change | None, axis: Axis) -> Cell:
+    if change is None:
+        return cell
+    return Cell(cell.text, cell.sort, with_interval(change), verdict(axis, change))
 
 
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+def _difference(change: Change | None, axis: Axis) -> Cell:
+    if change is None:
+        return Cell(MISSING)
+    told = verdict(axis, change)
+    return Cell(f"{with_interval(change)} {SIGNS[told]}", change.value, verdict=told)
 
 
-def _escape(text: str) -> str:
-    flat = " ".join(text.split())
-    return html.escape(flat, quote=False).replace("|", "\\|")
+def _apart(found: Estimate | None) -> Cell:
+    if found is None:
+        return Cell(MISSING)
+    told: Verdict = "tied" if found.low <= 0 <= found.high else "better" if found.value > 0 else "worse"
+    return Cell(f"{_estimate(found, True)} {SIGNS[told]}", found.value, verdict=told)
+
+
+def _estimate(found: Estimate, signed: bool = False) -> str:
+    form = "{:+.2f}" if signed else "{:.2f}"
+    value, low, high = (form.format(x).replace("-", "−") for x in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _mean(records: Sequence[RunRecord], name: str) -> Cell:
+    values = [record.training[name] for record in records if name in record.training]
+    if len(values) < len(records):
+        return Cell(MISSING)
+    mean = math.fsum(values) / len(values)
+    return Cell(f"{mean:.0f}" if name == "steps" else number(mean), mean)
+
+
+def _about(axis: Axis) -> str:
+    return f"{axis.unit}, {'higher' if axis.higher_is_better else 'lower'} is better"

@@ -23,6 +23,7 @@ from gentletune.methods import Method
 from gentletune.models import load_model, quiet
 from gentletune.recipe import Recipe
 from gentletune.records import RECORD_FILE, RunRecord, Score, read_record, write_json_atomic, write_record
+from gentletune.study.curves import read_curves
 from gentletune.study.inputs import Inputs, Shared
 from gentletune.study.launch import launch
 from gentletune.study.locks import locked
@@ -122,7 +123,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage, processes:
         message = f"{error}; lower the learning rate"
         if any((run / CHECKPOINTS).glob("checkpoint-*")):
             message += f" (the last good checkpoint is kept in {run / CHECKPOINTS})"
-        return RunRecord(status="failed", error=message, timings=timings, **base)
+        return RunRecord(status="failed", error=message, timings=timings, curves=read_curves(run), **base)
     timings["train"] = time.perf_counter() - begun
     scores: list[Score] = []
     if recipe.evaluate and reference is not None:
@@ -133,7 +134,8 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage, processes:
     figures = json.loads((run / FIGURES_FILE).read_text(encoding="utf-8"))
     if "train_seconds" in figures:  # training ended in an earlier call
         timings["train"] = figures.pop("train_seconds")
-    return RunRecord(status="complete", timings=timings, training=figures, scores=scores, **base)
+    more: dict[str, Any] = {"training": figures, "scores": scores, "curves": read_curves(run)}
+    return RunRecord(status="complete", timings=timings, **more, **base)
 
 
 def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, list[Score]]:
