@@ -78,15 +78,17 @@ def test_over_steps_where_runs_differ_in_nothing_else() -> None:
     records = [
         pair("sft", rate, 0.5 + steps / 100, 0.5, recipe={"max_steps": steps}, training={"steps": float(steps)})
         for rate in (1e-6, 1e-5)
-        for steps in (20, 10)
+        for steps in (20, 5)
     ]
     axes = [axis for axis in both_axes(records, None, None) if axis is not None]
     traces = valid(over_steps(records, axes)[0][1])
-    assert {name: trace["x"] for name, trace in traces.items()} == {"sft 1e-6": [10, 20], "sft 1e-5": [10, 20]}
-    assert traces["sft 1e-6"]["y"] == [0.6, 0.7]
+    assert {name: trace["x"] for name, trace in traces.items()} == {"sft 1e-6": [5, 20], "sft 1e-5": [5, 20]}
+    assert traces["sft 1e-6"]["y"] == [0.55, 0.7]
     # The same two settings in the bars do not lie upon each other.
-    (bar, *_) = valid(score_bars(records)[0][1]).values()
+    bars = score_bars(records)[0][1]
+    (bar,) = valid(bars).values()
     assert len(set(bar["x"])) == 4
+    assert bars["layout"]["xaxis"]["categoryarray"][:2] == ["1e-6<br>max_steps=5", "1e-6<br>max_steps=20"]
 
 
 def test_training_curves_of_all_runs_the_failed_too() -> None:

@@ -80,6 +80,15 @@ def test_seeds_are_one_point_with_the_spread_between_them_in_its_error() -> None
     assert talr.x.stderr == pytest.approx(math.sqrt(0.01**2 + 0.005))
 
 
+def test_options_come_by_method_plain_sft_first_and_rate() -> None:
+    records = [pair("flow", 1e-4, 0.7, 0.5), pair("flow", 1e-5, 0.7, 0.5), pair("sft", 3e-5, 0.7, 0.5)]
+    domain, general = both_axes(records, None, None)
+    assert domain is not None
+    assert general is not None
+    names = [c.name for c in candidates(records, domain, general)]
+    assert names == ["initial model", "sft 3e-5", "flow 1e-5", "flow 1e-4"]
+
+
 def test_settings_of_one_method_and_rate_are_told_apart() -> None:
     records = [pair("sft", 1e-6, 0.7, 0.5, recipe={"max_steps": steps}) for steps in (20, 40)]
     domain, general = both_axes(records, None, None)

@@ -8,7 +8,7 @@ from gentletune.records import RunRecord
 from gentletune.report.axes import GENERAL_FALLBACK, Axis, Point, complete, score_keys, single_axis
 from gentletune.report.marks import Figure, bars, dots, figure, line, quiet_axis, rate_axis, score_axis, text, title
 from gentletune.report.numbers import plus_minus, rate
-from gentletune.report.pareto import initial_of, short_name
+from gentletune.report.pareto import in_order, initial_of, labels_of, short_name
 from gentletune.report.scene import styles
 from gentletune.report.settings import Setting, read_all, settings_of, told_apart
 from gentletune.report.table import score_axes
@@ -29,7 +29,7 @@ CURVES = {
 def score_bars(records: Sequence[RunRecord]) -> list[tuple[Axis, Figure]]:
     """For every score, a bar a setting, by learning rate; the initial model dotted."""
     done, looks = complete(records), styles(records)
-    return [(axis, _bars(axis, settings_of(done, axis), done, looks)) for axis in score_axes(done)]
+    return [(axis, _bars(axis, in_order(settings_of(done, axis)), done, looks)) for axis in score_axes(done)]
 
 
 def over_rate(records: Sequence[RunRecord], axes: Sequence[Axis]) -> list[Named]:
@@ -78,7 +78,7 @@ def drift_by_norm(records: Sequence[RunRecord]) -> list[Named]:
     if key is None:
         return []
     axis, looks, traces = single_axis(done, key), styles(records), []
-    for label in dict.fromkeys(record.label for record in done):
+    for label in labels_of(done):
         found = [(r, p) for r in done if r.label == label and (p := axis.point(r)) is not None]
         points = [p for _, p in found]
         hover = [f"<b>{text(_run(r))}</b><br>{plus_minus(p)}" for r, p in found]
@@ -92,7 +92,7 @@ def drift_by_norm(records: Sequence[RunRecord]) -> list[Named]:
 def _bars(axis: Axis, settings: Sequence[Setting], records: Sequence[RunRecord], looks: Looks) -> Figure:
     start, traces = initial_of(records, axis), []
     readings = dict(zip(map(id, settings), read_all(settings, axis), strict=True))
-    rates = sorted({(s.learning_rate, told_apart(s, settings)) for s in settings})
+    rates = [(s.learning_rate, told_apart(s, settings)) for s in sorted(settings, key=lambda s: s.learning_rate)]
     for label in dict.fromkeys(s.label for s in settings):
         mine = [(s, reading.point) for s in settings if s.label == label and (reading := readings[id(s)])]
         traces.append({
@@ -125,7 +125,7 @@ def _lines(
     records: Sequence[RunRecord], axis: Axis, across: Figure, place: Callable[[Setting], float], by_rate: bool = False
 ) -> Figure:
     done, looks = complete(records), styles(records)
-    settings = settings_of(done, axis)
+    settings = in_order(settings_of(done, axis))
     found = [(s, r.point) for s, r in zip(settings, read_all(settings, axis), strict=True) if r]
     groups: dict[tuple[str, str], list[tuple[Setting, Point]]] = {}
     for s, point in found:
@@ -150,7 +150,8 @@ def _lines(
 def _curves(records: Sequence[RunRecord], name: str, looks: Looks, rates: Sequence[float]) -> Figure:
     traces: list[Figure] = []
     shown: set[str] = set()
-    for record in records:
+    labels = labels_of(records)
+    for record in sorted(records, key=lambda r: labels.index(r.label)):
         curve = record.curves.get(name, [])
         if not curve:
             continue

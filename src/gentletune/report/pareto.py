@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,9 +60,25 @@ def pareto_front(points: Sequence[tuple[float, float]], *, x_higher: bool = True
     return front[::-1]
 
 
+def labels_of(records: Sequence[RunRecord]) -> list[str]:
+    """The distinct labels: plain SFT, which all else is held against, then the others as they appear."""
+    return sorted(dict.fromkeys(r.label for r in records), key=lambda label: label != "sft")
+
+
+def in_order(settings: Sequence[Setting]) -> list[Setting]:
+    """Settings by method, then by learning rate, then by what else tells them apart (numbers as numbers)."""
+    labels = labels_of([s.records[0] for s in settings])
+
+    def told(setting: Setting) -> list[str | int]:
+        parts = re.split(r"(\d+)", told_apart(setting, settings))
+        return [int(part) if part.isdigit() else part for part in parts]
+
+    return sorted(settings, key=lambda s: (labels.index(s.label), s.learning_rate, told(s)))
+
+
 def candidates(records: Sequence[RunRecord], domain: Axis, general: Axis) -> list[Candidate]:
-    """The settings that have both scores, led by the initial model where its scores are known."""
-    settings = settings_of(records, domain, general)
+    """The settings that have both scores, in order, led by the initial model where its scores are known."""
+    settings = in_order(settings_of(records, domain, general))
     found: list[Candidate] = []
     for setting, x, y in zip(settings, read_all(settings, domain), read_all(settings, general), strict=True):
         if x is not None and y is not None:

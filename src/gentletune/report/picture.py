@@ -101,6 +101,7 @@ def _label(axes: Axes, scene: Scene) -> None:
             va="center",
             fontsize=9.5,
             color=INK,
+            fontweight="bold" if i == scene.advised else "normal",
             arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0, "shrinkB": 5},
             zorder=4,
         )

@@ -11,7 +11,7 @@ from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, Point
 from gentletune.report.bootstrap import Draws, draw
 from gentletune.report.labels import Box, place_labels
-from gentletune.report.pareto import Candidate, candidates, front_of
+from gentletune.report.pareto import Candidate, candidates, front_of, labels_of
 
 # Mid tones, legible on white and on near-black.
 PALETTE = ("#3b82c4", "#d9772b", "#2a9d6f", "#c65fa0", "#8a6fd1", "#2396ab", "#d1495b", "#8f8325")
@@ -86,8 +86,8 @@ class Scene:
 
 
 def styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, int]]:
-    """Colour and marker number for each distinct label, in order of first appearance."""
-    names = list(dict.fromkeys(r.label for r in records))
+    """Colour and marker number for each distinct label."""
+    names = labels_of(records)
     return {n: (PALETTE[i % len(PALETTE)], i // len(PALETTE) % len(MARKERS)) for i, n in enumerate(names)}
 
 

@@ -11,7 +11,7 @@ from gentletune.report.axes import Axis, Verdict, score_keys, single_axis
 from gentletune.report.bootstrap import Estimate
 from gentletune.report.changes import from_initial, from_plain, of_run
 from gentletune.report.numbers import MISSING, duration, number, plus_minus, rate, with_interval
-from gentletune.report.pareto import INITIAL_LABEL, Candidate, initial_of
+from gentletune.report.pareto import INITIAL_LABEL, Candidate, initial_of, labels_of
 from gentletune.report.scene import Scene
 from gentletune.report.settings import told_apart, verdict
 from gentletune.report.volume import Volume
@@ -127,7 +127,9 @@ def runs_table(records: Sequence[RunRecord], advised: int | None) -> Table:
     columns += [Column(axis.key, f"{axis.side}; {_about(axis)}") for axis in axes]
     columns += [Column("Steps"), Column("Update norm"), Column("Training time")]
     columns += [Column("Error")] if broken else []
-    rows = [_run_row(record, axes, broken, index == advised) for index, record in enumerate(records)]
+    labels = labels_of(records)
+    order = sorted(range(len(records)), key=lambda i: _run_key(records[i], labels))
+    rows = [_run_row(records[i], axes, broken, i == advised) for i in order]
     starts = [initial_of(records, axis) for axis in axes]
     if any(starts):
         cells = [Cell(INITIAL_LABEL, INITIAL_LABEL), Cell(MISSING), Cell(MISSING), Cell("initial", "initial")]
@@ -146,6 +148,10 @@ def score_axes(records: Sequence[RunRecord]) -> list[Axis]:
 def error_of(record: RunRecord) -> str:
     """Why a run failed; empty for one that did not."""
     return (record.error or "no error was recorded") if record.status == "failed" else ""
+
+
+def _run_key(record: RunRecord, labels: Sequence[str]) -> tuple[int, float, int]:
+    return labels.index(record.label), record.learning_rate, record.seed
 
 
 def _run_row(record: RunRecord, axes: Sequence[Axis], broken: bool, advised: bool) -> Row:
