@@ -79,8 +79,10 @@ def test_the_points_are_there(page: Any) -> None:
 
 
 def test_single_runs_are_shown_on_demand_by_keyboard(page: Any) -> None:
-    button = page.get_by_role("button", name="Show single runs")
-    button.focus()
+    page.keyboard.press("Tab")  # the theme
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.name") == "single runs"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px"
     page.keyboard.press("Enter")
     assert page.get_by_role("button", name="Hide single runs").get_attribute("aria-pressed") == "true"
     points = page.locator(f"{TRADEOFF} .scatterlayer .trace.scatter .points path.point")
@@ -164,6 +166,7 @@ def test_light_and_dark(page: Any) -> None:
     button.click()
     assert (button.inner_text(), colours(page)) == ("Theme: dark", dark)
     button.click()
+    assert (button.inner_text(), colours(page)) == ("Theme: auto", dark)
     page.emulate_media(color_scheme="light")
     eventually(lambda: colours(page) == light)
 

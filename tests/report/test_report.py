@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import stat
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 from gentletune.errors import UserError
 from gentletune.records import RunRecord, write_bytes_atomic
 from gentletune.report import Report, report
+from gentletune.report.axes import both_axes
+from gentletune.report.picture import pareto_png
+from gentletune.report.scene import build_scene
 
 from .made_study import made_study
 from .report_records import failed, pair, run
@@ -280,6 +284,13 @@ def test_a_run_that_is_there_twice_is_counted_once(tmp_path: Path) -> None:
     text = report(records, tmp_path).markdown.read_text(encoding="utf-8")
     assert "1 run of a setting and seed that was there before left out." in text
     assert "| sft | 1e-6 | 2 |" in text.replace("*", "")
+
+
+def test_the_printed_figure_has_the_band() -> None:
+    records = made_study()
+    scene = build_scene(records, *both_axes(records, None, None), None)
+    assert scene is not None
+    assert pareto_png([("", scene)], "") != pareto_png([("", replace(scene, band=[]))], "")
 
 
 def test_the_page_is_small_enough_to_keep(whole: Report) -> None:

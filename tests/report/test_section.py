@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
 
+from gentletune.cli import main
 from gentletune.errors import UserError
+from gentletune.records import write_record
 from gentletune.report import report
 from gentletune.report.section import split
 
@@ -85,3 +88,18 @@ def test_the_report_has_a_section_for_each(tmp_path: Path) -> None:
     for path, rows in ((made.csv, 32), (made.settings, 18)):
         with path.open(encoding="utf-8", newline="") as file:
             assert [r["compared"] for r in csv.DictReader(file)] == [name for name in names for _ in range(rows // 2)]
+
+
+def test_report_takes_the_budget_and_so_does_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [pair("sft", 1e-6, 0.7, 0.58), pair("sft", 1e-5, 0.9, 0.3)]
+    assert report(records, tmp_path / "report", budget=0.05).advice.index == 0
+    for place, record in enumerate(records):
+        write_record(tmp_path / "runs" / str(place), record)
+    monkeypatch.setattr(sys, "argv", ["gentletune", "report", str(tmp_path / "runs"), "--budget", "0.05"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "Ship sft at learning rate 1e-6" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "report.html").exists()
