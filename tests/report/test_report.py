@@ -17,6 +17,7 @@ from gentletune.report import Report, report
 from gentletune.report.axes import both_axes
 from gentletune.report.picture import pareto_png
 from gentletune.report.scene import build_scene
+from gentletune.report.table import runs_table
 
 from .made_study import made_study
 from .report_records import failed, pair, run
@@ -277,6 +278,16 @@ def test_changes_of_runs_are_paired_where_items_are(whole: Report) -> None:
     assert "Some runs have no items of the domain score" in text
     assert "Each point is the mean of a setting's seeds (1 to 2)" in text
     assert "    gentletune train --model smollm2-135m --data clinic --method talr --lr 2e-05 --seed 1" in text
+
+
+def test_runs_come_by_method_rate_and_seed() -> None:
+    runs = [("talr", 1e-5, 0), ("sft", 1e-4, 1), ("sft", 1e-4, 0), ("sft", 1e-5, 0)]
+    records = [pair(method, rate, 0.7, 0.5, seed=seed) for method, rate, seed in runs]
+    table = runs_table(records, 1)
+    assert [[c.text for c in row.cells[:3]] for row in table.rows[1:]] == [
+        ["sft", "1e-5", "0"], ["sft", "1e-4", "0"], ["sft", "1e-4", "1"], ["talr", "1e-5", "0"],
+    ]  # fmt: skip
+    assert [row.advised for row in table.rows] == [False, False, False, True, False]
 
 
 def test_a_run_that_is_there_twice_is_counted_once(tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def test_a_score_asked_for_holds_where_it_is() -> None:
     assert (first.general.key, second.general.key) == ("arithmetic/accuracy", "instructions/accuracy")
     with pytest.raises(UserError, match="unknown score"):
         split([other], general="arithmetic/accuracy")
+    loss = run("sft", 1e-6, {"clinic/bits_per_token": 2.0, "arithmetic/accuracy": 0.5}, initial={}, recipe=ESCI)
+    keys = [
+        s.domain.key for s in split([pair("sft", 1e-6, 0.7, 0.5, recipe=CLINIC), loss], "clinic/accuracy") if s.domain
+    ]
+    assert keys == ["clinic/accuracy", "clinic/bits_per_token"]
 
 
 def test_the_budget_reaches_the_advice() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,7 +86,10 @@ def _dress(axes: Axes, scene: Scene) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=MUTED, labelsize=10)
     # Below the axis titles, which take two lines.
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.16), ncols=4, fontsize=9.5, frameon=False, borderaxespad=0)
+    longest = max(map(len, axes.get_legend_handles_labels()[1]))
+    columns = min(max(100 // (longest + 6), 1), 4)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.16), "borderaxespad": 0.0}
+    axes.legend(ncols=columns, fontsize=9.5, frameon=False, **place)
 
 
 def _label(axes: Axes, scene: Scene) -> None:
