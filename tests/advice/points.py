@@ -18,4 +18,4 @@ def point(
         mean_score([value + s for s in scatter], task=task, side=side, metric="bits_per_token", higher_is_better=up)
         for value, task, side, up in ((gain, "domain_gain", "domain", True), (drift, "drift_sampled", "general", False))
     )
-    return ProbePoint(method, rate, steps, rate * steps, *made)  # type: ignore[arg-type]
+    return ProbePoint(method, rate, steps, rate * steps, *made)

@@ -252,7 +252,7 @@ def test_settings_are_aggregated_with_their_paired_changes(whole: Report) -> Non
     assert row["seeds"] == "2"
     assert whole.domain_axis is not None
     seeds = [r for r in made_study() if (r.label, r.learning_rate) == ("talr", 2e-5)]
-    mean = sum(r.score("clinic/accuracy").value for r in seeds) / 2  # type: ignore[union-attr]
+    mean = sum(r.score("clinic/accuracy").value for r in seeds) / 2
     assert float(row["domain value"]) == pytest.approx(mean, rel=1e-5)
     for name in ("domain change", "domain minus sft", "general change", "general minus sft"):
         assert float(row[f"{name} low"]) < float(row[name]) < float(row[f"{name} high"])
