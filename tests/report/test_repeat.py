@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from gentletune.cli import _overrides
+from gentletune.cli.common import overrides
 from gentletune.recipe import Recipe
 from gentletune.report.repeat import command, commands, provenance
 
@@ -26,7 +26,7 @@ def test_the_command_line_reads_back_as_the_recipe(recipe: Recipe) -> None:
     text = command(record)
     words = shlex.split(text, comments=True)
     assert words[:2] == ["gentletune", "train"]
-    assert Recipe.parse(_overrides(words[2:])) == recipe
+    assert Recipe.parse(overrides(words[2:])) == recipe
     assert "--output" not in text
     assert "\n" not in text
 

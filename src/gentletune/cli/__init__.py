@@ -1,0 +1,46 @@
+"""The command line: parsing and printing; each command is one call."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any, NoReturn
+
+import typer
+
+from gentletune.cli import runs, texts  # noqa: F401 (importing a module adds its commands)
+from gentletune.cli.common import app, stderr
+from gentletune.errors import UserError
+
+__all__ = ["app", "main"]
+
+_UsageError: Any = typer.BadParameter.__base__  # typer exports only this child of it
+
+
+@app.callback()
+def _about() -> None:
+    """Fine-tune a language model on a domain without losing what it could already do."""
+
+
+def main() -> None:
+    """Entry point: a `UserError` or a usage error is one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except _UsageError as error:
+        _fail(error.format_message())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the command again")
+    except (KeyboardInterrupt, typer.Abort):
+        stderr.print("gentletune: interrupted; run the same command again to go on")
+        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"gentletune: {line}", file=sys.stderr)
+    sys.exit(2)

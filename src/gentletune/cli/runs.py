@@ -1,0 +1,204 @@
+"""Commands that make runs: train, evaluate, sweep, advise; and the report on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, recipe_help, say, stages, stderr, stdout
+from gentletune.errors import UserError
+from gentletune.recipe import Recipe, load_recipe
+from gentletune.records import RunRecord, load_records, write_json_atomic, write_text_atomic
+from gentletune.score_table import print_scores
+
+
+@app.command("train", context_settings=FREE, epilog=recipe_help())
+def train_command(context: typer.Context, config: ConfigOption = None) -> None:
+    """Train one recipe, measure domain gain and general loss, and write its run directory.
+
+    [bold]Examples[/bold]
+
+      gentletune train -c recipe.yaml --lr 5e-6
+
+      gentletune train --model smollm2-135m --data clinic --method talr --lr 1e-5 --max-steps 50 --output runs/a
+
+      gentletune train --data medcalc --data-path train.csv --no-cot --method "talr(tau=1.0)+lora+wise_ft"
+    """
+    recipe = load_recipe(config, overrides(context.args))
+    from gentletune.study import train
+
+    prepare()
+    with stages() as stage:
+        record = train(recipe, stage=stage)
+    if record.status == "failed":
+        stderr.print(f"gentletune: the run failed: {record.error}", style="red", soft_wrap=True)
+        raise typer.Exit(1)
+    title = f"{record.label}, learning rate {record.learning_rate:g}"
+    print_scores(stdout, record.scores, record.initial_scores, title)
+    if record.sandbox:
+        say(record.sandbox)
+    say(f"run directory: {_run_directory(record)}")
+
+
+@app.command("evaluate", context_settings=FREE, epilog=recipe_help())
+def evaluate_command(
+    context: typer.Context,
+    config: ConfigOption = None,
+    model: Annotated[str, typer.Option(help="The model to measure: directory, alias or hub name.")] = "",
+    initial: Annotated[
+        str, typer.Option(help="The model it came from, to compare with; the recipe's where there is a domain.")
+    ] = "",
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file, too.")] = None,
+    samples_path: Annotated[
+        Path | None, typer.Option("--samples", help="Write what each task asked and got to this JSONL file.")
+    ] = None,
+) -> None:
+    """Domain and general scores of any model, with standard errors, beside those of its initial model.
+
+    [bold]Examples[/bold]
+
+      gentletune evaluate -c recipe.yaml --model runs/a/model
+
+      gentletune evaluate --data clinic --model smollm2-135m --json scores.json
+
+      gentletune evaluate --model runs/a/model --initial smollm2-135m --tasks gsm8k,humaneval,ifeval --limit 100
+
+      gentletune evaluate --model smollm2-135m --tasks gsm8k,medcalc,my_task.yaml --task-data benchmarks/
+    """
+    recipe = load_recipe(config, overrides(context.args) | ({"model": initial} if initial else {}))
+    from gentletune.study import evaluate
+
+    prepare()
+    has_data = recipe.data is not None or recipe.data_path is not None
+    with stages() as stage:
+        found = evaluate(recipe, model or recipe.model, alone=not (has_data or initial), stage=stage)
+    print_scores(stdout, found.scores, found.initial_scores, found.model)
+    if found.sandbox:
+        say(found.sandbox)
+    if json_path:
+        write_json_atomic(json_path, found.as_dict())
+    if samples_path:
+        lines = (json.dumps(sample, ensure_ascii=False, default=str) for sample in found.samples)
+        write_text_atomic(samples_path, "".join(f"{line}\n" for line in lines))
+
+
+@app.command("sweep")
+def sweep_command(
+    config: Annotated[Path, typer.Option("-c", "--config", help="Study YAML: base, axes, also, search, …")],
+    output: Annotated[Path, typer.Option(help="Study directory.")] = Path("runs/study"),
+    executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one a GPU.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster, such as auto.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
+    probe: Annotated[bool, typer.Option(help="Time a few steps for the estimate of a dry run.")] = True,
+) -> None:
+    """Run every trial of a study; run again, it does only what is missing or failed.
+
+    [bold]Examples[/bold]
+
+      gentletune sweep -c recipes/demo.yaml --output demo
+
+      gentletune sweep -c recipes/demo.yaml --output demo --dry-run
+
+      gentletune sweep -c study.yaml --executor pool --workers 4
+    """
+    from gentletune.study import Queue, estimate, read_study, sweep
+
+    study = read_study(config)
+    if dry_run:
+        trials = Queue(study, output, str(config)).preview()
+        for trial in trials:
+            stdout.print(f"{trial.name}{f'  (weights of {trial.trains_like})' if trial.trains_like else ''}")
+        if study.get("search"):
+            say("a search: its first trials are these, later ones depend on what comes of them")
+        if probe:
+            prepare()
+            for line in estimate(trials, study, output, where=str(config)).lines():
+                stdout.print(line, soft_wrap=True, highlight=False)
+        return
+    prepare()
+    with stages() as stage:
+        records = sweep(
+            study, output, where=str(config), stage=stage, say=say,
+            executor=executor, workers=workers, ray_address=ray_address,
+        )  # fmt: skip
+    failed = [record for record in records if record.status == "failed"]
+    for record in failed:
+        stderr.print(f"gentletune: {record.label} at {record.learning_rate:g} failed: {record.error}", style="red")
+    say(f"{len(records) - len(failed)} of {len(records)} runs complete under {output}")
+
+
+@app.command("advise", context_settings=FREE)
+def advise_command(
+    context: typer.Context,
+    config: ConfigOption = None,
+    steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps of each probe (6 to 24).")] = None,
+    rates: Annotated[str, typer.Option(help="Rates to probe, such as 1e-5,1e-4; by default from the model.")] = "",
+    budget: Annotated[float | None, typer.Option(help="Most drift that may come of it, bits per token.")] = None,
+    sweep_runs: Annotated[int, typer.Option(min=1, help="Runs of the sweep that this stands in for.")] = 24,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the proposal to this file, too.")] = None,
+) -> None:
+    """Propose a learning rate and a method from short probes: domain bits gained against drift.
+
+    [bold]Examples[/bold]
+
+      gentletune advise --data clinic --max-steps 150
+
+      gentletune advise -c recipe.yaml --budget 0.1 --json proposal.json
+    """
+    from gentletune.advice import advise, print_proposal
+
+    recipe = load_recipe(config, overrides(context.args))
+    try:
+        given = [float(part) for part in rates.split(",") if part]
+    except ValueError as error:
+        raise UserError(f"--rates: '{rates}' is no list of numbers such as 1e-5,1e-4") from error
+    prepare()
+    found = advise(recipe, rates=given or None, steps=steps, budget=budget, sweep_runs=sweep_runs, say=say)
+    print_proposal(stdout, found)
+    if json_path:
+        write_json_atomic(json_path, found.as_dict())
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run or study directories.")],
+    output: Annotated[Path | None, typer.Option(help="Where the report goes; the first directory by default.")] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "gentletune: domain gain against general loss",
+    domain: Annotated[str | None, typer.Option(help="Score of the domain axis, e.g. clinic/accuracy.")] = None,
+    general: Annotated[str | None, typer.Option(help="Score of the general axis, e.g. arithmetic/accuracy.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Lose at most this much general skill, in the general score's unit: 0.01.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page, where there is a screen.")] = False,
+) -> None:
+    """Pareto front, tables and advice from finished runs: one HTML file, PNG, CSV and Markdown.
+
+    [bold]Example[/bold]
+
+      gentletune report runs --output report --general drift_sampled/bits_per_token
+
+      gentletune report runs/study --budget 0.01
+    """
+    from gentletune.report import report
+
+    records = load_records(runs)
+    made = report(records, output or runs[0], title=title, domain=domain, general=general, budget=budget)
+    stdout.print(made.sentence, soft_wrap=True, highlight=False)
+    say(f"report: {made.html.resolve()}")
+    if show and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        webbrowser.open(made.html.resolve().as_uri())
+
+
+def _run_directory(record: RunRecord) -> str:
+    from gentletune.methods import parse_method
+    from gentletune.study.run import default_output
+
+    recipe = Recipe.parse(record.recipe)
+    return recipe.output or default_output(recipe, parse_method(recipe.method))

@@ -1,0 +1,90 @@
+"""Commands that measure a file or a data set under a model: code-length, inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, say, stages, stderr, stdout
+from gentletune.recipe import load_recipe
+from gentletune.records import write_json_atomic
+from gentletune.score_table import print_code_length
+
+
+@app.command("code-length")
+def code_length_command(
+    path: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, Parquet or plain text (.txt).")],
+    model: Annotated[str, typer.Option(help="The model to measure: directory, alias or hub name.")] = "smollm2-135m",
+    initial: Annotated[str, typer.Option(help="The model it came from, to compare with.")] = "",
+    max_length: Annotated[int | None, typer.Option(min=2, help="Longest row or window of text, in tokens.")] = None,
+    roundtrip: Annotated[int, typer.Option(min=0, help="Rows to send through an arithmetic coder and back.")] = 0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
+) -> None:
+    """Bits per token and per byte of a file under a model, and their change from the model it came from.
+
+    [bold]Example[/bold]
+
+      gentletune code-length notes.txt --model runs/a/model --initial smollm2-135m --roundtrip 1
+    """
+    from gentletune.study.code_length import code_length
+
+    prepare()
+    try:
+        with stages() as stage:
+            found = code_length(path, model, initial or None, max_length=max_length, roundtrip=roundtrip, stage=stage)
+    except RuntimeError as error:  # a row that did not come back: a finding, not a mistake of the user's
+        stderr.print(f"gentletune: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(1) from error
+    print_code_length(stdout, found.scores, found.initial_scores, found.changes, f"{path} under {model}")
+    if found.dropped:
+        say(f"{found.dropped} rows were left out: too long, or without a label")
+    for row in found.roundtrip:
+        say(
+            f"row {row['row']}: {row['tokens']} tokens, {row['computed_bits']:.2f} bits computed, "
+            f"{row['coded_bits']} bits coded and decoded{'' if row['ok'] else ', further apart than 0.1 % + 16 bits'}"
+        )
+    if json_path:
+        lists = {
+            name: [s.model_dump() for s in getattr(found, name)] for name in ("scores", "initial_scores", "changes")
+        }
+        write_json_atomic(
+            json_path,
+            {
+                "file": path,
+                "model": model,
+                "initial_model": initial or None,
+                **lists,
+                "rows": found.rows,
+                "dropped": found.dropped,
+                "roundtrip": found.roundtrip,
+            },
+        )
+
+
+@app.command("inspect", context_settings=FREE)
+def inspect_command(context: typer.Context, config: ConfigOption = None) -> None:
+    """How probable the initial model finds the training labels: quantiles, the share of hard tokens, TALR's reach.
+
+    [bold]Example[/bold]
+
+      gentletune inspect --data clinic --train-rows 100
+    """
+    from gentletune.inspection import inspect
+
+    recipe = load_recipe(config, overrides(context.args))
+    prepare()
+    found = inspect(recipe)
+    table = Table(title=f"{found.tokens} label tokens in {found.rows} rows, under {recipe.model}")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("mean NLL (nats per token)", f"{found.mean_nll:.3f}")
+    table.add_row("TALR's median τ over all rows (nats)", f"{found.tau:.3f}")
+    for quantile, probability in found.quantiles.items():
+        table.add_row(f"{quantile:.0%} of tokens have a probability up to", f"{probability:.4f}")
+    for threshold, share in found.hard_share.items():
+        table.add_row(f"share of tokens with p < {threshold:g}", f"{share:.1%}")
+    table.add_row("effective sample size of TALR's weights", f"{found.talr_ess_share:.1%}")
+    stdout.print(table)
