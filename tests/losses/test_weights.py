@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gentletune.losses import batch_tau, dft_weights, effective_sample_size, flow_weights, talr_weights
+from gentletune.losses import (
+    batch_tau,
+    dft_weights,
+    eaft_weights,
+    effective_sample_size,
+    flow_weights,
+    mask_weights,
+    talr_weights,
+)
 
 NLL = torch.tensor([0.05, 0.7, 1.3, 4.0, 25.0], dtype=torch.float64)
 losses = st.lists(st.floats(0, 20), min_size=1, max_size=8)
@@ -133,3 +141,26 @@ def test_effective_sample_size_of_equal_weights(weight: float, count: int) -> No
 def test_effective_sample_size_golden() -> None:
     # (3 + 1)² / (9 + 1) = 1.6
     assert effective_sample_size(doubles([3, 1])).item() == pytest.approx(1.6, rel=1e-15)
+
+
+def test_mask_keeps_what_lies_above_the_threshold() -> None:
+    nll = -doubles([0.9, 0.1000001, 0.0999999, 1e-9]).log()
+    assert mask_weights(nll).tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert mask_weights(nll, p_min=0.0).tolist() == [1.0] * 4
+    assert not mask_weights(nll.clone().requires_grad_()).requires_grad
+
+
+def test_eaft_is_the_normalised_entropy_of_the_top_k() -> None:
+    logits = doubles([[2.0, 1.0, 0.0, -50.0], [60.0, 0.0, 0.0, 0.0]])
+    p = logits[0, :3].softmax(0)
+    expected = float(-(p * p.log()).sum() / math.log(3))
+    found = eaft_weights(logits, k=3)
+    assert found.tolist() == pytest.approx([expected, 0.0], abs=1e-6)
+    assert eaft_weights(logits, k=3, alpha=2.0)[0].item() == pytest.approx(expected**2, abs=1e-6)
+    assert not eaft_weights(logits.requires_grad_(), k=3).requires_grad
+
+
+@pytest.mark.parametrize(("options", "message"), [({"k": 1}, "k must"), ({"k": 5}, "k must"), ({"alpha": -1}, "alpha")])
+def test_eaft_refuses(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        eaft_weights(torch.zeros(2, 4), **{"k": 3, **options})  # type: ignore[arg-type]

@@ -19,13 +19,14 @@ SLOTS = ("token_weights", "sequence_weights", "penalty", "parameterise", "finish
 # In canonical order: by slot, then by name.
 SLOT_OF = {
     "dft": "token_weights",
+    "mask": "token_weights",
     "talr": "token_weights",
     "flow": "sequence_weights",
     "l2": "penalty",
     "lora": "parameterise",
     "wise_ft": "finish",
 }
-SUBSETS = [names for size in range(1, 7) for names in itertools.combinations(SLOT_OF, size)]
+SUBSETS = [names for size in range(1, 8) for names in itertools.combinations(SLOT_OF, size)]
 BATCH = TokenBatch(nll=torch.tensor([0.0, 1.0, 2.0, 30.0]), sequence_nll=torch.tensor([0.5, 16.0, 2.0]))
 
 

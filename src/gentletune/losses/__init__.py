@@ -6,8 +6,10 @@ from gentletune.losses.labels import IGNORE, LabelTokens, label_tokens, sequence
 from gentletune.losses.weights import (
     batch_tau,
     dft_weights,
+    eaft_weights,
     effective_sample_size,
     flow_weights,
+    mask_weights,
     talr_weights,
 )
 
@@ -21,9 +23,11 @@ __all__ = [
     "WeightedNLL",
     "batch_tau",
     "dft_weights",
+    "eaft_weights",
     "effective_sample_size",
     "flow_weights",
     "label_tokens",
+    "mask_weights",
     "sequence_means",
     "talr_weights",
     "token_nll",

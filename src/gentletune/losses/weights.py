@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,42 @@ def talr_weights(nll: Tensor, tau: Tensor | float, floor: float = 0.01) -> Tenso
 def dft_weights(nll: Tensor) -> Tensor:
     """DFT's token weights sg[p] = sg[exp(-ℓ)]: (N,) from (N,) nats. Source: arXiv 2508.05629."""
     return torch.exp(-nll.detach())
+
+
+def mask_weights(nll: Tensor, p_min: float = 0.1) -> Tensor:
+    """Hard-token masking: 1[p > p_min], (N,) from (N,) nats.
+
+    Source: the truncation of hard tokens behind Figure 3 of arXiv 2509.20758.
+
+    >>> mask_weights(-torch.tensor([0.5, 0.2, 0.05]).log()).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    return (torch.exp(-nll.detach()) > p_min).to(nll.dtype)
+
+
+def eaft_weights(logits: Tensor, k: int = 20, alpha: float = 1.0) -> Tensor:
+    """EAFT's token weights sg[(H_topk / log k)^α] in [0, 1], from the entropy of the k most probable tokens.
+
+    Those k are normalised among themselves, so that H_topk is at most log k (our reading).
+
+    Args:
+        logits: (N, V) over the vocabulary, V ≥ k.
+        k: tokens that count, at least 2.
+        alpha: exponent ≥ 0.
+
+    Raises:
+        ValueError: k below 2 or above V, alpha < 0.
+
+    >>> eaft_weights(torch.zeros(1, 30)).round(decimals=4).tolist()  # knows nothing: full weight
+    [1.0]
+    """
+    if not 2 <= k <= logits.shape[-1]:
+        raise ValueError(f"k must lie in [2, {logits.shape[-1]}], got {k}")
+    if alpha < 0:
+        raise ValueError(f"alpha must be >= 0, got {alpha}")
+    log_p = logits.detach().topk(k, dim=-1).values.float().log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    return (entropy / math.log(k)).clamp(0.0, 1.0) ** alpha
 
 
 def flow_weights(initial_sequence_nll: Tensor, tau: float | None = None) -> Tensor:
