@@ -39,6 +39,7 @@ MEASUREMENT: dict[str, Any] = {
     "backend": "hf",
     "drop_leaked": True,
     "allow_unsafe_code": True,
+    "calibration": True,
 }
 TRAINING: dict[str, Any] = {
     "model": "other",
@@ -53,6 +54,7 @@ TRAINING: dict[str, Any] = {
     "max_length": 64,
     "method": "talr",
     "learning_rate": 3e-6,
+    "optimizer": "sgd",
     "epochs": 2.0,
     "max_steps": 7,
     "batch_size": 2,
@@ -131,7 +133,8 @@ OUT_OF_BOUNDS = [
     *(("probe_every", v) for v in (-1,)),
     ("max_length", 7),
     *(("schedule", v) for v in ("linear", 1)),
-    *((key, "x") for key in ("precision", "head", "cot", "evaluate")),
+    *(("optimizer", v) for v in ("adam", 1)),
+    *((key, "x") for key in ("precision", "head", "cot", "evaluate", "calibration")),
     *(("model", v) for v in ("", 5, None)),
     ("method", ""),
     ("data_path", ["a", "b"]),
@@ -221,9 +224,21 @@ def test_digest_and_training_fields_change_with_what_they_name(key: str, value: 
     assert changed != plain
     assert (changed.digest() == plain.digest()) == (key in BOOKKEEPING)
     assert (changed.training_fields() == plain.training_fields()) == (key not in TRAINING)
-    assert (key in plain.result_fields()) == (key not in BOOKKEEPING)
+    assert (key in changed.result_fields()) == (key not in BOOKKEEPING)
 
 
 def test_a_digest_does_not_depend_on_how_a_number_is_written() -> None:
     assert Recipe(lr=1e-5, epochs=1).digest() == Recipe.parse({"epochs": 1.0, "learning_rate": "0.00001"}).digest()
     assert len(Recipe().digest()) == 12
+
+
+def test_a_field_younger_than_a_run_leaves_the_run_what_it_was() -> None:
+    # As computed before `optimizer` and `calibration` existed: runs of then go on, and count as done.
+    assert Recipe().digest() == "d7223b6fe635"
+    assert Recipe(data="clinic", method="talr", lr=1e-4, seed=1, max_steps=20).digest() == "cde413f2e798"
+    assert not {"optimizer", "calibration"} & Recipe().result_fields().keys()
+    old = Recipe().model_dump(mode="json", exclude={"optimizer", "calibration"})
+    assert Recipe.parse(old) == Recipe()
+    assert Recipe.parse(old).training_fields() == Recipe(optimizer="adamw").training_fields()
+    assert Recipe(optimizer="sgd").training_fields()["optimizer"] == "sgd"
+    assert Recipe(calibration=True).result_fields()["calibration"] is True

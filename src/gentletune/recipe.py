@@ -44,8 +44,12 @@ _MEASUREMENT = frozenset(
         "backend",
         "drop_leaked",
         "allow_unsafe_code",
+        "calibration",
     }
 )
+# Fields younger than runs on disk. While one holds its default it is left out of what identifies a run, so that those
+# go on, and count as done, as if it had always been there.
+_YOUNGER = frozenset({"optimizer", "calibration"})
 
 
 class Recipe(BaseModel):
@@ -75,14 +79,17 @@ class Recipe(BaseModel):
     method: str = Field("sft", min_length=1, description="For example sft, talr, talr(tau=1.0)+lora(r=8)+wise_ft.")
 
     # --- optimisation
-    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="Peak learning rate.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD without momentum.")
     epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps.")
     max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
     batch_size: int = Field(8, ge=1, description="Rows per device and micro-batch.")
     gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
     warmup: float = Field(0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up.")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's decoupled weight decay.")
+    weight_decay: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Weight decay: AdamW's is decoupled, SGD's is not."
+    )
     max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="Gradient clipping norm.")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 is autocast over fp32 weights.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
@@ -121,6 +128,7 @@ class Recipe(BaseModel):
     backend: Literal["gentletune", "hf", "vllm"] = Field("gentletune", description="What generates: ours or lm-eval's.")
     drop_leaked: bool = Field(False, description="Leave out MedCalc test questions on notes of its training file.")
     allow_unsafe_code: bool = Field(False, description="Run generated code even where nothing isolates it.")
+    calibration: bool = Field(False, description="Also measure entropy and calibration (ECE) of the predictions.")
 
     @model_validator(mode="before")
     @classmethod
@@ -153,12 +161,16 @@ class Recipe(BaseModel):
         return self.parse({**self.model_dump(), **_renamed(values, "recipe")})
 
     def training_fields(self) -> dict[str, Any]:
-        """The fields that determine the trained weights."""
-        return self.model_dump(mode="json", exclude=set(_BOOKKEEPING | _MEASUREMENT))
+        """The fields that determine the trained weights; without those of `_YOUNGER` that hold their default."""
+        return self._without(_BOOKKEEPING | _MEASUREMENT)
 
     def result_fields(self) -> dict[str, Any]:
-        """The fields that determine weights and scores."""
-        return self.model_dump(mode="json", exclude=set(_BOOKKEEPING))
+        """The fields that determine weights and scores; without those of `_YOUNGER` that hold their default."""
+        return self._without(_BOOKKEEPING)
+
+    def _without(self, left_out: frozenset[str]) -> dict[str, Any]:
+        plain = {name for name in _YOUNGER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=set(left_out | plain))
 
     def digest(self) -> str:
         """Short hash of `result_fields`, equal for recipes that would give the same result."""

@@ -148,3 +148,70 @@ def test_other_refusals(golden_q: TokenTree) -> None:
         golden_q.tilt(random_trees(0, 3, 2)[0], 0.5)
     with pytest.raises(ValueError, match="length must lie"):
         golden_q.prefix_log_probs(3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(**shapes)
+def test_any_model_can_be_plugged_in(seed: int, depth: int, vocab: int) -> None:
+    (tree,) = random_trees(seed, depth, vocab, count=1)
+    asked: list[tuple[int, ...]] = []
+
+    def row(prefix: tuple[int, ...]) -> np.ndarray:
+        asked.append(prefix)
+        index = sum(token * vocab ** (len(prefix) - 1 - i) for i, token in enumerate(prefix))
+        return tree.conditionals[len(prefix)][index]
+
+    rebuilt = TokenTree.from_conditionals(depth, vocab, row)
+    assert len(asked) == len(set(asked)) == sum(vocab**d for d in range(depth))
+    for a, b in zip(rebuilt.conditionals, tree.conditionals, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-15)
+
+
+def test_golden_model_plugged_in() -> None:
+    # "Repeat the last token with 3/4" after a fair first one: q(0, 0, 1) = 1/2 · 3/4 · 1/4 = 3/32.
+    sticky = TokenTree.from_conditionals(
+        3, 2, lambda prefix: [0.5, 0.5] if not prefix else [0.75 if x == prefix[-1] else 0.25 for x in (0, 1)]
+    )
+    assert np.exp(sticky.sequence_log_probs())[0b001] == pytest.approx(3 / 32, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([0.5, 0.5, 0.0], r"prefix \(\) must have shape \(2,\)"),
+        ([0.5, 0.4], r"prefix \(\) is not a probability"),
+        ([1.5, -0.5], r"prefix \(\) is not a probability"),
+        ([np.nan, 1.0], r"prefix \(\) is not a probability"),
+    ],
+)
+def test_a_plugged_in_model_must_give_distributions(row: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TokenTree.from_conditionals(2, 2, lambda prefix: row)
+
+
+def test_a_bad_row_deeper_down_is_named() -> None:
+    with pytest.raises(ValueError, match=r"prefix \(1,\)"):
+        TokenTree.from_conditionals(2, 2, lambda prefix: [0.5, 0.4] if prefix == (1,) else [0.5, 0.5])
+
+
+@pytest.mark.parametrize(("depth", "vocab"), [(0, 2), (2, 0)])
+def test_a_plugged_in_model_needs_a_size(depth: int, vocab: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        TokenTree.from_conditionals(depth, vocab, lambda prefix: [1.0])
+
+
+def test_golden_mixture(golden_q: TokenTree, golden_p: TokenTree) -> None:
+    # Root: 3/4·(1/2, 1/2) + 1/4·(1/4, 3/4) = (7/16, 9/16). Node 1: 3/4·(1/2, 1/2) + 1/4·(1/3, 2/3) = (11/24, 13/24).
+    mixed = golden_q.mix(golden_p, 0.25)
+    np.testing.assert_allclose(mixed.conditionals[0], [[7 / 16, 9 / 16]], rtol=1e-14)
+    np.testing.assert_allclose(mixed.conditionals[1], [[5 / 16, 11 / 16], [11 / 24, 13 / 24]], rtol=1e-14)
+    assert golden_q.mix(golden_p, 0.0) is golden_q
+    assert golden_q.mix(golden_p, 1.0) is golden_p
+
+
+def test_mixture_refusals(golden_q: TokenTree, golden_p: TokenTree) -> None:
+    for share in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="share must lie"):
+            golden_q.mix(golden_p, share)
+    with pytest.raises(ValueError, match="trees differ"):
+        golden_q.mix(random_trees(0, 3, 2)[0], 0.5)

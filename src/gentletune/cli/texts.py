@@ -1,4 +1,4 @@
-"""Commands that measure a file or a data set under a model: code-length, inspect."""
+"""The command that measures a file under a model: code-length."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, say, stages, stderr, stdout
-from gentletune.recipe import load_recipe
+from gentletune.cli.common import app, prepare, say, stages, stderr, stdout
 from gentletune.records import write_json_atomic
 from gentletune.score_table import print_code_length
 
@@ -62,29 +60,3 @@ def code_length_command(
                 "roundtrip": found.roundtrip,
             },
         )
-
-
-@app.command("inspect", context_settings=FREE)
-def inspect_command(context: typer.Context, config: ConfigOption = None) -> None:
-    """How probable the initial model finds the training labels: quantiles, the share of hard tokens, TALR's reach.
-
-    [bold]Example[/bold]
-
-      gentletune inspect --data clinic --train-rows 100
-    """
-    from gentletune.inspection import inspect
-
-    recipe = load_recipe(config, overrides(context.args))
-    prepare()
-    found = inspect(recipe)
-    table = Table(title=f"{found.tokens} label tokens in {found.rows} rows, under {recipe.model}")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_row("mean NLL (nats per token)", f"{found.mean_nll:.3f}")
-    table.add_row("TALR's median τ over all rows (nats)", f"{found.tau:.3f}")
-    for quantile, probability in found.quantiles.items():
-        table.add_row(f"{quantile:.0%} of tokens have a probability up to", f"{probability:.4f}")
-    for threshold, share in found.hard_share.items():
-        table.add_row(f"share of tokens with p < {threshold:g}", f"{share:.1%}")
-    table.add_row("effective sample size of TALR's weights", f"{found.talr_ess_share:.1%}")
-    stdout.print(table)

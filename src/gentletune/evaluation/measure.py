@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_rows
 from gentletune.data.general import general_prompts
 from gentletune.data.load import DomainData
 from gentletune.errors import UserError
+from gentletune.evaluation.calibration import calibration_scores, predictions
 from gentletune.evaluation.code_length import (
     SequenceNLL,
     code_length_scores,
@@ -30,10 +31,11 @@ from gentletune.evaluation.harness import (
     wrap_own,
 )
 from gentletune.recipe import Recipe
-from gentletune.records import Score
+from gentletune.records import Score, Side
 
 GENERAL_SEED = 20250920  # the sampled answers are the same in every run
 _VERSION = 4  # raise when what is cached would come out differently
+_CALIBRATION_VERSION = 1
 
 
 def silent(_stage: str) -> Progress | None:
@@ -109,8 +111,9 @@ def measure(
 ) -> Measured:
     """All scores of one model: accuracy and code length on the domain, drift twice, references, the recipe's tasks.
 
-    Domain accuracy needs held-out rows with answers, `reference` code length a `reference_path`. Without `data` and
-    `reference` it is the tasks alone.
+    Domain accuracy needs held-out rows with answers, `reference` code length a `reference_path`. With
+    `recipe.calibration` also entropy and calibration on the initial model's sampled answers (`own_answers`), the domain
+    and the references. Without `data` and `reference` it is the tasks alone.
     """
     tasks: list[EvalTask] = []
     scores: list[Score] = []
@@ -124,20 +127,21 @@ def measure(
         if recipe.reference_path:
             window = min(subject.max_length, recipe.eval_batch_tokens)
             texts = text_rows(recipe.reference_path, subject.tokenizer, window)
-        key: list[Any] = [_VERSION, subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
+        key: list[Any] = [subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
         key += [recipe.general_prompts, recipe.general_tokens, digest([row.input_ids for row in texts])]
-        found = cached_json(
-            "scores",
-            key,
-            lambda: [
-                s.model_dump() for s in _code_lengths(subject, data.name, held.rows, texts, recipe, reference, stage)
-            ],
-        )
-        scores = [Score.model_validate(value) for value in found]
+        what = (subject, data.name, held.rows, texts, recipe, reference, stage)
+        scores = _cached("scores", [_VERSION, *key], lambda: _code_lengths(*what))
+        if recipe.calibration:
+            scores += _cached("calibration", [_CALIBRATION_VERSION, *key], lambda: _calibration(*what))
     results = run_tasks(subject, [*tasks, *resolve_tasks(recipe)], recipe, stage)
     accuracies = [score for result in results for score in result.scores]
     ordered = sorted([*accuracies, *scores], key=lambda score: score.side)  # stable: domain first
     return Measured(ordered, [sample for result in results for sample in result.samples])
+
+
+def _cached(kind: str, key: list[Any], compute: Callable[[], list[Score]]) -> list[Score]:
+    found = cached_json(kind, key, lambda: [score.model_dump() for score in compute()])
+    return [Score.model_validate(value) for value in found]
 
 
 def _code_lengths(
@@ -159,6 +163,31 @@ def _code_lengths(
         scores.append(drift_score(found, own.initial, task=f"drift_{kind}"))
     if texts:
         scores += code_length_scores(nll(texts, "reference code length"), task="reference", side="general")
+    return scores
+
+
+def _calibration(
+    subject: Subject,
+    name: str,
+    held: Sequence[Encoded],
+    texts: Sequence[Encoded],
+    recipe: Recipe,
+    reference: Reference,
+    stage: Stage,
+) -> list[Score]:
+    views: list[tuple[str, Side, Sequence[Encoded]]] = [
+        (name, "domain", held),
+        ("own_answers", "general", reference.sampled.rows),
+        ("reference", "general", texts),
+    ]
+    scores: list[Score] = []
+    for task, side, rows in views:
+        if rows:
+            found = predictions(
+                subject.model, rows, pad_id=subject.tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens,
+                progress=stage(f"calibration on {task.replace('_', ' ')}"),
+            )  # fmt: skip
+            scores += calibration_scores(found, task=task, side=side)
     return scores
 
 

@@ -1,4 +1,4 @@
-"""What the initial model finds hard: the probability of every label token, before any training."""
+"""Statistics of a handful of encoded rows, for which every probability can be kept (`inspect` keeps none)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gentletune.data import Encoded, encode_rows, load_data
+from gentletune.data import Encoded
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.losses import batch_tau, effective_sample_size, label_tokens, talr_weights, token_nll
-from gentletune.models import hidden_states, lm_head, load_model, load_tokenizer, resolve_model
-from gentletune.recipe import Recipe
+from gentletune.models import hidden_states, lm_head
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 THRESHOLDS = (0.001, 0.01, 0.1, 0.5)
@@ -35,21 +34,6 @@ class TokenStatistics:
     quantiles: dict[float, float]
     hard_share: dict[float, float]
     talr_ess_share: float
-
-
-def inspect(recipe: Recipe) -> TokenStatistics:
-    """Token statistics of the recipe's training rows under its initial model.
-
-    Raises:
-        UserError: bad input.
-    """
-    data = load_data(recipe)
-    directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    tokenizer = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
-    model = load_model(directory, trust_remote_code=recipe.trust_remote_code)
-    limit = recipe.max_length or int(model.config.get_text_config().max_position_embeddings)
-    rows = encode_rows(data.train, tokenizer, max_length=limit, where=data.name).rows
-    return token_statistics(model, rows, pad_id=tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens)
 
 
 def token_statistics(model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192) -> TokenStatistics:

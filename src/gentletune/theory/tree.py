@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +63,29 @@ class TokenTree:
         alpha = np.full(vocab, concentration)
         return cls(tuple(rng.dirichlet(alpha, size=vocab**d) for d in range(depth)))
 
+    @classmethod
+    def from_conditionals(
+        cls, depth: int, vocab: int, conditional: Callable[[tuple[int, ...]], npt.ArrayLike]
+    ) -> TokenTree:
+        """The tree of any model: `conditional(prefix)` is its row of `vocab` next-token probabilities.
+
+        It is called once for every prefix of 0 … depth - 1 tokens, (v**n - 1) / (v - 1) times, in
+        lexicographic order level by level; restrict a real model to a few tokens (and renormalise) first.
+        Raises `ValueError` unless depth and vocab are at least 1, and naming the prefix where what comes
+        back is not a row of `vocab` probabilities that sums to 1.
+
+        >>> tree = TokenTree.from_conditionals(2, 2, lambda prefix: [0.5, 0.5] if sum(prefix) else [0.25, 0.75])
+        >>> [level.tolist() for level in tree.conditionals]
+        [[[0.25, 0.75]], [[0.25, 0.75], [0.5, 0.5]]]
+        """
+        if depth < 1 or vocab < 1:
+            raise ValueError(f"depth and vocab must be at least 1, got {depth} and {vocab}")
+        levels = []
+        for d in range(depth):
+            prefixes = itertools.product(range(vocab), repeat=d)
+            levels.append(np.array([_checked_row(conditional(prefix), prefix, vocab) for prefix in prefixes]))
+        return cls(tuple(levels))
+
     @property
     def depth(self) -> int:
         """Tokens per sequence, n."""
@@ -119,12 +144,40 @@ class TokenTree:
         pairs = zip(self.conditionals, other.conditionals, strict=True)
         return TokenTree(tuple(_tilted_level(q, p, lam, d) for d, (q, p) in enumerate(pairs)))
 
+    def mix(self, other: TokenTree, share: float) -> TokenTree:
+        """The model (1 - m) q(x | c) + m d(x | c) at every node c, where d is `other` and m is `share`.
+
+        It is the target of Theorem 2: a model that follows the domain with probability m at every token. As
+        every node is mixed with the same m, this is not the mixture of the two sequence laws. m = 0 is this
+        tree and m = 1 is `other`, exactly. Raises `ValueError` when share is outside [0, 1] or the trees
+        differ in shape.
+
+        >>> TokenTree(([[0.5, 0.5]],)).mix(TokenTree(([[0.0, 1.0]],)), 0.5).conditionals[0].tolist()
+        [[0.25, 0.75]]
+        """
+        check_same_shape(self, other)
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"share must lie in [0, 1], got {share}")
+        if share in (0.0, 1.0):
+            return other if share else self
+        pairs = zip(self.conditionals, other.conditionals, strict=True)
+        return TokenTree(tuple((1.0 - share) * q + share * d for q, d in pairs))
+
 
 def check_same_shape(*trees: TokenTree) -> None:
     """Raise `ValueError` unless all the trees have one depth and one vocabulary."""
     shapes = {(tree.depth, tree.vocab) for tree in trees}
     if len(shapes) > 1:
         raise ValueError(f"trees differ in (depth, vocab): {sorted(shapes)}")
+
+
+def _checked_row(row: npt.ArrayLike, prefix: tuple[int, ...], vocab: int) -> FloatArray:
+    array = np.array(row, dtype=np.float64)
+    if array.shape != (vocab,):
+        raise ValueError(f"the row at prefix {prefix} must have shape {(vocab,)}, got {array.shape}")
+    if not (np.isfinite(array).all() and (array >= 0).all() and abs(array.sum() - 1.0) <= ROW_SUM_TOLERANCE):
+        raise ValueError(f"the row at prefix {prefix} is not a probability distribution: {array.tolist()}")
+    return array
 
 
 def _checked_level(level: npt.ArrayLike, depth: int, vocab: int) -> FloatArray:

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import torch
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_callback import PrinterCallback, TrainerState
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback as PlainProgress
 from trl import SFTConfig
 
@@ -46,12 +46,14 @@ def fit(
     *,
     sequence_weights: Sequence[float] | None = None,
     probe: Probe | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     title: str = "training",
 ) -> Fitted:
     """Train `model` on `rows` by `method`, from the last checkpoint in `run` if there is one.
 
     Killed at any moment, the same call continues from the last checkpoint and, on the same CPU, ends with the
-    same weights bit for bit as an uninterrupted one.
+    same weights bit for bit as an uninterrupted one. Of the `callbacks`, those with an attribute `trainer` are told
+    the trainer before it trains.
 
     Raises:
         UserError: a precision the machine lacks.
@@ -65,9 +67,9 @@ def fit(
     if method.parameterisation.keeps_initial:
         initial = {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
     progress = ProgressCallback(title)
-    callbacks: list[Any] = [MetricsCallback(run / METRICS_FILE), progress]
+    called: list[Any] = [MetricsCallback(run / METRICS_FILE), progress, *callbacks]
     if probe is not None:
-        callbacks.append(ProbeCallback(probe, recipe.probe_every))
+        called.append(ProbeCallback(probe, recipe.probe_every))
     trainer = GentleTrainer(
         wrapped,
         training_arguments(recipe, run),
@@ -77,12 +79,12 @@ def fit(
         train_dataset=_dataset(rows, sequence_weights),
         processing_class=tokenizer,
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
-        callbacks=callbacks,
+        callbacks=called,
     )
     for shown_twice in (PlainProgress, PrinterCallback):
         trainer.remove_callback(shown_twice)
-    for callback in callbacks:
-        if isinstance(callback, ProbeCallback):
+    for callback in called:
+        if hasattr(callback, "trainer"):
             callback.trainer = trainer
     if checkpoint:
         trainer.restore_previous(checkpoint)
@@ -113,6 +115,8 @@ def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:
         if name not in get_available_reporting_integrations():
             raise UserError(f"report_to: '{name}' is unknown or not installed; pip install it, or leave it out")
     schedule = "cosine" if recipe.schedule == "cosine" else "constant_with_warmup"
+    # AdamW is left to be the libraries' default. SGD there has no momentum.
+    optimizer = {"optim": "sgd"} if recipe.optimizer == "sgd" else {}
     return SFTConfig(
         output_dir=str(run / CHECKPOINTS),
         learning_rate=recipe.learning_rate,
@@ -140,6 +144,7 @@ def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
         dataloader_pin_memory=device().type != "cpu",
+        **optimizer,
     )
 
 

@@ -1,0 +1,92 @@
+"""The command that makes a control's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, say, stages, stderr, stdout
+from gentletune.errors import UserError
+from gentletune.recipe import load_recipe
+
+
+@app.command("controls", context_settings=FREE)
+def controls_command(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="views, optimizer, normalization, norm or tau.")],
+    config: ConfigOption = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds, such as 0,1,2.")] = "0",
+    output: Annotated[Path, typer.Option(help="Directory of the tables; runs lie in OUTPUT/NAME.")] = Path(
+        "runs/controls"
+    ),
+    methods: Annotated[str, typer.Option(help='For views and norm, such as "sft,talr,l2(weight=0.1)".')] = "",
+    rates: Annotated[str, typer.Option(help="For normalization: learning rates, such as 1e-5,1e-4.")] = "",
+    taus: Annotated[str, typer.Option(help="For tau: temperatures in nats, such as 0.5,1,2.")] = "",
+    executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one a GPU.")] = None,
+) -> None:
+    """The controls beside a method: does it keep general skill, or only sharpen, or move the weights less?
+
+    Run again, it does only what is missing.
+
+    [bold]Examples[/bold]
+
+      gentletune controls views -c recipe.yaml --seeds 0,1 --output controls
+
+      gentletune controls norm -c recipe.yaml --lr 1e-4 --seeds 0,1
+
+      gentletune controls tau --data clinic --max-steps 50 --taus 0.5,1,2
+    """
+    from gentletune.study.control_text import cells, sentences
+    from gentletune.study.controls import controls
+
+    recipe = load_recipe(config, overrides(context.args))
+    numbers = [int(n) for n in _numbers("--seeds", seeds, whole=True)]
+    named, given, temperatures = split_methods(methods), _numbers("--rates", rates), _numbers("--taus", taus)
+    prepare()
+    with stages() as stage:
+        found = controls(
+            name, recipe, numbers, output, methods=named, rates=given, taus=temperatures,
+            executor=executor, workers=workers, stage=stage, say=say,
+        )  # fmt: skip
+    for title, changes in ((found.title, False), ("differences, 95 % intervals: ≠ measurable, ≈ not", True)):
+        head, rows = cells(found, changes=changes)
+        # A setting a column: a terminal is high rather than wide.
+        table = Table(title=title)
+        for heading in [head[0], *(row[0] for row in rows)]:
+            table.add_column(heading, overflow="fold")
+        for i in range(1, len(head)):
+            table.add_row(head[i].replace("/", " "), *(row[i] for row in rows))
+        stdout.print(table)
+    for line in [*found.notes, *sentences(found)]:
+        stdout.print(line, soft_wrap=True, highlight=False, markup=False)
+    for row in found.rows:
+        for what in row.failed:
+            stderr.print(f"gentletune: {row.label}, {what}", style="red", soft_wrap=True, markup=False)
+    say(f"table: {output / name}.md and .csv")
+
+
+def split_methods(text: str) -> list[str]:
+    """Methods separated by commas, but not by those within their brackets.
+
+    >>> split_methods("sft, talr(tau=1, floor=0),lora")
+    ['sft', 'talr(tau=1, floor=0)', 'lora']
+    """
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign in "([") - (sign in ")]")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _numbers(flag: str, text: str, *, whole: bool = False) -> list[float]:
+    try:
+        return [int(part) if whole else float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UserError(f"{flag}: '{text}' is no list of {'whole ' * whole}numbers separated by commas") from error

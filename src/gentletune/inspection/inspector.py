@@ -1,0 +1,275 @@
+"""One pass over rows under a model, in bounded memory, and what a recipe's rows are."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gentletune.data import load_data
+from gentletune.data.files import Row
+from gentletune.data.load import draw
+from gentletune.errors import UserError
+from gentletune.inspection.classes import CLASSES
+from gentletune.inspection.hardest import Hardest, HardToken
+from gentletune.inspection.spool import Spool, TokenFiles, token_files
+from gentletune.inspection.stream import Dropped, RowTokens, Source, row_tokens
+from gentletune.inspection.summary import (
+    DECADES,
+    LINEAR_EDGES,
+    POSITION_STARTS,
+    Group,
+    Groups,
+    Histogram,
+    NLLGrid,
+    position_names,
+)
+from gentletune.inspection.tokens import QUANTILES, THRESHOLDS, TokenStatistics
+from gentletune.inspection.weights import HARD, METHODS, MethodWeight, WeightTotals, method_weights
+from gentletune.losses import batch_tau
+from gentletune.models import load_model, load_tokenizer, resolve_model
+from gentletune.recipe import Recipe
+
+Progress = Callable[[int, int], None]
+Stage = Callable[[str], Progress | None]
+BOTH_KNOWN = ("clinic", "medcalc")
+"""Domains whose rows all have a chain of thought and a label alone."""
+
+COT, LABEL_ONLY, ROWS = "CoT", "label only", "rows"
+
+
+@dataclass(frozen=True)
+class Inspection(TokenStatistics):
+    """Label tokens of a set of rows under a model; TALR's weights are at the median τ of all its rows.
+
+    `name` is `CoT`, `label only` or, of a file without a domain, `rows`. `histogram` counts probabilities between
+    `LINEAR_EDGES`, `decades` between `DECADES`. `classes`, `positions` and `weights` are by token class, by place in
+    the answer and by method. `coloured` are the tokens of the first rows. `compared` is the other set, of the same
+    rows with the other kind of completion, where both were looked at.
+    """
+
+    name: str
+    model: str
+    too_long: int
+    no_label: int
+    histogram: tuple[int, ...]
+    decades: tuple[int, ...]
+    classes: tuple[Group, ...]
+    positions: tuple[Group, ...]
+    weights: tuple[MethodWeight, ...]
+    hardest: tuple[HardToken, ...]
+    coloured: tuple[RowTokens, ...] = ()
+    compared: Inspection | None = None
+
+    @property
+    def sets(self) -> tuple[Inspection, ...]:
+        """This set and the one it is compared with."""
+        return (self,) if self.compared is None else (self, self.compared)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fit for JSON: all but the coloured rows; edges of the histograms beside their counts."""
+        plain: dict[str, Any] = {
+            key: getattr(self, key)
+            for key in ("name", "model", "rows", "too_long", "no_label", "tokens", "mean_nll", "tau", "talr_ess_share")
+        }
+        for key in ("quantiles", "hard_share"):
+            plain[key] = {f"{level:g}": value for level, value in getattr(self, key).items()}
+        plain["histogram"] = {"edges": LINEAR_EDGES, "counts": self.histogram}
+        plain["decades"] = {"edges": DECADES, "counts": self.decades}
+        for key in ("classes", "positions"):
+            plain[key] = [
+                {**asdict(g), "hard_share": {f"{t:g}": share for t, share in g.hard_share.items()}}
+                for g in getattr(self, key)
+            ]
+        for key in ("weights", "hardest"):
+            plain[key] = [asdict(value) for value in getattr(self, key)]
+        plain["compared"] = None if self.compared is None else self.compared.as_dict()
+        return plain
+
+
+def inspect(
+    recipe: Recipe,
+    *,
+    compare_cot: bool | None = None,
+    rows: int | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    coloured: int = 0,
+    csv: Path | None = None,
+    parquet: Path | None = None,
+    stage: Stage = lambda _: None,
+) -> Inspection:
+    """Label tokens of the recipe's training rows under its model, which may be a tuned one.
+
+    Args:
+        compare_cot: also look at the same rows with the other kind of completion (label only instead of chain of
+            thought, or the reverse). None: where the domain always has both.
+        rows: look at only this many of the training rows, spread over all.
+        thresholds: probabilities below which to count tokens, in (0, 1].
+        coloured: keep the tokens of so many rows of each set, for `write_page`.
+        csv, parquet: files to write with one row a token, of both sets.
+        stage: told what is under way; what it returns is called with the rows done and the rows in all.
+
+    Raises:
+        UserError: bad input, or a model that gives no finite probabilities.
+    """
+    _check(rows, thresholds, coloured)
+    sets = [(_name(recipe), _rows(recipe, rows))]
+    if compare_cot and recipe.data is None:
+        raise UserError(
+            "compare_cot needs a domain that knows chain of thought and label: data: clinic, medcalc or esci"
+        )
+    if compare_cot or (compare_cot is None and recipe.data in BOTH_KNOWN):
+        other = recipe.model_copy(update={"cot": not recipe.cot})
+        sets.append((_name(other), _rows(other, rows)))
+    source = _source(recipe)
+    found: list[Inspection] = []
+    with token_files(csv, parquet) as files:
+        for name, given in sets:
+            advance = stage(f"{len(given)} rows, {name}, under {recipe.model}")
+            tell = None if advance is None else partial(_tell, advance, len(given))
+            found.append(
+                inspect_rows(
+                    source, given, name=name, model_name=recipe.model, thresholds=thresholds, coloured=coloured,
+                    files=files, progress=tell,
+                )
+            )  # fmt: skip
+    return replace(found[0], compared=found[1] if len(found) > 1 else None)
+
+
+def _tell(advance: Progress, total: int, done: int) -> None:
+    advance(done, total)
+
+
+def inspect_rows(
+    source: Source,
+    rows: Iterable[Row],
+    *,
+    name: str = ROWS,
+    model_name: str = "",
+    thresholds: Sequence[float] = THRESHOLDS,
+    coloured: int = 0,
+    files: TokenFiles | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Inspection:
+    """Label tokens of `rows` under a model: one pass over the rows, and one over their tokens on disk.
+
+    Rows may be a generator: memory is flat in their number, but for 8 bytes a row (its mean NLL, for τ) and the index of
+    the files, about 2 kB for every 32 768 tokens.
+
+    Raises:
+        UserError: no row has a label token, or what `row_tokens` raises.
+    """
+    dropped, means = Dropped(), array("d")
+    totals, kept = _Totals(thresholds), list[RowTokens]()
+    with Spool() as spool:
+        for row in row_tokens(source, rows, dropped, progress):
+            means.append(float(row.nll.mean()))
+            totals.add(row)
+            if len(kept) < coloured:
+                kept.append(row)
+            spool.add(row)
+        if not means:
+            raise UserError(
+                f"no row left to look at: {dropped.too_long} longer than max_length {source.max_length} tokens, "
+                f"{dropped.no_label} without a label token; raise max_length or look at the rows"
+            )
+        # The median in numpy, which takes any number of rows; batch_tau for its lower bound.
+        tau = float(batch_tau(torch.tensor([float(np.median(np.frombuffer(means)))])))
+        weights = _weights(spool, tau, name, files)
+    return Inspection(
+        name=name,
+        model=model_name,
+        rows=len(means),
+        too_long=dropped.too_long,
+        no_label=dropped.no_label,
+        tau=tau,
+        weights=weights,
+        talr_ess_share=next(w.ess_share for w in weights if w.method == "talr"),
+        coloured=tuple(kept),
+        **totals.result(),
+    )
+
+
+class _Totals:
+    """All that one pass adds up, but for the weights."""
+
+    def __init__(self, thresholds: Sequence[float]) -> None:
+        self.grid, self.hardest = NLLGrid(), Hardest()
+        self.linear, self.decades = Histogram(LINEAR_EDGES), Histogram(DECADES)
+        self.all = Groups(["all"], thresholds)
+        self.classes, self.positions = Groups(CLASSES, thresholds), Groups(position_names(), thresholds)
+
+    def add(self, row: RowTokens) -> None:
+        probability = row.probability
+        self.grid.add(row.nll)
+        self.linear.add(probability)
+        self.decades.add(probability)
+        self.all.add(np.zeros(len(row.nll), dtype=np.int64), row.nll, probability)
+        self.classes.add(row.kind, row.nll, probability)
+        place = np.searchsorted(POSITION_STARTS, row.position, side="right") - 1
+        self.positions.add(place, row.nll, probability)
+        self.hardest.add(row)
+
+    def result(self) -> dict[str, Any]:
+        (whole,) = self.all.result()
+        return {
+            "tokens": whole.tokens,
+            "mean_nll": whole.mean_nll,
+            "quantiles": {q: self.grid.quantile(q) for q in QUANTILES},
+            "hard_share": whole.hard_share,
+            "histogram": self.linear.result(),
+            "decades": self.decades.result(),
+            "classes": self.classes.result(),
+            "positions": self.positions.result(),
+            "hardest": self.hardest.result(),
+        }
+
+
+def _weights(spool: Spool, tau: float, name: str, files: TokenFiles | None) -> tuple[MethodWeight, ...]:
+    totals = {method: WeightTotals(method) for method in METHODS}
+    for batch in spool.batches():
+        nll, eaft, probability = (
+            batch.column(column).to_numpy().copy() for column in ("nll", "eaft_weight", "probability")
+        )
+        weights = method_weights(nll, eaft, tau)
+        for method, values in weights.items():
+            totals[method].add(values, probability < HARD)
+        if files is not None:
+            files.write(name, batch, dict(weights))
+    return tuple(total.result() for total in totals.values())
+
+
+def _name(recipe: Recipe) -> str:
+    if recipe.data is None:
+        return ROWS
+    return COT if recipe.cot else LABEL_ONLY
+
+
+def _rows(recipe: Recipe, limit: int | None) -> list[Row]:
+    return draw(load_data(recipe).train, limit)
+
+
+def _check(rows: int | None, thresholds: Sequence[float], coloured: int) -> None:
+    if rows is not None and rows < 1:
+        raise UserError(f"rows must be 1 or more, got {rows}")
+    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
+        raise UserError(f"thresholds must be probabilities above 0 and up to 1, got {', '.join(map(str, thresholds))}")
+    if coloured < 0:
+        raise UserError(f"coloured must be 0 or more rows, got {coloured}")
+
+
+def _source(recipe: Recipe) -> Source:
+    directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
+    model = load_model(directory, trust_remote_code=recipe.trust_remote_code)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if recipe.max_length is not None and context and recipe.max_length > context:
+        raise UserError(f"max_length {recipe.max_length} exceeds the model's context of {context} tokens; lower it")
+    limit = recipe.max_length or int(context or 2**31)
+    return Source(model, tokenizer, limit, recipe.eval_batch_tokens)

@@ -1,0 +1,151 @@
+"""Tokens row by row: figures against whole logits, texts against the decoder, order, and what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from gentletune.data import encode_row
+from gentletune.errors import UserError
+from gentletune.inspection import stream
+from gentletune.inspection.classes import CLASSES
+from gentletune.inspection.stream import Dropped, RowTokens, Source, row_tokens
+from gentletune.inspection.text import TokenText
+from gentletune.losses import eaft_weights
+
+from ..conftest import make_model
+
+ROWS = [
+    {"prompt": "Weight?", "completion": "It is 71.5 kg.\nAnswer: 71.5"},
+    {"prompt": "Age, in years, of the patient in the note?", "completion": "45"},
+    {"prompt": "Say naïve 😀.", "completion": "naïve 😀 – 37 °C"},
+]
+CHAT = {
+    "messages": [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "It is 2"},
+    ]
+}
+
+
+@pytest.fixture
+def source(tokenizer: Any) -> Source:
+    model = make_model(len(tokenizer))
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)  # so that some tokens are likely
+    return Source(model, tokenizer, 512, batch_tokens=64)
+
+
+def tokens(source: Source, rows: list[Any], dropped: Dropped | None = None) -> list[RowTokens]:
+    return list(row_tokens(source, rows, dropped or Dropped()))
+
+
+def test_figures_are_those_of_whole_logits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_LOGITS", 3 * len(source.tokenizer))  # three tokens at a time
+    for row, found in zip(ROWS, tokens(source, ROWS), strict=True):
+        one = encode_row(row, source.tokenizer)
+        with torch.inference_mode():
+            logits = source.model(input_ids=torch.tensor([one.input_ids])).logits[0, :-1].double()
+        labels = torch.tensor(one.labels[1:])
+        kept = labels != -100
+        logits, labels = logits[kept], labels[kept]
+        p = logits.softmax(-1)
+        assert found.token.tolist() == labels.tolist()
+        same = torch.testing.assert_close
+        at = p[torch.arange(len(labels)), labels]
+        same(torch.from_numpy(found.probability), at, rtol=1e-4, atol=1e-7)
+        same(torch.from_numpy(found.entropy), torch.distributions.Categorical(p).entropy(), rtol=1e-4, atol=1e-5)
+        same(torch.from_numpy(found.top_probability), p.max(-1).values, rtol=1e-4, atol=1e-7)
+        assert found.top.tolist() == p.argmax(-1).tolist()
+        same(torch.from_numpy(found.eaft), eaft_weights(logits, k=20).double(), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_come_in_order_whatever_the_batches(source: Source) -> None:
+    many = [ROWS[i % 3] for i in range(2 * stream._BLOCK + 3)]
+    found = tokens(source, many)
+    assert [row.row for row in found] == list(range(1, len(many) + 1))
+    whole = tokens(dataclasses.replace(source, batch_tokens=10_000), many)
+    for a, b in zip(found, whole, strict=True):
+        assert a.pieces == b.pieces
+        torch.testing.assert_close(torch.from_numpy(a.nll), torch.from_numpy(b.nll), rtol=1e-4, atol=1e-5)
+
+
+def test_pieces_are_the_decoded_answer_and_its_context(source: Source) -> None:
+    for row, found in zip(ROWS, tokens(source, ROWS), strict=True):
+        assert "".join(found.pieces) == f"{row['completion']}<|im_end|>"
+        assert found.before == [f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"]
+        assert found.position.tolist() == list(range(1, len(found.pieces) + 1))
+        assert found.top_text == [source.text.single(int(i)) for i in found.top]
+        assert CLASSES[found.kind[0]] == "first"
+        assert CLASSES[found.kind[-1]] == "special"
+
+
+def test_an_emoji_split_over_tokens_is_told_where_it_ends(source: Source) -> None:
+    ids = source.tokenizer("a😀b", add_special_tokens=False)["input_ids"]
+    assert len(ids) > 3
+    pieces = source.text.pieces(ids)
+    assert "".join(pieces) == "a😀b"
+    assert pieces[-2:] == ["😀", "b"]
+    assert source.text.pieces(ids[:-2]) == ["a", *[""] * (len(ids) - 4), "\ufffd"]  # cut inside the character
+    broken = source.text.pieces([*ids[:2], ids[-1]])
+    assert broken == ["a", "\ufffd", "b"]
+
+
+def test_each_answer_of_a_chat_begins_anew(source: Source) -> None:
+    (found,) = tokens(source, [CHAT])
+    starts = [i for i, position in enumerate(found.position) if position == 1]
+    assert len(starts) == 2
+    assert [CLASSES[found.kind[i]] for i in starts] == ["first", "first"]
+    assert "".join(found.pieces[: starts[1]]) == "1<|im_end|>"
+    assert found.before[1] == "\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_text_row_has_no_first_token(source: Source) -> None:
+    (found,) = tokens(source, [{"text": "The dose is 5 mg."}])
+    assert "first" not in {CLASSES[i] for i in found.kind}
+    assert {CLASSES[i] for i in found.kind} >= {"number", "unit"}
+
+
+def test_what_is_left_out_is_counted(source: Source) -> None:
+    dropped = Dropped()
+    rows = [ROWS[1], {"prompt": "long " * 600, "completion": "x"}, ROWS[1]]
+    assert [row.row for row in tokens(source, rows, dropped)] == [1, 3]
+    assert (dropped.too_long, dropped.no_label) == (1, 0)
+    assert tokens(source, []) == []
+
+
+def test_progress_counts_rows(source: Source) -> None:
+    told: list[int] = []
+    list(row_tokens(source, [ROWS[1]] * (stream._BLOCK + 1), Dropped(), told.append))
+    assert told == [stream._BLOCK, stream._BLOCK + 1]
+
+
+def test_a_diverged_model_is_refused(source: Source) -> None:
+    with torch.no_grad():
+        source.model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="row 1: the model's probabilities are not finite"):
+        tokens(source, ROWS)
+
+
+def test_a_tokenizer_that_drops_the_first_space_keeps_it() -> None:
+    class Dropping:
+        """As sentencepiece decodes: no space at the very beginning."""
+
+        words = ("a", " b", " c")
+        added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012 (transformers' tokenizers have it as a property)
+        eos_token_id = 2
+
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [0]}
+
+        def get_added_vocab(self) -> dict[str, int]:
+            return {}
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join(self.words[i] for i in ids).removeprefix(" ")
+
+    assert TokenText(Dropping()).pieces([1, 2]) == [" b", " c"]
