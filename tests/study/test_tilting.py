@@ -377,6 +377,7 @@ def test_a_fit_follows_every_run(done: tuple[TiltingStudy, Path]) -> None:
         assert slow.lambda_general < fast.lambda_general
         assert slow.update_norm < fast.update_norm
         assert slow.gain < fast.gain
+        assert kind.runs[3].checkpoints[-1].drift != fast.drift  # another seed
         assert [found.seed for found in kind.ranges] == [0, 1]
     assert study.kinds[0].target.labels == 10
     assert "it ends at λ̂ = 1, as it must" in tilting_markdown(study)

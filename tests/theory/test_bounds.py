@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gentletune.theory import (
@@ -19,6 +19,7 @@ from gentletune.theory import (
     safe_lambda,
 )
 from gentletune.theory.bounds import hard_token_floor, hard_tokens, pinsker_slope, shortfall, very_hard_token_bound
+from gentletune.theory.checks import largest
 from gentletune.theory.tilting import LN2, node_reach, node_rows
 from tests.theory.random_settings import EPSILON, LAMBDAS, models, setting, shapes, single
 
@@ -67,6 +68,16 @@ def test_the_exchange_rate_is_bounded_and_ordered(seed: int, depth: int, vocab: 
         if before is not None and before[0] >= 0:
             assert before[0] * gain <= rise * before[1] + EPSILON
         before = rise, gain
+
+
+@settings(max_examples=100, deadline=None)
+@given(**shapes)
+def test_on_well_modelled_data_a_gain_costs_at_most_a_constant_times_lambda(seed: int, depth: int, vocab: int) -> None:
+    q, p2 = models(seed, depth, vocab, 2)
+    constant = float(rise_bound(Tuning.from_trees(q, p2, q)).quadratic) / -code_length_change(p2, q, p2)
+    for lam in LAMBDAS:
+        gain = -code_length_change(p2, q, q.tilt(p2, lam))
+        assert general_rise(q, p2, q, lam) <= constant * lam * gain + EPSILON
 
 
 @settings(max_examples=150, deadline=None)
@@ -145,6 +156,24 @@ def test_noise_costs_at_most_its_bound(seed: int, depth: int, vocab: int, steps:
     assert -EPSILON <= noisy_rise - rise <= extra + EPSILON
     assert -EPSILON <= gain - noisy_gain <= extra + EPSILON
     assert extra <= depth * width**2 / 8 * step / LN2 + EPSILON  # at most a constant times λ
+
+
+@settings(max_examples=60, deadline=None)
+@given(**shapes, steps=st.integers(1, 5), way=st.floats(0.1, 0.9), width=st.floats(0.01, 3.0))
+def test_at_equal_gain_noise_costs_at_most_a_constant_times_lambda(
+    seed: int, depth: int, vocab: int, steps: int, way: float, width: float
+) -> None:
+    tuning = setting(seed, depth, vocab)
+    step = 1.0 - (1.0 - way) ** (1.0 / steps)
+    direction = np.random.default_rng(seed).uniform(-1, 1, tuning.initial.shape)
+    rise, gain = tuning.noisy_rise_and_gain(np.array(step), steps, direction, np.array(width))
+    full_rise, full_gain = tuning.rise_and_gain(1.0)
+    assume(0 <= gain < full_gain - 1e-4)
+    there = largest(lambda lam: tuning.rise_and_gain(lam)[1] <= gain, np.array(way))
+    noise_free, reached = tuning.rise_and_gain(there)
+    assert float(reached) == pytest.approx(float(gain), abs=1e-9)
+    constant = (1.0 + max(0.0, float((full_rise - noise_free) / (full_gain - gain)))) * depth * width**2 / 8 / LN2
+    assert float(rise) <= float(noise_free) + constant * step + EPSILON
 
 
 @settings(max_examples=60, deadline=None)

@@ -159,8 +159,8 @@ def inspect_rows(
 ) -> Inspection:
     """Label tokens of `rows` under a model: one pass over the rows, and one over their tokens on disk.
 
-    Rows may be a generator: memory is flat in their number, but for 8 bytes a row (its mean NLL, for τ) and the index of
-    the files, about 2 kB for every 32 768 tokens.
+    Rows may be a generator: memory is flat in their number, but for 8 bytes a row (its mean NLL, for τ) and the
+    files' indexes, about 2 kB for every 32 768 tokens each.
 
     Raises:
         UserError: no row has a label token, or what `row_tokens` raises.
