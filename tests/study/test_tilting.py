@@ -147,8 +147,11 @@ def test_bounds_hold(seed: int, lam: float) -> None:
     if lam <= 1:
         assert found.convex is not None
         assert found.tilted <= found.convex + 1e-12
+        assert found.theorem is not None
+        assert found.tilted <= found.theorem + 1e-12
+        assert found.theorem <= found.hoeffding + 1e-12
     else:
-        assert found.convex is None
+        assert found.convex is found.theorem is None
 
 
 def test_the_bounds_by_hand() -> None:
@@ -159,6 +162,9 @@ def test_the_bounds_by_hand() -> None:
     assert found.convex == pytest.approx(0.5 * (-0.5 * math.log(0.9 * 0.1 * 4)) / 2)
     assert found.hoeffding == pytest.approx(0.25 * spread**2 / 8 / 2)
     assert found.quadratic == pytest.approx(0.125 * (spread / 2) ** 2 / 2)  # s is ±spread/2 about its mean
+    up, down = math.log(1.8), math.log(0.2)
+    curvature = 0.9 - 0.5 - 0.5 * up + 0.5 * down**2 / 2
+    assert found.theorem == pytest.approx(0.25 * min(curvature, spread**2 / 8) / 2)
     small = tilt_bounds(q, p2, 1e-3)
     assert small.tilted == pytest.approx(small.quadratic, rel=1e-3)
 
@@ -223,6 +229,7 @@ def test_the_edge_by_hand() -> None:
 POINT = Checkpoint(
     step=1, gain=0.5, drift=0.02, drift_sampled=0.03, lambda_general=0.2, fit_general=0.8, lambda_domain=0.3,
     fit_domain=0.9, tilted_drift=0.018, convex_bound=0.1, hoeffding_bound=9.0, quadratic=0.02, update_norm=1.0,
+    theorem_bound=0.04,
 )  # fmt: skip
 FURTHER = replace(POINT, step=2, gain=0.7, drift=0.08, lambda_general=0.4, lambda_domain=0.7, convex_bound=0.2)
 
@@ -273,9 +280,9 @@ def made_study(label_at: float = 0.8, budget: float = 0.05, hard: tuple[float, f
 @pytest.mark.parametrize(
     ("label_at", "hard", "said"),
     [
-        (1.8, (0.1, 0.4), "wider with label-only, against the theorem"),
-        (1.8, (0.4, 0.1), "wider with label-only, as the theorem has it"),
-        (0.5, (0.1, 0.4), "wider with CoT, as the theorem has it"),
+        (1.8, (0.1, 0.4), "wider with label-only, against what it suggests"),
+        (1.8, (0.4, 0.1), "wider with label-only, as Theorem 2 suggests"),
+        (0.5, (0.1, 0.4), "wider with CoT, as Theorem 2 suggests"),
         (0.5, (0.2, 0.21), "wider with CoT."),
         (1.0, (0.1, 0.4), "not told apart"),
     ],
@@ -284,7 +291,7 @@ def test_the_reading_says_which_range_is_wider(label_at: float, hard: tuple[floa
     text = "\n".join(reading(made_study(label_at, hard=hard)))
     line = next(line for line in text.splitlines() if line.startswith("- λ̂ on general positions"))
     assert said in line
-    assert ("foretells nothing" in text) == (hard == (0.2, 0.21))
+    assert ("suggests nothing" in text) == (hard == (0.2, 0.21))
 
 
 def test_the_reading_says_what_was_not_seen() -> None:
@@ -314,6 +321,7 @@ def test_a_misfit_and_a_drift_above_the_bound_are_said() -> None:
     good = "\n".join(reading(study))
     assert "above the measured drift at 4 of 4 checkpoints" in good
     assert "within 0.05 bits per token up to λ = 0.1" in good
+    assert "a median of 2 times the drift, and below the convex bound at 4 of 4" in good
     assert "left the tilts" not in good
 
 

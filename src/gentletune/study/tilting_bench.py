@@ -146,6 +146,7 @@ class Bench:
             hoeffding_bound=bounds.hoeffding * BITS,
             quadratic=bounds.quadratic * BITS,
             update_norm=float(norm),
+            theorem_bound=None if bounds.theorem is None else bounds.theorem * BITS,
         )
 
     def _bits(self, table: Tensor, positions: Positions) -> float:

@@ -46,12 +46,14 @@ class TiltBounds:
     """KL(q‖q_λ), mean over positions, and what bounds it. All nats.
 
     `convex` is λ·KL(q‖p₂), a bound for λ in [0, 1] (None beyond). `hoeffding` is λ² D²/8 with D the range of s at the
-    position. `quadratic` is λ²/2·Var_q(s), which is near for small λ and bounds nothing.
+    position, and `theorem` λ²·min(D²/8, V) of Theorem 1a, for λ in [0, 1] too. `quadratic` is λ²/2·Var_q(s), which is
+    near for small λ and bounds nothing.
     """
 
     tilted: float
     convex: float | None
     hoeffding: float
+    theorem: float | None
     quadratic: float
 
 
@@ -121,13 +123,20 @@ def tilt_bounds(log_q: Tensor, log_p2: Tensor, lam: float) -> TiltBounds:
     """
     _check(log_q, log_p2)
     start, here = tilt_moments(log_q, log_p2, 0.0), tilt_moments(log_q, log_p2, lam)
-    spread = torch.cat([s.amax(-1) - s.amin(-1) for _, s in _scores(log_q, log_p2)])
+    hoeffding = torch.cat([(s.amax(-1) - s.amin(-1)) ** 2 / 8 for _, s in _scores(log_q, log_p2)])
+    best = torch.minimum(hoeffding, torch.cat([_curvature(q, s) for q, s in _scores(log_q, log_p2)]))
     return TiltBounds(
         tilted=float((here.psi - lam * start.mean).mean()),
         convex=-lam * float(start.mean.mean()) if lam <= 1 else None,  # E_q[s] = -KL(q‖p₂)
-        hoeffding=lam**2 * float((spread**2).mean()) / 8,
+        hoeffding=lam**2 * float(hoeffding.mean()),
+        theorem=lam**2 * float(best.mean()) if lam <= 1 else None,
         quadratic=lam**2 * float(start.variance.mean()) / 2,
     )
+
+
+def _curvature(q: Tensor, s: Tensor) -> Tensor:
+    """V = Σ_{s≥0} (p₂ - q - q s) + Σ_{s<0} q s²/2, with which ψ(λ) - λ E_q s ≤ λ² V for λ in [0, 1]; by log q and s."""
+    return (q.exp() * torch.where(s >= 0, torch.expm1(s) - s, s**2 / 2)).sum(-1)
 
 
 def _zero(log_q: Tensor, log_p2: Tensor, reached: float, highest: float) -> tuple[float, bool]:

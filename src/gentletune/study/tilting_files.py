@@ -23,6 +23,7 @@ _UNITS = {
     "tilted_drift": "tilted_drift_bits_per_token",
     "convex_bound": "convex_bound_bits_per_token",
     "hoeffding_bound": "hoeffding_bound_bits_per_token",
+    "theorem_bound": "theorem_bound_bits_per_token",
     "quadratic": "quadratic_bits_per_token",
 }
 
@@ -91,8 +92,10 @@ def _bounds(kinds: Sequence[KindOfData]) -> str:
         "Tilt's drift": lambda p: p.tilted_drift,
         "Quadratic": lambda p: p.quadratic,
         "Convex bound": lambda p: p.convex_bound,
+        "Theorem 1a": lambda p: p.theorem_bound,
         "Hoeffding bound": lambda p: p.hoeffding_bound,
         "Convex / drift": lambda p: _ratio(p.convex_bound, p.drift),
+        "Theorem 1a / drift": lambda p: _ratio(p.theorem_bound, p.drift),
         "Hoeffding / drift": lambda p: _ratio(p.hoeffding_bound, p.drift),
     }
     return _by_rate(kinds, columns)

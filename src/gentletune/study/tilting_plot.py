@@ -18,10 +18,11 @@ from gentletune.study.tilting_reading import rate_name
 INK, MUTED = "#1b1f24", "#6b7280"
 DPI = 150
 _MARKERS = "osD^vPX*"  # one a seed
-_BOUNDS: tuple[tuple[str, str, Callable[[Checkpoint], float | None]], ...] = (
+_BOUNDS: tuple[tuple[str, Any, Callable[[Checkpoint], float | None]], ...] = (
     ("the tilt's own drift", "-", lambda p: p.tilted_drift),
     ("quadratic (no bound)", ":", lambda p: p.quadratic),
     ("convex bound", "--", lambda p: p.convex_bound),
+    ("Theorem 1a's bound", (0, (6, 1, 1, 1, 1, 1)), lambda p: p.theorem_bound),
     ("Hoeffding's bound", "-.", lambda p: p.hoeffding_bound),
 )
 
