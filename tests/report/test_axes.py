@@ -5,7 +5,7 @@ import math
 import pytest
 
 from gentletune.errors import UserError
-from gentletune.records import RunRecord
+from gentletune.records import RunRecord, Score
 from gentletune.report.axes import Point, Side, axis_keys, both_axes, choose_axis, score_keys
 
 from .report_records import failed, pair, run, scores
@@ -105,3 +105,22 @@ def test_score_keys_keep_order_and_side() -> None:
 
 def test_the_keys_of_means_are_keys_too() -> None:
     assert axis_keys([run("sft", 1e-6, TUNED)])[-1] == "general_mean/accuracy"
+
+
+def test_a_training_without_measurement_changes_no_axis() -> None:
+    unmeasured = run("sft", 3e-6, {}, initial={})
+    assert chosen([unmeasured, run("sft", 1e-6, TUNED)], "general") == "general_mean/accuracy"
+
+
+def test_the_three_calibration_figures_are_named_apart() -> None:
+    keys = [f"own_answers/{metric}" for metric in ("entropy", "ece", "overconfidence")]
+    found = [Score(task="own_answers", side="general", metric=k.partition("/")[2], value=0.1, stderr=0.01, n=9,
+                   higher_is_better=False) for k in keys]  # fmt: skip
+    record = run("sft", 1e-6, TUNED).model_copy(update={"scores": [*scores(TUNED), *found]})
+    axes = [choose_axis([record], "general", key) for key in keys]
+    assert [(a.label, a.unit) for a in axes if a] == [
+        ("entropy of the predictions on own answers", "bits per token"),
+        ("calibration error (ECE) on own answers", "share"),
+        ("confidence minus share right on own answers", "share"),
+    ]
+    assert chosen([record], "general") == "general_mean/accuracy"

@@ -8,7 +8,7 @@ import pytest
 from gentletune.records import RunRecord, Score
 from gentletune.report.axes import Axis, single_axis
 from gentletune.report.changes import from_initial, from_plain, of_run
-from gentletune.report.settings import Setting, settings_of
+from gentletune.report.settings import Setting, plain_twin, settings_of
 from gentletune.statistics import accuracy_score, over_seeds, paired_change
 
 from .report_records import pair, run
@@ -103,3 +103,16 @@ def test_without_items_from_the_errors() -> None:
     start = from_initial(settings[1], settings, axis)
     assert start is not None
     assert start.value == pytest.approx(0.4)
+
+
+def test_a_field_younger_than_a_record_counts_with_its_default() -> None:
+    old, new, other = (
+        record("sft", 6),
+        record("sft", 9, seed=1, optimizer="adamw"),
+        record("talr", 9, optimizer="adamw"),
+    )
+    settings, _ = settled([old, new, other])
+    assert [s.seeds for s in settings] == [2, 1]
+    assert plain_twin(settings[1], settings) == 0
+    apart, _ = settled([old, record("sft", 9, seed=1, optimizer="sgd")])
+    assert [s.seeds for s in apart] == [1, 1]

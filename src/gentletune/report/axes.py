@@ -22,6 +22,15 @@ UNITS = {
     "balanced_accuracy": "mean share correct over the classes",
     "bits_per_token": "bits per token",
     "bits_per_byte": "bits per byte",
+    "entropy": "bits per token",
+    "ece": "share",
+    "overconfidence": "share",
+}
+# How sure a model is, and whether rightly: neither is skill.
+CALIBRATION = {
+    "entropy": "entropy of the predictions on {}",
+    "ece": "calibration error (ECE) on {}",
+    "overconfidence": "confidence minus share right on {}",
 }
 LABELS = {
     "drift_sampled/bits_per_token": "drift from the initial model on text it samples",
@@ -135,12 +144,13 @@ def _axis_of(score: Score) -> Axis:
     task = score.task.replace("_", " ")
     plain = f"{task} {score.metric.replace('_', ' ')}" if f"/{score.metric}" in ACCURACIES else task
     plain = f"loss on {task} answers" if score.metric == "bits_per_token" else plain
+    plain = CALIBRATION.get(score.metric, plain).format(task)
     label = LABELS.get(score.key, plain)
     return Axis(score.key, score.side, label, unit, score.higher_is_better, (score.key,))
 
 
 def _common(records: Sequence[RunRecord], side: Side) -> list[str]:
-    done = complete(records)
+    done = [record for record in complete(records) if record.scores]  # a training alone was not measured
     keys = [[s.key for s in r.scores if s.side == side] for r in done]
     return [key for key in keys[0] if all(key in other for other in keys)] if keys else []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gentletune.records import RunRecord
-from gentletune.report.axes import Axis, complete, score_keys, single_axis
+from gentletune.report.axes import CALIBRATION, Axis, complete, score_keys, single_axis
 from gentletune.report.bootstrap import DRAWS, SEED
 from gentletune.report.numbers import rate
 from gentletune.report.pareto import initials_differ
@@ -61,6 +61,8 @@ def _views(records: Sequence[RunRecord], general: Axis) -> str:
     )
     best: dict[str, list[str]] = {}
     for key in score_keys(complete(records), "general"):
+        if key.partition("/")[2] in CALIBRATION:
+            continue
         axis = single_axis(records, key)
         points = [(p.value, r) for r in complete(records) if (p := axis.point(r)) is not None]
         if len(points) > 1:

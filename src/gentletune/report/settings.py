@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from gentletune.recipe import Recipe
 from gentletune.records import RunRecord, Score
 from gentletune.report.axes import Axis, Point, Verdict
 from gentletune.report.numbers import rate
@@ -147,17 +148,22 @@ def settings_of(records: Sequence[RunRecord], *axes: Axis) -> list[Setting]:
     for index, record in enumerate(records):
         if record.status != "complete" or any(axis.point(record) is None for axis in axes):
             continue
-        recipe = {key: value for key, value in record.recipe.items() if key not in _APART}
-        key = json.dumps([record.label, record.learning_rate, recipe], sort_keys=True, default=str)
+        key = json.dumps([record.label, record.learning_rate, _rest(record)], sort_keys=True, default=str)
         groups.setdefault(key, {}).setdefault(record.seed, index)
     return [Setting(tuple(records[i] for i in by.values()), tuple(by.values())) for by in groups.values()]
+
+
+def _rest(record: RunRecord) -> dict[str, Any]:
+    """What of the recipe makes a setting, beside method and rate; a field younger than the record has its default."""
+    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
+    return {key: value for key, value in {**defaults, **record.recipe}.items() if key not in _APART}
 
 
 def plain_twin(setting: Setting, others: Sequence[Setting]) -> int | None:
     """Place of the plain SFT setting that differs in nothing but the method; None where there is none."""
 
     def rest(one: Setting) -> dict[str, Any]:
-        return {k: v for k, v in one.records[0].recipe.items() if k not in _APART and k != "method"}
+        return {k: v for k, v in _rest(one.records[0]).items() if k != "method"}
 
     same = (i for i, s in enumerate(others) if s.plain and s.learning_rate == setting.learning_rate)
     return next((i for i in same if rest(others[i]) == rest(setting)), None)
@@ -181,8 +187,8 @@ def setting_name(setting: Setting, others: Sequence[Setting]) -> str:
 def told_apart(setting: Setting, others: Sequence[Setting]) -> str:
     """What of the recipe tells it from other settings of its method and rate: `max_steps=20`; empty without such."""
     twins = [s for s in others if (s.label, s.learning_rate) == (setting.label, setting.learning_rate)]
-    mine: Mapping[str, Any] = setting.records[0].recipe
-    told = {k for s in twins for k, v in s.records[0].recipe.items() if k not in _APART and v != mine.get(k)}
+    mine = _rest(setting.records[0])
+    told = {k for s in twins for k, v in _rest(s.records[0]).items() if v != mine.get(k)}
     return ", ".join(f"{key}={mine.get(key)}" for key in sorted(told))
 
 

@@ -17,7 +17,8 @@ class Checkpoint:
     `gain` is the fall of the code length of held-out labels, `drift` KL(q‖q_k) at general positions, `drift_sampled`
     its estimate from the tokens that stand there. The λ are effective ones on general and domain positions, the
     fits theirs (None: still the initial model). `tilted_drift` is the drift of the tilt at `lambda_general`, and the
-    bounds are taken there (`convex_bound` and `theorem_bound`, Theorem 1a's: None beyond λ = 1). `update_norm` is ‖θ-θ⁰‖.
+    bounds are taken there (`convex_bound` and `theorem_bound`, Theorem 1a's: None beyond λ = 1).
+    `update_norm` is ‖θ-θ⁰‖.
     """
 
     step: int

@@ -130,9 +130,10 @@ def _bounds(kind: KindOfData, budget: float) -> str:
         f"{sum(p.hoeffding_bound > bound for bound, p in convex)} of {len(convex)} checkpoints."
     )
     if theorem := [(p.theorem_bound, bound, p.drift) for bound, p in convex if p.theorem_bound is not None]:
+        times = median(b / drift for b, _, drift in theorem)
         said += (
-            f" Theorem 1a's λ̂²·min(D²/8, V) is a median of {figure(median(b / drift for b, _, drift in theorem))} times "
-            f"the drift, and below the convex bound at {sum(b < bound for b, bound, _ in theorem)} of {len(theorem)}."
+            f" Theorem 1a's λ̂²·min(D²/8, V) is a median of {figure(times)} times the drift, and below the convex bound "
+            f"at {sum(b < bound for b, bound, _ in theorem)} of {len(theorem)}."
         )
     if near := [p.quadratic / p.tilted_drift for p in points if p.tilted_drift > 0]:
         said += f" The quadratic is a median of {figure(median(near))} times the tilt's own drift."

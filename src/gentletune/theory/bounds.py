@@ -165,8 +165,8 @@ def safe_lambda(bound: RiseBound, budget: Number) -> FloatArray:
     if not (room >= 0).all():
         raise ValueError(f"the budget must not be negative, got {budget}")
     root = np.sqrt(linear**2 + 4.0 * quadratic * room)
-    # Two forms of one root: each without cancellation where it is used.
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # Two forms of one root: each without cancellation where it is used. What overflows is cut to 1 below.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         largest = np.where(linear > 0, 2.0 * room / (linear + root), (root - linear) / (2.0 * quadratic))
     return np.asarray(np.where(bound.at(1.0) <= room, 1.0, np.minimum(1.0, largest)))
 
