@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from gentletune.cli import controls, curriculum, inspect, runs, texts  # noqa: F401 (importing a module adds its commands)
+from gentletune.cli import controls, curriculum, inspect, runs, texts, theory, theory_fit  # noqa: F401 (importing a module adds its commands)
 from gentletune.cli.common import app, stderr
 from gentletune.errors import UserError
 
