@@ -21,7 +21,7 @@ from gentletune.study.curriculum_plot import curriculum_png
 from gentletune.study.curriculum_table import MethodRun, csv_text, markdown
 from gentletune.study.inputs import Inputs, Shared
 from gentletune.study.locks import locked
-from gentletune.study.run import _one_line_errors, _sequence_weights
+from gentletune.study.run import one_line_errors, sequence_weights_of
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.curriculum import (
     CURRICULUM_FILE,
@@ -148,14 +148,14 @@ class _Trial:
 
     def run(self) -> MethodRun:
         """Train unless it is done; another process that is at it is waited for."""
-        with locked(self.lock), _one_line_errors(self.directory):
+        with locked(self.lock), one_line_errors(self.directory):
             if not self.done:
                 self._train()
             return self._read()
 
     def _train(self) -> None:
         inputs, recipe = self.inputs, self.recipe
-        weights = _sequence_weights(inputs)
+        weights = sequence_weights_of(inputs)
         follow = CurriculumCallback(
             self.directory / CURRICULUM_FILE,
             self.probe_rows,

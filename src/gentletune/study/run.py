@@ -77,7 +77,7 @@ def train(
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"cannot write to {run} ({type(error).__name__}); give another --output") from error
-    with _one_line_errors(run):
+    with one_line_errors(run):
         for scrap in _scraps(run):
             shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
         write_json_atomic(run / STATE_FILE, state)
@@ -185,7 +185,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
 
 def _launched(inputs: Inputs, run: Path, processes: int) -> tuple[Any, dict[str, float]]:
     """Weights trained by several processes of their own, which share their last checkpoint with any later launch."""
-    _sequence_weights(inputs)  # computed here, with all cores; the ranks read it from the cache
+    sequence_weights_of(inputs)  # computed here, with all cores; the ranks read it from the cache
     found = launch(inputs.recipe, run, processes)
     model = load_model(found.model, trust_remote_code=inputs.recipe.trust_remote_code)
     return model, found.figures | {"processes": float(processes)}
@@ -201,7 +201,7 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         assert reference is not None
         return probe(model, held, reference, recipe, pad_id=pad_id)
 
-    weights = _sequence_weights(inputs)
+    weights = sequence_weights_of(inputs)
     fitted = fit(
         recipe,
         method,
@@ -216,7 +216,7 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
     return fitted.model, fitted.figures
 
 
-def _sequence_weights(inputs: Inputs) -> list[float] | None:
+def sequence_weights_of(inputs: Inputs) -> list[float] | None:
     """Weights of the training rows, from their NLL under the initial model, computed once and cached."""
     if inputs.method.sequence_weights is None:
         return None
@@ -317,7 +317,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_line_errors(run: Path) -> Iterator[None]:
+def one_line_errors(run: Path) -> Iterator[None]:
     """Turn what the file system refuses into one line."""
     try:
         yield
