@@ -18,7 +18,7 @@ from trl import SFTConfig
 import gentletune.study.run
 from gentletune import Recipe, RunRecord, Score, UserError, train
 from gentletune.cli import main
-from gentletune.cli.controls import split_methods
+from gentletune.cli.common import split_methods
 from gentletune.data import encode_rows, load_data
 from gentletune.data.batches import pad_batch
 from gentletune.methods import parse_method

@@ -19,7 +19,7 @@ import gentletune.study.curriculum_table
 import gentletune.training.curriculum
 from gentletune import Recipe, UserError
 from gentletune.cli import main
-from gentletune.cli.curriculum import split_methods
+from gentletune.cli.common import split_methods
 from gentletune.statistics import t_quantile
 from gentletune.study.curriculum import RESULT_FILE, Curriculum, curriculum
 from gentletune.study.curriculum_plot import curriculum_png

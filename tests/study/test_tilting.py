@@ -502,13 +502,17 @@ def test_the_command_refuses_bad_rates(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert fit_command.__doc__
-    for given, message in (("fast", "--rates takes numbers"), ("1e-3,,1", "--rates takes"), ("0", "rates must be")):
+    for given, message in (
+        ("fast", "--rates: 'fast' is no list of numbers"),
+        ("1e-3,,1", "--rates: '1e-3,,1' is no list"),
+        ("0", "rates must be"),
+    ):
         assert command(monkeypatch, "--data", "clinic", "--rates", given, "--output", str(tmp_path / "out")) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
     assert command(monkeypatch, "--data", "clinic", "--seeds", "1.5") == 2
-    assert "--seeds takes numbers" in capsys.readouterr().err
+    assert "--seeds: '1.5' is no list of whole numbers" in capsys.readouterr().err
 
 
 def test_the_command_writes_its_files(

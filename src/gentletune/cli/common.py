@@ -71,6 +71,41 @@ def _typed(name: str, text: str) -> Any:
     return None if optional and text.lower() == "none" else text
 
 
+def split_methods(text: str) -> list[str]:
+    """Methods separated by commas or semicolons that stand in no bracket.
+
+    >>> split_methods("sft, talr(tau=1, floor=0);lora")
+    ['sft', 'talr(tau=1, floor=0)', 'lora']
+    """
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign in "([") - (sign in ")]")
+        if sign in ",;" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts if part.strip()]
+
+
+def numbers(flag: str, text: str) -> list[float]:
+    """A comma-separated list of numbers; empty for an empty text. Raises `UserError` where one is none."""
+    try:
+        return [float(part) for part in text.split(",")] if text.strip() else []
+    except ValueError as error:
+        raise UserError(f"{flag}: '{text}' is no list of numbers such as 1e-5,1e-4") from error
+
+
+def seed_list(text: str) -> list[int]:
+    """A comma-separated list of seeds, the value of --seeds. Raises `UserError` where one is no whole number ≥ 0."""
+    try:
+        found = [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError as error:
+        raise UserError(f"--seeds: '{text}' is no list of whole numbers such as 0,1,2") from error
+    if any(seed < 0 for seed in found):
+        raise UserError(f"--seeds: '{text}' has a seed below 0")
+    return found
+
+
 def prepare() -> None:
     """Quiet the libraries' own chatter and keep memory; before any model is touched."""
     from gentletune.models import keep_freed_memory

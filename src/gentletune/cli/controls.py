@@ -8,8 +8,20 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, say, stages, stderr, stdout
-from gentletune.errors import UserError
+from gentletune.cli.common import (
+    FREE,
+    ConfigOption,
+    app,
+    numbers,
+    overrides,
+    prepare,
+    say,
+    seed_list,
+    split_methods,
+    stages,
+    stderr,
+    stdout,
+)
 from gentletune.recipe import load_recipe
 
 
@@ -44,12 +56,12 @@ def controls_command(
     from gentletune.study.controls import controls
 
     recipe = load_recipe(config, overrides(context.args))
-    numbers = [int(n) for n in _numbers("--seeds", seeds, whole=True)]
-    named, given, temperatures = split_methods(methods), _numbers("--rates", rates), _numbers("--taus", taus)
+    named, given, temperatures = split_methods(methods), numbers("--rates", rates), numbers("--taus", taus)
+    chosen = seed_list(seeds)
     prepare()
     with stages() as stage:
         found = controls(
-            name, recipe, numbers, output, methods=named, rates=given, taus=temperatures,
+            name, recipe, chosen, output, methods=named, rates=given, taus=temperatures,
             executor=executor, workers=workers, stage=stage, say=say,
         )  # fmt: skip
     for title, changes in ((found.title, False), ("differences, 95 % intervals: ≠ measurable, ≈ not", True)):
@@ -67,26 +79,3 @@ def controls_command(
         for what in row.failed:
             stderr.print(f"gentletune: {row.label}, {what}", style="red", soft_wrap=True, markup=False)
     say(f"table: {output / name}.md and .csv")
-
-
-def split_methods(text: str) -> list[str]:
-    """Methods separated by commas, but not by those within their brackets.
-
-    >>> split_methods("sft, talr(tau=1, floor=0),lora")
-    ['sft', 'talr(tau=1, floor=0)', 'lora']
-    """
-    parts, depth = [""], 0
-    for sign in text:
-        depth += (sign in "([") - (sign in ")]")
-        if sign == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _numbers(flag: str, text: str, *, whole: bool = False) -> list[float]:
-    try:
-        return [int(part) if whole else float(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise UserError(f"{flag}: '{text}' is no list of {'whole ' * whole}numbers separated by commas") from error

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, say, stderr, stdout
+from gentletune.cli.common import (
+    FREE,
+    ConfigOption,
+    app,
+    overrides,
+    prepare,
+    say,
+    seed_list,
+    split_methods,
+    stderr,
+    stdout,
+)
 from gentletune.errors import UserError
 from gentletune.recipe import load_recipe
 
@@ -39,14 +50,14 @@ def curriculum_command(
     for name in ("method", "output"):
         if name in given:
             raise UserError(f"--{name} is one run's; give --{name if name == 'output' else 'methods'} to a curriculum")
-    names, numbers = split_methods(methods), _seeds(seeds)
+    names, chosen = split_methods(methods), seed_list(seeds)
     recipe = load_recipe(config, given)
     from gentletune.study.curriculum import curriculum
     from gentletune.study.curriculum_table import verdicts
 
     prepare()
     found = curriculum(
-        recipe, names, numbers, output, probe_rows=probe_rows, every=every, held_out=held_out, say=say
+        recipe, names, chosen, output, probe_rows=probe_rows, every=every, held_out=held_out, say=say
     )  # fmt: skip
     for sentence in verdicts(found.runs):
         stdout.print(sentence.replace("`", ""), soft_wrap=True, highlight=False, markup=False)
@@ -55,29 +66,3 @@ def curriculum_command(
     if found.markdown is None:
         raise typer.Exit(1)
     say(f"table, figures and picture: {found.markdown}, {found.csv}, {found.png}")
-
-
-def split_methods(text: str) -> list[str]:
-    """Method texts separated by commas or semicolons that stand in no bracket.
-
-    >>> split_methods("sft, talr(tau=1.0, floor=0.0);mask")
-    ['sft', 'talr(tau=1.0, floor=0.0)', 'mask']
-    """
-    parts, depth = [""], 0
-    for sign in text:
-        depth += (sign in "([") - (sign in ")]")
-        if sign in ",;" and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise UserError(f"--seeds: '{text}' is no list of whole numbers such as 0,1,2") from error
-    if any(number < 0 for number in numbers):
-        raise UserError(f"--seeds: '{text}' has a seed below 0")
-    return numbers

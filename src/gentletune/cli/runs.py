@@ -11,8 +11,19 @@ from typing import Annotated
 
 import typer
 
-from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, recipe_help, say, stages, stderr, stdout
-from gentletune.errors import UserError
+from gentletune.cli.common import (
+    FREE,
+    ConfigOption,
+    app,
+    numbers,
+    overrides,
+    prepare,
+    recipe_help,
+    say,
+    stages,
+    stderr,
+    stdout,
+)
 from gentletune.recipe import Recipe, load_recipe
 from gentletune.records import RunRecord, load_records, write_json_atomic, write_text_atomic
 from gentletune.score_table import print_scores
@@ -155,10 +166,7 @@ def advise_command(
     from gentletune.advice import advise, print_proposal
 
     recipe = load_recipe(config, overrides(context.args))
-    try:
-        given = [float(part) for part in rates.split(",") if part]
-    except ValueError as error:
-        raise UserError(f"--rates: '{rates}' is no list of numbers such as 1e-5,1e-4") from error
+    given = numbers("--rates", rates)
     prepare()
     found = advise(recipe, rates=given or None, steps=steps, budget=budget, sweep_runs=sweep_runs, say=say)
     print_proposal(stdout, found)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from gentletune.cli.common import FREE, ConfigOption, overrides, prepare, say, stages, stdout
+from gentletune.cli.common import FREE, ConfigOption, numbers, overrides, prepare, say, seed_list, stages, stdout
 from gentletune.cli.theory import theory_app
-from gentletune.errors import UserError
 from gentletune.recipe import load_recipe
-
-Number = TypeVar("Number", int, float)
 
 
 @theory_app.command("fit", context_settings=FREE)
@@ -40,7 +36,7 @@ def fit_command(
       gentletune theory fit --data clinic --max-steps 12 --rates 3e-5,1e-4,3e-4 --seeds 0,1 --output runs/tilting
     """
     recipe = load_recipe(config, overrides(context.args))
-    learning_rates, chosen = _numbers(rates, "rates", float), _numbers(seeds, "seeds", int)
+    learning_rates, chosen = numbers("--rates", rates), seed_list(seeds)
     from gentletune.study.tilting import fit_tilting
     from gentletune.study.tilting_files import write_tilting
     from gentletune.study.tilting_reading import reading
@@ -63,10 +59,3 @@ def fit_command(
     for paragraph in reading(study):
         stdout.print(paragraph.replace("**", ""), markup=False, highlight=False)
     say(f"tables, checkpoints and figure: {output}")
-
-
-def _numbers(text: str, name: str, kind: Callable[[str], Number]) -> list[Number]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--{name} takes numbers with commas between, got '{text}'") from error
