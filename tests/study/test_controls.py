@@ -461,7 +461,7 @@ def test_bad_input_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluation.calibration", "study.control_table", "study.control_text", "study.rate_search", "cli.controls"]
+    "name", ["evaluation.calibration", "study.control_table", "study.control_text", "study.rate_search", "cli.common"]
 )
 def test_the_examples_in_the_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"gentletune.{name}"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import gentletune.cli.curriculum
+import gentletune.cli.common
 import gentletune.study.curriculum
 import gentletune.study.curriculum_table
 import gentletune.training.curriculum
@@ -325,7 +325,7 @@ def test_methods_are_split_outside_brackets() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [gentletune.cli.curriculum, gentletune.study.curriculum_table, gentletune.training.curriculum]
+    "module", [gentletune.cli.common, gentletune.study.curriculum_table, gentletune.training.curriculum]
 )
 def test_doctests(module: Any) -> None:
     found = doctest.testmod(module)
