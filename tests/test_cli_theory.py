@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gentletune.cli import main, theory  # noqa: F401 (importing the module adds its command)
+from gentletune.cli import main
 from gentletune.theory import RiseBound, Tuning, bounds
 
 

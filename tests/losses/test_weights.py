@@ -160,7 +160,7 @@ def test_eaft_is_the_normalised_entropy_of_the_top_k() -> None:
     assert not eaft_weights(logits.requires_grad_(), k=3).requires_grad
 
 
-@pytest.mark.parametrize(("options", "message"), [({"k": 1}, "k must"), ({"k": 5}, "k must"), ({"alpha": -1}, "alpha")])
-def test_eaft_refuses(options: dict[str, float], message: str) -> None:
+@pytest.mark.parametrize(("k", "alpha", "message"), [(1, 1.0, "k must"), (5, 1.0, "k must"), (3, -1.0, "alpha")])
+def test_eaft_refuses(k: int, alpha: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        eaft_weights(torch.zeros(2, 4), **{"k": 3, **options})  # type: ignore[arg-type]
+        eaft_weights(torch.zeros(2, 4), k, alpha)
