@@ -124,6 +124,17 @@ def test_what_is_near_enough_costs_no_try_and_what_never_is_stops() -> None:
     assert stuck.error == -0.5
 
 
+def test_where_no_rate_fits_the_one_that_moves_less_is_taken() -> None:
+    """SGD jumps from too little to breaking."""
+    jumps = [(0.018, 0.25), (0.031, 0.77), (0.036, 4.7), (0.11, 116.0)]
+    found = match_rate(lambda rate: 4.7 if rate > 0.031 else 0.77, 2.5, jumps, tries=3)
+    assert found is not None
+    assert (found.rate, found.norm) == (0.031, 0.77)
+    over = match_rate(lambda rate: 4.7, 2.5, [(0.036, 4.7)], tries=1)
+    assert over is not None
+    assert over.norm == 4.7
+
+
 def test_a_rate_that_diverges_bounds_the_search() -> None:
     tried: list[float] = []
 

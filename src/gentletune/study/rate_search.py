@@ -48,7 +48,8 @@ def match_rate(
         tries: most trainings to make.
 
     Returns:
-        The nearest there is, within the tolerance or not; None where every training diverged.
+        The nearest there is if it is within the tolerance, else the nearest that moves no further than `target`: past
+        it a training may be about to break. The nearest where all move further; None where every training diverged.
 
     Raises:
         ValueError: a target that is not above 0, or neither `known` nor `start`.
@@ -76,7 +77,10 @@ def match_rate(
             points.append((rate, norm))
     if not points:
         return None
-    return Match(*_nearest(points, target), target, made)
+    nearest = _nearest(points, target)
+    if abs(nearest[1] / target - 1) > tolerance:
+        nearest = _nearest([p for p in points if p[1] <= target] or points, target)
+    return Match(*nearest, target, made)
 
 
 def _nearest(points: Sequence[Known], target: float) -> Known:
