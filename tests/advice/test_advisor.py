@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune import Recipe, UserError
-from gentletune.advice import Proposal, advise
-from gentletune.advice.probes import split_rows
+from gentletune.advice import Proposal, advise, probes
+from gentletune.advice.curve import ProbePoint
+from gentletune.advice.probes import Bench, split_rows
+from gentletune.cli import main
 from gentletune.data import Encoded
+
+from .points import point
 
 
 def tiny(model: Path, **changes: Any) -> Recipe:
@@ -83,6 +89,110 @@ def test_lora_is_probed_as_itself_and_at_larger_rates(tiny_dir: Path) -> None:
     assert {p.method for p in found.points} == {"lora(r=2)", "talr+lora(r=2)"}
     assert found.method in ("lora(r=2)", "talr+lora(r=2)")
     assert min(p.learning_rate for p in found.points) == pytest.approx(1e-2)  # ten times 1e-3 at 32 hidden units
+
+
+def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many different rows each probe from here on is given to train on."""
+    seen, fit = list[int](), probes.fit
+
+    def counted(recipe: Any, method: Any, model: Any, tokenizer: Any, rows: Sequence[Encoded], *rest: Any, **how: Any):
+        seen.append(len({tuple(row.input_ids) for row in rows}))
+        return fit(recipe, method, model, tokenizer, rows, *rest, **how)
+
+    monkeypatch.setattr(probes, "fit", counted)
+    return seen
+
+
+def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen, proposal = trained_rows(monkeypatch), tmp_path / "proposal.json"
+    call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--batch-size", "1"]
+    call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3"]
+    monkeypatch.setattr(sys, "argv", ["gentletune", *call, "--json", str(proposal)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert seen == [36, 36]  # one plain probe, one with TALR
+    found = json.loads(proposal.read_text(encoding="utf-8"))
+    assert found["probe_rows"] == 36
+    assert [p["steps"] for p in found["points"]] == [18, 36, 18, 36]
+    assert found["grid_ends"] == ["largest probe"]
+    out = capfd.readouterr().out
+    assert "The grid ends here: the gain still rose at 0.001, the largest rate probed" in out
+    assert "go on with --rates 0.001,0.003,0.01." in out
+
+
+def test_where_there_are_fewer_rows_it_trains_on_all_that_are_not_held(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = trained_rows(monkeypatch)
+    found = advise(tiny(tiny_dir, train_rows=8), rates=[1e-3], steps=9)
+    assert seen == [6, 6]
+    assert found.probe_rows == 6
+    assert [p.steps for p in found.points if p.method == "sft"] == [5, 9]  # half way and at the end
+
+
+def test_a_long_run_gets_a_smaller_rate_than_the_usual_candidates(tiny_dir: Path) -> None:
+    found = advise(tiny(tiny_dir, max_steps=100_000), rates=[1e-3, 1e-2], steps=6)
+    rates = [f.learning_rate for f in found.forecasts]
+    assert min(rates) < found.learning_rate < 1e-4  # 1e-4 is a tenth of the prior rate, the smallest usual candidate
+    assert not next(f for f in found.forecasts if f.learning_rate == found.learning_rate).beyond
+    assert "smallest candidate" not in found.grid_ends
+
+
+def test_given_candidates_are_kept_and_their_end_is_told(tiny_dir: Path) -> None:
+    found = advise(tiny(tiny_dir, max_steps=100_000), rates=[1e-3, 1e-2], candidates=[1e-4, 1e-3], steps=6)
+    assert found.learning_rate == 1e-4
+    assert "smallest candidate" in found.grid_ends
+    assert any("0.0001 is the smallest candidate" in reason for reason in found.reasons)
+    with pytest.raises(UserError, match=r"all candidates lie above 0.01, .*; give smaller candidates"):
+        advise(tiny(tiny_dir), rates=[1e-2], candidates=[3e-2], steps=2)
+
+
+@pytest.mark.parametrize(
+    ("tops_out", "diverges", "probed", "ends"),
+    [
+        (1e-2, math.inf, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], ()),
+        (3e-1, math.inf, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0], ()),
+        (1e1, math.inf, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0], ("largest probe",)),
+        (1e1, 3e-1, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1], ()),
+    ],
+)
+def test_larger_rates_are_probed_while_the_best_is_the_largest(
+    tiny_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tops_out: float,
+    diverges: float,
+    probed: list[float],
+    ends: tuple[str, ...],
+) -> None:
+    asked = list[float]()
+
+    def probe(_: Bench, method: str, rate: float, steps: int) -> list[ProbePoint] | None:
+        if method == "sft":
+            asked.append(rate)
+        gain = 1 + math.log10(min(rate, tops_out) / 1e-3)
+        return None if rate >= diverges else [point(rate, gain, 10 * rate, steps=steps, method=method)]
+
+    monkeypatch.setattr(Bench, "probe", probe)
+    found = advise(tiny(tiny_dir))
+    assert asked == probed
+    assert found.grid_ends == ends
+    assert any("go on with --rates 1,3,10" in reason for reason in found.reasons) == bool(ends)
+    if diverges < math.inf:
+        assert any("0.3 was not stable" in reason for reason in found.reasons)
+
+
+def test_a_tight_budget_gets_a_smaller_rate_not_a_refusal(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(_: Bench, method: str, rate: float, steps: int) -> list[ProbePoint]:
+        return [point(rate, 1 + math.log10(rate / 1e-3), 10 * rate, steps=steps, method=method)]
+
+    monkeypatch.setattr(Bench, "probe", probe)
+    found = advise(tiny(tiny_dir), steps=10, budget=1e-5)
+    # A run of 20 units drifts by 20 times its rate.
+    assert found.learning_rate == 3e-7
+    assert found.grid_ends == ()
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,47 @@ def test_a_budget_of_drift_is_kept() -> None:
     assert choose(CURVE, [], units=100, test_rows=64, candidates=[1e-4], budget=0.02) is None
 
 
+RISING = [point(1e-5, 0.2, 0.01), point(1e-4, 0.6, 0.1), point(1e-3, 1.0, 0.4)]
+
+
+def test_a_choice_within_the_grid_lies_at_no_end() -> None:
+    for units in (100, 1000):
+        found = choose(CURVE, [], units=units, test_rows=64, candidates=GRID)
+        assert found is not None
+        assert found.ends == ()
+
+
+def test_the_grid_ends_where_the_gain_still_rises() -> None:
+    # The full run goes as far as the furthest probe at 1e-4 already, and gains nothing beyond it for want of a probe.
+    found = choose(RISING, [], units=100, test_rows=64, candidates=half_decades(1e-7, 1e-3))
+    assert found is not None
+    assert (found.learning_rate, found.ends) == (1e-4, ("largest probe",))
+    # A run of few steps falls short of it at all rates.
+    short = choose(RISING, [], units=2, test_rows=64, candidates=half_decades(1e-7, 1e-3))
+    assert short is not None
+    assert (short.learning_rate, short.ends) == (1e-3, ("largest probe",))
+
+
+def test_rates_shut_out_by_instability_or_budget_are_no_end() -> None:
+    grid = half_decades(1e-7, 3e-3)
+    for points, diverged in ((RISING, [3e-3]), ([*RISING, point(3e-3, 0.3, 2.0)], [])):
+        found = choose(points, diverged, units=2, test_rows=64, candidates=grid)
+        assert found is not None
+        assert (found.learning_rate, found.ends) == (1e-3, ())
+    kept = choose(RISING, [], units=100, test_rows=64, candidates=grid, budget=0.05)
+    assert kept is not None
+    assert (kept.learning_rate, kept.ends) == (3e-6, ())
+
+
+def test_the_ends_of_a_list_of_candidates() -> None:
+    low = choose(CURVE, [], units=1000, test_rows=64, candidates=[1e-5, 1e-4])
+    assert low is not None
+    assert (low.learning_rate, low.ends) == (1e-5, ("smallest candidate",))
+    high = choose(CURVE, [], units=10, test_rows=64, candidates=[1e-5, 3e-5])
+    assert high is not None
+    assert (high.learning_rate, high.ends) == (3e-5, ("largest candidate",))
+
+
 RISES = st.lists(st.tuples(st.floats(-0.1, 0.6), st.floats(-0.05, 0.5)), min_size=1, max_size=5)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gentletune.advice.curve import (
     Choice,
+    End,
     Forecast,
     ProbePoint,
     choose,
@@ -21,7 +24,8 @@ from gentletune.advice.curve import (
 )
 from gentletune.advice.method import HARD, advise_method, base_method, edge_at_equal_drift, talr_method
 from gentletune.advice.probes import Bench, split_rows
-from gentletune.data import encode_rows, load_data
+from gentletune.advice.reasons import nothing_to_propose, rate_reasons
+from gentletune.data import Encoded, encode_rows, load_data
 from gentletune.errors import UserError
 from gentletune.evaluation.measure import reference_answers, row_limit
 from gentletune.inspection.tokens import token_statistics
@@ -29,6 +33,8 @@ from gentletune.models import load_model, load_tokenizer, model_hash, resolve_mo
 from gentletune.recipe import Recipe
 
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)  # of the prior rate: probes move as far as full runs at smaller rates
+MORE_FACTORS = (300.0, 1000.0)  # probed too, one by one, where the best rate lies at the upper end of those
+_LOWER = 1e-4  # how far below the usual candidates to look where the best lies at their lower end: no probe needed
 STATISTICS_ROWS = 64  # training rows whose tokens are looked at
 HELD_ROWS, OWN_ANSWERS = 32, 64  # what a probe is measured on
 STEPS, LEAST_STEPS = 24, 6
@@ -41,10 +47,11 @@ class Proposal:
     """What to train with, why, and the curve it was read from.
 
     `points` are the probes (bits per token, paired against the initial model, errors by sequence), `forecasts` the
-    full runs they foretell, `diverged` the rates at which a probe was no longer finite. `hard_share` is the share of
-    training labels below p = 0.1 under the initial model. `seconds` is all the time taken, `share_of_sweep` that over
-    the training time of a sweep of `sweep_runs` such runs, at the probes' own seconds a step (its measuring not
-    counted).
+    full runs they foretell, `diverged` the rates at which a probe was no longer finite. `grid_ends` are the ends of the
+    grid beyond which a rate may be better (`curve.Choice`); a reason then says what to do. `probe_rows` is how many
+    training rows the probes trained on, `hard_share` the share of training labels below p = 0.1 under the initial
+    model. `seconds` is all the time taken, `share_of_sweep` that over the training time of a sweep of `sweep_runs` such
+    runs, at the probes' own seconds a step (its measuring not counted).
     """
 
     learning_rate: float
@@ -53,6 +60,8 @@ class Proposal:
     points: tuple[ProbePoint, ...]
     forecasts: tuple[Forecast, ...]
     diverged: tuple[float, ...]
+    grid_ends: tuple[End, ...]
+    probe_rows: int
     hard_share: float
     full_steps: int
     sweep_runs: int
@@ -68,10 +77,9 @@ class Proposal:
             values = {k: s.value for k, s in scores.items()} | {f"{k}_stderr": s.stderr for k, s in scores.items()}
             return plain | values
 
-        rest = ("learning_rate", "method", "reasons", "diverged", "hard_share", "full_steps", "sweep_runs", "seconds")
+        made = ("points", "forecasts")
         return {
-            **{key: getattr(self, key) for key in rest},
-            "share_of_sweep": self.share_of_sweep,
+            **{name: value for name, value in vars(self).items() if name not in made},
             "points": [flat(p) for p in self.points],
             "forecasts": [asdict(f) for f in self.forecasts],
         }
@@ -89,11 +97,13 @@ def advise(
 ) -> Proposal:
     """Propose a learning rate and a method for the recipe's full training from short probes.
 
-    Plain training is probed at each of `rates` (by default five around `prior_rate`; ten times larger with LoRA) for
-    `steps` steps, TALR once. Probes train and are measured on training rows only, apart from one another; the held-out
-    rows are never looked at. The rule is `curve.choose`'s: the least drift among `candidates` (default: half decades)
-    whose forecast gain ties with the best; `budget` is the most sampled drift that may come of it, bits per token. By
-    default `steps` are from 6 to 24, so many that all probes take about 6 % of the steps of `sweep_runs` full runs.
+    Plain training is probed at each of `rates` for `steps` steps, TALR once. Without `rates` they are five around
+    `prior_rate` (ten times larger with LoRA), and up to two larger ones where the best lies at the upper end of those.
+    Probes train on `steps` batches of training rows (on all there are, again and again, where those are fewer) and are
+    measured on training rows apart from them; the held-out rows are never looked at. The rule is `curve.choose`'s: the
+    least drift among `candidates` (default: half decades, as far down as it takes) whose forecast gain ties with the
+    best; `budget` is the most sampled drift that may come of it, bits per token. By default `steps` are from 6 to 24,
+    so many that the probes, larger rates aside, take about 6 % of the steps of `sweep_runs` full runs.
 
     Raises:
         UserError: bad input, fewer than 4 training rows, no rate at which a probe stayed finite or within budget.
@@ -103,24 +113,17 @@ def advise(
     """
     begun = time.perf_counter()
     _check(rates, candidates, steps, budget, sweep_runs)
-    bench, hard_share, full, width = _bench(recipe, say)
+    loaded = _load(recipe)
     base, talr = base_method(recipe.method), talr_method(recipe.method)
-    prior = prior_rate(width) * (10 if "lora" in base else 1)
+    prior = prior_rate(int(loaded.model.config.get_text_config().hidden_size)) * (10 if "lora" in base else 1)
     probed = sorted(rates or [nearest_half_decade(prior * f) for f in FACTORS])
+    full = loaded.full_steps(recipe)
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / (len(probed) + 1))))
-    points, diverged = list[ProbePoint](), list[float]()
-    for rate in probed:
-        say(f"probing {base} at learning rate {rate:g} for {count} steps")
-        found = bench.probe(base, rate, count)
-        points += found or []
-        if found is None:
-            diverged.append(rate)
+    bench, hard_share = _bench(recipe, loaded, count, say)
     units = unit_movement(full, full, recipe.warmup, recipe.schedule) or 1.0  # one step may be all warm-up
-    options = candidates or half_decades(min(prior / 10, *probed), max(probed))
-    choice = choose(points, diverged, units=units, test_rows=recipe.test_rows, candidates=options, budget=budget)
-    if choice is None:
-        raise _nothing(points, diverged, budget)
-    stable = stable_points(points, diverged)
+    search = _RateSearch(bench, base, count, units, min(prior / 10, *probed), candidates, budget, say)
+    choice = search.run(probed, () if rates else [nearest_half_decade(prior * f) for f in MORE_FACTORS])
+    stable = stable_points(search.points, search.diverged)
     equal = _equal_rate(stable, choice, units)
     say(f"probing {talr} at learning rate {equal:g} for {count} steps")
     other = bench.probe(talr, equal, count)
@@ -128,21 +131,84 @@ def advise(
     method, why = advise_method(hard_share, edge, base, talr)
     if other is None:
         method, why = base, f"{base}, not {talr}: its probe at {equal:g} was no longer finite."
+    known: dict[str, Any] = {"units": units, "steps": count, "full": full, "budget": budget}
     seconds = time.perf_counter() - begun
     a_step = bench.seconds / max(bench.steps, 1)
     return Proposal(
         choice.learning_rate,
         method,
-        (*_reasons(choice, stable, units, count, full, budget), why),
-        (*points, *(other or [])),
+        (*rate_reasons(choice, search.points, search.diverged, **known), why),
+        (*search.points, *(other or [])),
         choice.forecasts,
-        tuple(diverged),
+        tuple(search.diverged),
+        choice.ends,
+        len(bench.train),
         hard_share,
         full,
         sweep_runs,
         seconds,
         seconds / (sweep_runs * full * a_step) if a_step else math.inf,
     )
+
+
+@dataclass
+class _RateSearch:
+    """Plain probes of one rate after another, and the choice they lead to.
+
+    `low` is the smallest usual candidate, `units` the full run's movement at rate 1.
+    """
+
+    bench: Bench
+    method: str
+    steps: int
+    units: float
+    low: float
+    candidates: Sequence[float] | None
+    budget: float | None
+    say: Callable[[str], None]
+    points: list[ProbePoint] = field(default_factory=list)
+    diverged: list[float] = field(default_factory=list)
+
+    def run(self, rates: Sequence[float], more: Sequence[float]) -> Choice:
+        """The choice after probing `rates`, and after as many of `more` as the upper end of the grid asks for.
+
+        Raises `UserError` where no rate can be proposed.
+        """
+        for rate in rates:
+            self._probe(rate)
+        choice = self._choose()
+        for rate in more:
+            if "largest probe" not in choice.ends:
+                break
+            self.say(f"the best rate lies at the upper end of those probed, {choice.largest_stable:g}; going on")
+            self._probe(rate)
+            choice = self._choose()
+        return choice
+
+    def _probe(self, rate: float) -> None:
+        self.say(f"probing {self.method} at learning rate {rate:g} for {self.steps} steps")
+        found = self.bench.probe(self.method, rate, self.steps)
+        self.points += found or []
+        if found is None:
+            self.diverged.append(rate)
+
+    def _choose(self) -> Choice:
+        """The choice among the candidates; the usual ones go on downwards while the best lies at their lower end.
+
+        A smaller rate needs no probe: its full run is read off the curve nearer to its start.
+        """
+        low, high = self.low, max([*(p.learning_rate for p in self.points), *self.diverged])
+        while True:
+            options = self.candidates or half_decades(low, high)
+            known: dict[str, Any] = {"units": self.units, "test_rows": self.bench.recipe.test_rows}
+            choice = choose(self.points, self.diverged, candidates=options, budget=self.budget, **known)
+            open_below = choice is None or ("smallest candidate" in choice.ends and choice.best > choice.tolerance)
+            if self.candidates or not self.points or not open_below or low <= self.low * _LOWER:
+                break
+            low /= 10
+        if choice is None:
+            raise nothing_to_propose(self.points, self.diverged, options, self.budget)
+        return choice
 
 
 def _check(
@@ -163,23 +229,45 @@ def _check(
         raise UserError(f"sweep_runs must be 1 or more, got {sweep_runs}")
 
 
-def _bench(recipe: Recipe, say: Callable[[str], None]) -> tuple[Bench, float, int, int]:
-    """What to probe on, the share of hard tokens, the steps of the full training and the model's width."""
+@dataclass(frozen=True)
+class _Loaded:
+    """The initial model, its tokenizer and directory, and the training rows as tokens."""
+
+    model: Any
+    tokenizer: Any
+    directory: Path
+    rows: Sequence[Encoded]
+
+    def full_steps(self, recipe: Recipe) -> int:
+        """Optimiser steps of the full training."""
+        return recipe.max_steps or max(1, math.ceil(recipe.epochs * math.ceil(len(self.rows) / _step_rows(recipe))))
+
+
+def _load(recipe: Recipe) -> _Loaded:
     data = load_data(recipe)
     directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
     tokenizer = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
     model = load_model(directory, trust_remote_code=recipe.trust_remote_code)
     rows = encode_rows(data.train, tokenizer, max_length=row_limit(model, recipe), where=f"{data.name}, training").rows
-    step_rows = recipe.batch_size * recipe.gradient_accumulation
-    train, held = split_rows(rows, HELD_ROWS, STEPS * step_rows, recipe.seed)
+    return _Loaded(model, tokenizer, directory, rows)
+
+
+def _step_rows(recipe: Recipe) -> int:
+    return recipe.batch_size * recipe.gradient_accumulation
+
+
+def _bench(recipe: Recipe, loaded: _Loaded, steps: int, say: Callable[[str], None]) -> tuple[Bench, float]:
+    """What probes of `steps` steps train and are measured on, and the share of hard tokens."""
+    model, tokenizer, rows = loaded.model, loaded.tokenizer, loaded.rows
+    train, held = split_rows(rows, HELD_ROWS, steps * _step_rows(recipe), recipe.seed)
     say("token statistics of the training rows under the initial model")
+    looked_at = random.Random(recipe.seed).sample(rows, min(STATISTICS_ROWS, len(rows)))
     tokens = {"pad_id": tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
-    hard = token_statistics(model, [*held, *train][:STATISTICS_ROWS], **tokens).hard_share[HARD]
+    hard = token_statistics(model, looked_at, **tokens).hard_share[HARD]
     say("the initial model's own answers (shared with any run of the recipe)")
-    reference = reference_answers(model, tokenizer, recipe, model_hash(directory))
-    bench = Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS))
-    full = recipe.max_steps or max(1, math.ceil(recipe.epochs * math.ceil(len(rows) / step_rows)))
-    return bench, hard, full, int(model.config.get_text_config().hidden_size)
+    reference = reference_answers(model, tokenizer, recipe, model_hash(loaded.directory))
+    say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")
+    return Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS)), hard
 
 
 def _equal_rate(stable: Sequence[ProbePoint], choice: Choice, units: float) -> float:
@@ -187,35 +275,3 @@ def _equal_rate(stable: Sequence[ProbePoint], choice: Choice, units: float) -> f
     ends = {p.learning_rate: p for p in stable}  # by movement, so the last of each rate
     target = choice.learning_rate * units
     return min(ends.values(), key=lambda p: abs(math.log(p.movement / target))).learning_rate
-
-
-def _nothing(points: Sequence[ProbePoint], diverged: Sequence[float], budget: float | None) -> UserError:
-    if budget is not None and stable_points(points, diverged):
-        return UserError(
-            f"no learning rate is forecast to stay within {budget:g} bits of drift per token; raise budget"
-        )
-    return UserError(f"the probes at {', '.join(f'{r:g}' for r in diverged)} diverged; give smaller rates")
-
-
-def _reasons(
-    choice: Choice, stable: Sequence[ProbePoint], units: float, steps: int, full: int, budget: float | None
-) -> list[str]:
-    mine = next(f for f in choice.forecasts if f.learning_rate == choice.learning_rate)
-    best = max(f.gain for f in choice.forecasts if f.learning_rate in choice.tied)
-    top = max(stable, key=lambda p: p.gain.value)
-    error = f" ± {top.gain.stderr:.3f}" if top.gain.stderr is not None else ", error unknown"
-    limit = f", of those forecast to drift at most {budget:g}" if budget is not None else ""
-    said = [
-        f"Learning rate {choice.learning_rate:g}: the smallest whose forecast gain over {full} steps, {mine.gain:.3f} "
-        f"bits per domain token, ties with the best, {best:.3f} (within {choice.tolerance:.3f}){limit}; forecast drift "
-        f"{mine.drift:.3f} bits per token.",
-        f"Read from probes of {steps} steps: a full run moves as far as {units:.3g} steps at its peak rate, so a "
-        f"probe at about {units / steps:.2g} times the rate stands for it; the largest gain measured is "
-        f"{top.gain.value:.3f}{error} at {top.learning_rate:g}, and rates above {choice.largest_stable:g} were not "
-        "stable or not probed.",
-    ]
-    if top.gain.stderr is not None and top.gain.value <= 1.96 * top.gain.stderr:
-        said.append("No probe gained measurably on the domain, so take the rate for a guess: give more steps.")
-    if mine.beyond:
-        said.append("The full run goes beyond what the probes measured: its gain is a floor, its drift extrapolated.")
-    return said

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
+from typing import Literal
 
 from gentletune.records import Score
 from gentletune.statistics import Change, paired_change
@@ -21,6 +22,8 @@ PRIOR = (576, 1e-5)  # hidden size and a rate that is small there (docs/log.md);
 _EXPONENT = -5 / 3  # through both: 1e-6 at about 2300
 _STEPS = (1.0, 3.0)  # rates are proposed to half a decade; nothing here knows more
 SLACK = 0.05  # of the best gain: so much less counts as the same
+
+End = Literal["smallest candidate", "largest candidate", "largest probe"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class Forecast:
 class Choice:
     """The rate chosen, the forecasts it was chosen from, the rates tied with the best, and the slack of the tie.
 
-    `largest_stable` is the largest probed rate that did no worse than the smaller ones.
+    `best` is the largest forecast gain among the rates allowed. `largest_stable` is the largest probed rate that did
+    no worse than the smaller ones. `ends` are the ends of the grid that the choice lies at, so that a rate beyond may
+    be better: the smallest or the largest candidate is chosen, or the gain still rose at the largest rate probed where
+    the full run may go as far or further. What instability or a budget shuts out is no end of the grid.
     """
 
     learning_rate: float
@@ -65,6 +71,8 @@ class Choice:
     tied: tuple[float, ...]
     tolerance: float
     largest_stable: float
+    best: float
+    ends: tuple[End, ...]
 
 
 def prior_rate(hidden_size: int) -> float:
@@ -194,7 +202,20 @@ def choose(
     tolerance = max(SLACK * best, 1.96 * _paired_error(stable, test_rows))
     tied = [f for f in allowed if best - f.gain <= tolerance]
     chosen = min(tied, key=lambda f: (f.drift, f.learning_rate))
-    return Choice(chosen.learning_rate, found, tuple(f.learning_rate for f in tied), tolerance, largest)
+    ends = list[End]()
+    if chosen.learning_rate == found[0].learning_rate:
+        ends.append("smallest candidate")
+    if chosen.learning_rate == max(candidates) < largest * 0.999:
+        ends.append("largest candidate")
+    elif largest >= max([*(p.learning_rate for p in points), *diverged]):
+        # The forecast is level after the last probe only because nothing was measured there.
+        reached = max(f.movement for f in allowed) >= stable[-1].movement * (1 - 1e-9)
+        smaller = max((p.gain.value for p in stable if p.learning_rate < largest), default=0.0)
+        still_rising = reached and stable[-1].gain.value - smaller > tolerance
+        if still_rising or (chosen is found[-1] and chosen.gain > tolerance):
+            ends.append("largest probe")
+    tied_rates = tuple(f.learning_rate for f in tied)
+    return Choice(chosen.learning_rate, found, tied_rates, tolerance, largest, best, tuple(ends))
 
 
 def _paired_error(stable: Sequence[ProbePoint], test_rows: int) -> float:
