@@ -149,7 +149,7 @@ def sweep_command(
 def advise_command(
     context: typer.Context,
     config: ConfigOption = None,
-    steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps of each probe (6 to 24).")] = None,
+    steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps of each probe; 6 to 24 by default.")] = None,
     rates: Annotated[str, typer.Option(help="Rates to probe, such as 1e-5,1e-4; by default from the model.")] = "",
     budget: Annotated[float | None, typer.Option(help="Most drift that may come of it, bits per token.")] = None,
     sweep_runs: Annotated[int, typer.Option(min=1, help="Runs of the sweep that this stands in for.")] = 24,
