@@ -13,9 +13,9 @@ from gentletune.errors import UserError
 from gentletune.losses import batch_tau, talr_weights
 from gentletune.methods import Method, TokenBatch, Weighted, compose, method_names, parse_method, register, registry
 from gentletune.methods import training_part as trained_as
-from gentletune.methods.base import parameter_deviations, squared_norm
+from gentletune.methods.base import Deviation, deviation_norm, merge_weights, parameter_deviations
 
-SLOTS = ("token_weights", "sequence_weights", "penalty", "parameterise", "finish")
+SLOTS = ("token_weights", "sequence_weights", "penalty", "parameterise", "merge")
 # In canonical order: by slot, then by name.
 SLOT_OF = {
     "dft": "token_weights",
@@ -24,7 +24,7 @@ SLOT_OF = {
     "flow": "sequence_weights",
     "l2": "penalty",
     "lora": "parameterise",
-    "wise_ft": "finish",
+    "wise_ft": "merge",
 }
 SUBSETS = [names for size in range(1, 8) for names in itertools.combinations(SLOT_OF, size)]
 BATCH = TokenBatch(nll=torch.tensor([0.0, 1.0, 2.0, 30.0]), sequence_nll=torch.tensor([0.5, 16.0, 2.0]))
@@ -46,16 +46,22 @@ def weigh(text: str, batch: TokenBatch = BATCH) -> Weighted:
     return method.token_weights(batch)
 
 
-def penalise(text: str, deviations: Iterable[Tensor]) -> Tensor:
+def penalise(text: str, deviations: Iterable[Deviation]) -> float:
+    """The penalty over all tensors; its gradient goes to the parameters."""
     method = parse_method(text)
     assert method.penalty is not None
-    return method.penalty(deviations)
+    total = 0.0
+    for deviation in deviations:
+        value, gradient = method.penalty(deviation.value)
+        deviation.pull_back(gradient)
+        total += value.item()
+    return total
 
 
-def finish(text: str, initial: dict[str, Tensor], tuned: dict[str, Tensor]) -> dict[str, Tensor]:
+def merge(text: str, base: Tensor, tuned: Tensor) -> Tensor:
     method = parse_method(text)
-    assert method.finish is not None
-    return method.finish(initial, tuned)
+    assert method.merge is not None
+    return method.merge("w", base, tuned)
 
 
 # --- names and slots
@@ -125,10 +131,10 @@ def test_training_part(text: str, training: str) -> None:
 
 
 @pytest.mark.usefixtures("own_registry")
-def test_training_part_keeps_a_method_that_does_more_than_finish() -> None:
+def test_training_part_keeps_a_method_that_does_more_than_merge() -> None:
     @register("pull_and_average")
     def pull_and_average() -> Method:
-        return Method(penalty=squared_norm, finish=lambda initial, tuned: dict(tuned))
+        return Method(penalty=lambda deviation: (deviation.sum(), deviation), merge=lambda name, base, tuned: tuned)
 
     assert trained_as("pull_and_average+wise_ft") == "pull_and_average"
 
@@ -240,9 +246,7 @@ def test_l2_by_hand() -> None:
     layer = nn.Linear(2, 2).double()
     deviation = {"weight": [[1.0, -2.0], [0.0, 3.0]], "bias": [1.0, 0.0]}
     initial = {n: p.detach() - torch.tensor(deviation[n], dtype=p.dtype) for n, p in layer.named_parameters()}
-    penalty = penalise("l2(weight=0.5)", parameter_deviations(layer, initial))
-    penalty.backward()
-    assert penalty.item() == pytest.approx(7.5, rel=1e-12)
+    assert penalise("l2(weight=0.5)", parameter_deviations(layer, initial)) == pytest.approx(7.5, rel=1e-12)
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, torch.tensor(deviation[name], dtype=torch.float64))
@@ -253,15 +257,18 @@ def test_frozen_parameters_do_not_deviate() -> None:
     layer.bias.requires_grad_(False)
     found = list(parameter_deviations(layer, {"weight": torch.zeros(1, 2)}))
     assert len(found) == 1
-    assert torch.equal(found[0], layer.weight)
+    assert torch.equal(found[0].value, layer.weight)
 
 
 def test_penalties_add() -> None:
     both = compose(parse_method("l2(weight=1)"), parse_method("l2(weight=2)")).penalty
     assert both is not None
-    assert both(iter([torch.tensor([1.0, 2.0]), torch.tensor([3.0])])).item() == 42.0  # (1 + 2)·14
-    assert both(iter([])).item() == 0.0
-    assert penalise("l2(weight=0)", [torch.ones(3)]).item() == 0.0
+    value, gradient = both(torch.tensor([1.0, 2.0, 3.0]))
+    assert value.item() == pytest.approx(42.0)  # (1 + 2)·14
+    assert gradient.tolist() == [6.0, 12.0, 18.0]  # 2·(1 + 2)·δ
+    none = parse_method("l2(weight=0)").penalty
+    assert none is not None
+    assert none(torch.ones(3))[0].item() == 0.0
 
 
 def test_two_parameterisations_exclude_each_other() -> None:
@@ -271,8 +278,8 @@ def test_two_parameterisations_exclude_each_other() -> None:
 
 def test_full_fine_tuning_is_the_default_parameterisation() -> None:
     how, layer = parse_method("talr").parameterisation, nn.Linear(2, 2)
-    assert how.wrap(layer) is how.merge(layer) is layer
-    assert how.keeps_initial
+    assert how.wrap(layer) is how.unwrap(layer) is layer
+    assert how.needs_base
     assert how.deviations is parameter_deviations
 
 
@@ -280,7 +287,7 @@ def test_lora(tiny_model: LlamaForCausalLM) -> None:
     ids = torch.arange(12)[None]
     initial = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     how = parse_method("lora(r=4, alpha=8)").parameterisation
-    assert not how.keeps_initial
+    assert not how.needs_base
     before = tiny_model(ids).logits.detach()
     model = how.wrap(tiny_model).eval()
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -291,11 +298,9 @@ def test_lora(tiny_model: LlamaForCausalLM) -> None:
 
     start = list(how.deviations(model, {}))
     assert len(start) == 14  # seven linear layers in each of two blocks
-    assert not any(deviation.any() for deviation in start)
+    assert not any(deviation.value.any() for deviation in start)
 
-    penalty = penalise("lora(r=4, alpha=8)+l2(weight=2)", how.deviations(model, {}))
-    penalty.backward()
-    assert penalty.item() == 0.0
+    assert penalise("lora(r=4, alpha=8)+l2(weight=2)", how.deviations(model, {})) == 0.0
     adapters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(p.grad is not None and not p.grad.any() for p in adapters.values())
 
@@ -306,19 +311,18 @@ def test_lora(tiny_model: LlamaForCausalLM) -> None:
     expected = [
         8 / 4 * adapters[name.replace("lora_A", "lora_B")] @ a for name, a in adapters.items() if "lora_A" in name
     ]
-    deviations = list(how.deviations(model, {}))
-    assert all(deviation.requires_grad for deviation in deviations)
-    for deviation, product in zip(deviations, expected, strict=True):
-        torch.testing.assert_close(deviation, product)
+    for deviation, product in zip(how.deviations(model, {}), expected, strict=True):
+        torch.testing.assert_close(deviation.value, product)
+    norm = deviation_norm(how.deviations(model, {}))
 
     moved = model(ids).logits.detach()
     assert not torch.allclose(moved, before, atol=1e-3)
-    merged = how.merge(model)
+    merged = how.unwrap(model)
     assert type(merged) is LlamaForCausalLM
     assert merged.state_dict().keys() == initial.keys()
     torch.testing.assert_close(merged(ids).logits.detach(), moved, rtol=1e-4, atol=1e-5)
     change = sum((tensor - initial[name]).square().sum() for name, tensor in merged.state_dict().items())
-    torch.testing.assert_close(change, squared_norm(expected).detach(), rtol=1e-4, atol=0)
+    assert float(change) ** 0.5 == pytest.approx(norm, rel=1e-4)
 
 
 def test_l2_and_lora_pull_back_to_the_initial_model(tiny_model: LlamaForCausalLM) -> None:
@@ -329,53 +333,72 @@ def test_l2_and_lora_pull_back_to_the_initial_model(tiny_model: LlamaForCausalLM
     with torch.no_grad():
         for parameter in adapters:
             parameter.fill_(0.1)
-    assert method.penalty is not None
-    method.penalty(method.parameterisation.deviations(model, {})).backward()
+    penalise("l2+lora(r=2, targets=[q_proj])", method.parameterisation.deviations(model, {}))
     assert all(p.grad is not None and bool((p.grad > 0).all()) for p in adapters)
 
 
-# --- finishes
+def test_the_penalty_on_a_product_has_autograds_gradient(tiny_model: LlamaForCausalLM) -> None:
+    method = parse_method("l2(weight=0.5)+lora(r=2, targets=[q_proj])")
+    model = method.parameterisation.wrap(tiny_model)
+    adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in adapters.values():
+            parameter.normal_()
+    scale = 32 / 2
+    products = [scale * adapters[n.replace("lora_A", "lora_B")] @ a for n, a in adapters.items() if "lora_A" in n]
+    loss = 0.5 * torch.stack([product.square().sum() for product in products]).sum()
+    wanted = torch.autograd.grad(loss, list(adapters.values()))
+    found = penalise("l2(weight=0.5)+lora(r=2, targets=[q_proj])", method.parameterisation.deviations(model, {}))
+    assert found == pytest.approx(loss.item(), rel=1e-5)
+    for parameter, gradient in zip(adapters.values(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+# --- merges
 
 
 def states() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(3)
-    initial = {"a": torch.randn(5, 3, generator=generator), "b": torch.randn(4, generator=generator).bfloat16()}
-    tuned = {
-        name: tensor + torch.randn(tensor.shape, generator=generator).to(tensor) for name, tensor in initial.items()
-    }
-    return initial | {"steps": torch.tensor(1)}, tuned | {"steps": torch.tensor(9)}
+    base = {"a": torch.randn(5, 3, generator=generator), "b": torch.randn(4, generator=generator).bfloat16()}
+    tuned = {name: tensor + torch.randn(tensor.shape, generator=generator).to(tensor) for name, tensor in base.items()}
+    return base, tuned
 
 
 @pytest.mark.parametrize(("alpha", "which"), [(0, 0), (0.0, 0), (1, 1), (1.0, 1)])
 def test_wise_ft_end_points_are_exact(alpha: float, which: int) -> None:
-    ends = states()
-    found = finish(f"wise_ft(alpha={alpha})", *ends)
-    assert found.keys() == ends[which].keys()
-    assert all(torch.equal(found[name], ends[which][name]) for name in found)
+    base, tuned = states()
+    for name in base:
+        assert torch.equal(merge(f"wise_ft(alpha={alpha})", base[name], tuned[name]), (base, tuned)[which][name])
 
 
 def test_wise_ft_between() -> None:
-    initial, tuned = states()
-    half, quarter = finish("wise_ft", initial, tuned), finish("wise_ft(alpha=0.25)", initial, tuned)
-    torch.testing.assert_close(half["a"], (initial["a"] + tuned["a"]) / 2)
-    torch.testing.assert_close(quarter["a"], 0.75 * initial["a"] + 0.25 * tuned["a"])
-    assert half["b"].dtype == torch.bfloat16
-    assert half["steps"].item() == 9  # a count cannot be averaged
+    base, tuned = states()
+    torch.testing.assert_close(merge("wise_ft", base["a"], tuned["a"]), (base["a"] + tuned["a"]) / 2)
+    quarter = merge("wise_ft(alpha=0.25)", base["a"], tuned["a"])
+    torch.testing.assert_close(quarter, 0.75 * base["a"] + 0.25 * tuned["a"])
+    assert merge("wise_ft", base["b"], tuned["b"]).dtype == torch.bfloat16
 
 
-def test_wise_ft_refuses_other_weights() -> None:
-    initial, tuned = states()
-    for changed in (tuned | {"c": torch.ones(1)}, {"a": tuned["a"]}):
-        with pytest.raises(ValueError, match="different weights"):
-            finish("wise_ft", initial, changed)
-
-
-def test_finishes_chain() -> None:
+def test_merges_chain() -> None:
     both = compose(parse_method("wise_ft(alpha=0.5)"), parse_method("wise_ft(alpha=0.25)"))
     assert both.name == "wise_ft+wise_ft"
-    assert both.finish is not None
+    assert both.merge is not None
     # 0 → 8 tuned: the first gives 4, the second a quarter of that.
-    assert both.finish({"a": torch.tensor([0.0])}, {"a": torch.tensor([8.0])})["a"].item() == 1.0
+    assert both.merge("a", torch.tensor([0.0]), torch.tensor([8.0])).item() == 1.0
+
+
+def test_merging_a_model_with_tied_weights_averages_them_once(tiny_model: LlamaForCausalLM) -> None:
+    base = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.add_(1.0)
+    average = parse_method("wise_ft(alpha=0.25)").merge
+    assert average is not None
+    norm = merge_weights(tiny_model, base, average)
+    for name, parameter in tiny_model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), base[name] + 0.25)
+    assert tiny_model.lm_head.weight is tiny_model.model.embed_tokens.weight
+    assert norm == pytest.approx(0.25 * sum(p.numel() for p in tiny_model.parameters()) ** 0.5, rel=1e-5)
 
 
 # --- methods from outside
@@ -393,7 +416,7 @@ def test_a_method_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "mask_hard" in method_names()
         method = parse_method("wise_ft + mask_hard(p_min=0.3) + lora")
         assert method.label == "mask_hard(p_min=0.3)+lora+wise_ft"
-        assert filled(method) == {"token_weights", "parameterise", "finish"}
+        assert filled(method) == {"token_weights", "parameterise", "merge"}
         assert weigh("mask_hard(p_min=0.3)+lora").weights.tolist() == [1.0, 1.0, 0.0, 0.0]  # p = 1, .37, .14, 0
         assert weigh("mask_hard(p_min=0.3)+dft").weights.tolist() == pytest.approx([1, math.exp(-1), 0, 0], rel=1e-6)
         with pytest.raises(UserError, match="did you mean 'mask_hard'"):

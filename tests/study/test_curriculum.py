@@ -243,7 +243,7 @@ def test_a_diverged_run_does_not_stop_the_others(
         (["sft"], [], {}, "one seed"),
         (["sft", "talr", "talr(tau=median)"], [0], {}, "method talr is given twice"),
         (["sft"], [0, 0], {}, "seed 0 is given twice"),
-        (["sft+wise_ft"], [0], {}, "finish"),
+        (["sft+wise_ft"], [0], {}, "merge"),
         (["tarl"], [0], {}, "did you mean 'talr'"),
         (["sft"], [0], {"every": 0}, "at least 1"),
     ],

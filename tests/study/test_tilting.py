@@ -469,7 +469,7 @@ def test_data_without_a_chain_of_thought_are_one_kind(tiny_dir: Path, tmp_path: 
         ({"every": 0}, "every must be 1 or more"),
         ({"domain_positions": 0}, "positions must be 1 or more"),
         ({"budget": 0.0}, "budget must be a number"),
-        ({"recipe": {"method": "wise_ft"}}, "without a finish"),
+        ({"recipe": {"method": "wise_ft"}}, "without a merge"),
         ({"recipe": {"method": "flow"}}, "weights of sequences"),
     ],
 )

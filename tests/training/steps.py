@@ -58,21 +58,21 @@ def settings(output: Path, **changes: Any) -> SFTConfig:
 
 def one_step(
     model: Any, tokenizer: Any, output: Path, method: str, *, rows: Any = None, weights: Any = None,
-    initial: Any = None, trainer_class: Any = GentleTrainer, **changes: Any,
+    base: Any = None, trainer_class: Any = GentleTrainer, **changes: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """The trainer after one step, and θ⁰."""
     parsed = parse_method(method)
     wrapped = parsed.parameterisation.wrap(model)
-    initial = initial or {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
+    base = base or {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
     rows = ROWS if rows is None else rows
     changes = {"per_device_train_batch_size": len(rows), **changes}
     trainer = trainer_class(
-        wrapped, settings(output, **changes), method=parsed, initial=initial, train_dataset=_dataset(rows, weights),
+        wrapped, settings(output, **changes), method=parsed, base=base, train_dataset=_dataset(rows, weights),
         processing_class=tokenizer, callbacks=[KeepGradients()],
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
     )  # fmt: skip
     trainer.train()
-    return trainer, initial
+    return trainer, base
 
 
 def gradients(trainer: Any) -> dict[str, torch.Tensor]:

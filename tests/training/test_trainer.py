@@ -106,7 +106,7 @@ def test_l2_adds_twice_lambda_times_the_deviation(tiny_model: Any, tokenizer: An
     deviated = copy.deepcopy(tiny_model)
     sft, _ = one_step(copy.deepcopy(tiny_model), tokenizer, tmp_path / "a", "sft")
     plain = gradients(sft)
-    trainer, _ = one_step(deviated, tokenizer, tmp_path / "b", "l2(weight=0.5)", initial=initial)
+    trainer, _ = one_step(deviated, tokenizer, tmp_path / "b", "l2(weight=0.5)", base=initial)
     for name, gradient in gradients(trainer).items():
         assert torch.allclose(gradient, plain[name] + 2 * 0.5 * 0.01, rtol=1e-3, atol=1e-5), name
     size = sum(p.numel() for p in deviated.parameters())

@@ -49,7 +49,7 @@ class Bench:
         """
         recipe = self.recipe.override({
             "method": method, "learning_rate": rate, "max_steps": steps, "schedule": "constant", "report_to": (),
-            "probe_every": max(steps // 2, 1), "save_every": steps + 1,
+            "probe_every": math.ceil(steps / 2), "save_every": steps + 1,
         })  # fmt: skip
         found: list[ProbePoint] = []
         looking, begun = 0.0, time.perf_counter()
@@ -69,7 +69,10 @@ class Bench:
                 wanted = parse_method(method)
                 model = copy.deepcopy(self.model)
                 title = f"{method} at {rate:g}"
-                fit(recipe, wanted, model, self.tokenizer, self.train, Path(scratch), probe=look, title=title)
+                fit(
+                    recipe, wanted, model, self.tokenizer, self.train, Path(scratch),
+                    base=dict(self.model.named_parameters()), probe=look, title=title,
+                )  # fmt: skip
         except _SeenEnoughError:
             pass
         except TrainingDivergedError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -37,25 +39,41 @@ class Weighted:
 
 TokenWeights = Callable[[TokenBatch], Weighted]
 SequenceWeights = Callable[[Tensor], Tensor]
-Penalty = Callable[[Iterable[Tensor]], Tensor]
-StateDict = Mapping[str, Tensor]
-Finish = Callable[[StateDict, StateDict], dict[str, Tensor]]
+Penalty = Callable[[Tensor], tuple[Tensor, Tensor]]
+Merge = Callable[[str, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """θ - θ⁰ of one tensor: `value`, without gradient and the caller's to overwrite.
+
+    `pull_back` adds to the `.grad` of the trained parameters what a gradient of the value's shape makes of them.
+    """
+
+    value: Tensor
+    pull_back: Callable[[Tensor], None]
 
 
 def _identity(model: Any) -> Any:
     return model
 
 
-def parameter_deviations(model: nn.Module, initial: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """θ - θ⁰ for each trainable parameter; `initial` holds θ⁰ by parameter name."""
+def parameter_deviations(model: nn.Module, base: Mapping[str, Tensor]) -> Iterator[Deviation]:
+    """θ - θ⁰ of each trainable parameter, made when it is asked for; `base` holds θ⁰ by parameter name."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            yield parameter - _placed(initial[name], parameter)
+            value = parameter.detach() - _placed(base[name], parameter)
+            yield Deviation(value, partial(add_gradient, parameter))
+
+
+def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Add to the parameter's gradient, in place where it has one."""
+    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _placed(value: Tensor, parameter: Tensor) -> Tensor:
-    """`value` on the parameter's device, cut to its shards where FSDP shards it."""
-    value = value.to(parameter.device)
+    """`value` on the parameter's device in its dtype, cut to its shards where FSDP shards it."""
+    value = value.detach().to(parameter.device, parameter.dtype)
     if isinstance(parameter, DTensor) and not isinstance(value, DTensor):  # every rank has it whole: nothing is sent
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value
@@ -65,15 +83,15 @@ def _placed(value: Tensor, parameter: Tensor) -> Tensor:
 class Parameterisation:
     """How the weights are parameterised while training.
 
-    `wrap` prepares the initial model (it may freeze weights and add others), `deviations` yields the effective
-    θ - θ⁰ tensor by tensor, with gradient, and `merge` turns the trained model back into the plain
-    architecture. `keeps_initial` is False where `deviations` needs no copy of the initial weights.
+    `wrap` prepares the base model (it may freeze weights and add others), `deviations` yields the effective θ - θ⁰
+    tensor by tensor, and `unwrap` turns the trained model back into the plain architecture. `needs_base` is False
+    where `deviations` needs no θ⁰.
     """
 
     wrap: Callable[[Any], Any] = _identity
-    deviations: Callable[[Any, Mapping[str, Tensor]], Iterator[Tensor]] = parameter_deviations
-    merge: Callable[[Any], Any] = _identity
-    keeps_initial: bool = True
+    deviations: Callable[[Any, Mapping[str, Tensor]], Iterator[Deviation]] = parameter_deviations
+    unwrap: Callable[[Any], Any] = _identity
+    needs_base: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,11 +100,11 @@ class Method:
 
     Slots:
         token_weights: weights of the label tokens from their NLL, each step (TALR, DFT).
-        sequence_weights: weights of the training sequences (S,) from their mean NLL under the initial model,
-            once (FLOW).
-        penalty: a scalar from the deviations θ - θ⁰, added to the loss once per optimiser step (L2).
+        sequence_weights: weights of the training sequences (S,) from their mean NLL under the base model, once (FLOW).
+        penalty: from the deviation of one tensor, which it may overwrite, its part of a sum that is added to the loss
+            once per optimiser step (a scalar), and the gradient of that part in the deviation (L2).
         parameterise: which parameters are trained (LoRA).
-        finish: final weights from the initial and the tuned ones (Wise-FT).
+        merge: after training, the final tensor from its name, the base model's and the tuned one (Wise-FT).
 
     `normalization` is Z in L = (1/Z) Σ w ℓ: the global number of label tokens (`count`) or the global sum of
     the weights (`simplex`). `pointwise` says that a token's weight follows from its own NLL (and `previous`) alone, so
@@ -100,7 +118,7 @@ class Method:
     sequence_weights: SequenceWeights | None = None
     penalty: Penalty | None = None
     parameterise: Parameterisation | None = None
-    finish: Finish | None = None
+    merge: Merge | None = None
     normalization: Normalization = "count"
     pointwise: bool = False
     uses_previous: bool = False
@@ -117,12 +135,12 @@ class Method:
 
     def rank(self) -> int:
         """Position of the first filled slot: the order of names in a composition."""
-        slots = (self.token_weights, self.sequence_weights, self.penalty, self.parameterise, self.finish)
+        slots = (self.token_weights, self.sequence_weights, self.penalty, self.parameterise, self.merge)
         return next((i for i, slot in enumerate(slots) if slot is not None), -1)
 
 
 def compose(first: Method, second: Method) -> Method:
-    """Both methods at once: weights multiply, penalties add, parameterisations and finishes chain.
+    """Both methods at once: weights multiply, penalties add, merges chain.
 
     Raises:
         ValueError: both parameterise the weights.
@@ -136,7 +154,7 @@ def compose(first: Method, second: Method) -> Method:
         sequence_weights=_both(first.sequence_weights, second.sequence_weights, lambda f, g: lambda x: f(x) * g(x)),
         penalty=_both(first.penalty, second.penalty, _add_penalties),
         parameterise=first.parameterise or second.parameterise,
-        finish=_both(first.finish, second.finish, lambda f, g: lambda initial, tuned: g(initial, f(initial, tuned))),
+        merge=_both(first.merge, second.merge, _chain),
         normalization="simplex" if "simplex" in (first.normalization, second.normalization) else "count",
         pointwise=first.one_pass and second.one_pass,
         uses_previous=first.uses_previous or second.uses_previous,
@@ -161,17 +179,34 @@ def _multiply(first: TokenWeights | None, second: TokenWeights | None) -> TokenW
 
 
 def _add_penalties(first: Penalty, second: Penalty) -> Penalty:
-    def total(deviations: Iterable[Tensor]) -> Tensor:
-        kept = list(deviations)
-        return first(kept) + second(kept)
+    def total(deviation: Tensor) -> tuple[Tensor, Tensor]:
+        (one, gradient), (other, more) = first(deviation.clone()), second(deviation)
+        return one + other, gradient.add_(more)
 
     return total
 
 
-def squared_norm(deviations: Iterable[Tensor]) -> Tensor:
-    """Σ‖δ‖² over the deviations, a scalar with gradient; zero where there is none."""
-    total: Tensor = torch.zeros(())
-    for deviation in deviations:
-        part = deviation.square().sum()
-        total = total.to(deviation.device) + (part.full_tensor() if isinstance(part, DTensor) else part)
-    return total
+def _chain(first: Merge, second: Merge) -> Merge:
+    return lambda name, base, tuned: second(name, base, first(name, base, tuned))
+
+
+def squared_norm(value: Tensor) -> Tensor:
+    """Σ of the squares of a tensor, a scalar; over all shards where FSDP shards it."""
+    norm = torch.linalg.vector_norm(value)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).square()
+
+
+def deviation_norm(deviations: Iterable[Deviation]) -> float:
+    """‖θ - θ⁰‖ over the deviations, one tensor at a time; 0 where there is none."""
+    return math.sqrt(sum(float(squared_norm(deviation.value)) for deviation in deviations))
+
+
+@torch.no_grad()
+def merge_weights(model: nn.Module, base: Mapping[str, Tensor], merge: Merge) -> float:
+    """Merge θ⁰ into a tuned model in place, one tensor at a time; ‖θ - θ⁰‖ of what came of it."""
+    squares = 0.0
+    for name, parameter in model.named_parameters():
+        start = base[name].to(parameter.device, parameter.dtype)
+        parameter.copy_(merge(name, start, parameter.detach()))
+        squares += float(squared_norm(parameter.detach() - start))
+    return math.sqrt(squares)

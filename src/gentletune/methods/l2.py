@@ -1,8 +1,6 @@
-"""L2 to the initial weights: L + λ Σ‖θ - θ⁰‖²."""
+"""L2 to the base weights: L + λ Σ‖θ - θ⁰‖²."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from gentletune.methods.registry import check_number, register
 
 @register("l2")
 def l2(weight: float = 1e-3) -> Method:
-    """L2 to the initial weights (arXiv 2509.20758, baselines).
+    """L2 to the base weights (arXiv 2509.20758, baselines).
 
     Args:
         weight: λ ≥ 0, per unit of Σ‖θ - θ⁰‖². With LoRA the deviation is that of the product, which starts at 0.
@@ -22,7 +20,8 @@ def l2(weight: float = 1e-3) -> Method:
     """
     strength = check_number("weight", weight, low=0)
 
-    def penalty(deviations: Iterable[Tensor]) -> Tensor:
-        return strength * squared_norm(deviations)
+    def penalty(deviation: Tensor) -> tuple[Tensor, Tensor]:
+        value = strength * squared_norm(deviation)
+        return value, deviation.mul_(2 * strength)
 
     return Method(penalty=penalty)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gentletune.methods.base import Method, Parameterisation
+from gentletune.methods.base import Deviation, Method, Parameterisation, add_gradient
 from gentletune.methods.registry import check_number, register
 
 
@@ -35,19 +37,30 @@ def lora(r: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | li
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
         return get_peft_model(model, config)
 
-    def merge(model: Any) -> Any:
+    def unwrap(model: Any) -> Any:
         return model.merge_and_unload()
 
     return Method(
-        parameterise=Parameterisation(wrap=wrap, deviations=product_deviations, merge=merge, keeps_initial=False)
+        parameterise=Parameterisation(wrap=wrap, deviations=product_deviations, unwrap=unwrap, needs_base=False)
     )
 
 
-def product_deviations(model: Any, _initial: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """(alpha/r)·B·A of each adapted layer, with gradient: the effective θ - θ⁰, zero at the start."""
+def product_deviations(model: Any, _base: Mapping[str, Tensor]) -> Iterator[Deviation]:
+    """(alpha/r)·B·A of each adapted layer, one at a time: the effective θ - θ⁰, zero at the start."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for adapter in module.active_adapters:
-                yield module.get_delta_weight(adapter)
+                with torch.enable_grad():
+                    product = module.get_delta_weight(adapter)
+                trained = [p for p in module.parameters() if p.requires_grad]
+                yield Deviation(product.detach().clone(), partial(_to_factors, product, trained))
+
+
+def _to_factors(product: Tensor, trained: Sequence[Tensor], gradient: Tensor) -> None:
+    # autograd.grad leaves alone DDP's hooks, which have already run.
+    found = torch.autograd.grad(product, trained, gradient, allow_unused=True)
+    for parameter, part in zip(trained, found, strict=True):
+        if part is not None:
+            add_gradient(parameter, part)

@@ -43,7 +43,7 @@ def method_names() -> list[str]:
 def parse_method(text: str) -> Method:
     """The Method that `text` names, such as `talr`, `talr(tau=1.0)+lora(r=8)+wise_ft(alpha=0.5)`.
 
-    Parts are joined by `+` in any order; the name is canonical (token weights first, finish last). Plain `sft`
+    Parts are joined by `+` in any order; the name is canonical (token weights first, merge last). Plain `sft`
     beside another method says nothing and is left out. Raises `UserError` for an unknown method or argument,
     a value the method refuses, or a part named twice.
 
@@ -57,12 +57,12 @@ def parse_method(text: str) -> Method:
 
 
 def training_part(text: str) -> str:
-    """Label of the method without its finish: runs that share it share their training.
+    """Label of the method without its merge: runs that share it share their training.
 
     >>> training_part("talr+wise_ft(alpha=0.5)")
     'talr'
     """
-    kept = [part for part in _parts(text) if part.finish is None or replace(part, finish=None).rank() >= 0]
+    kept = [part for part in _parts(text) if part.merge is None or replace(part, merge=None).rank() >= 0]
     return "+".join(part.label for part in kept) or Method().label
 
 

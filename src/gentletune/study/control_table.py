@@ -41,7 +41,7 @@ class Row:
 
     @property
     def norms(self) -> dict[int, float]:
-        """‖θ - θ⁰‖ after training, before any finish, by seed; 0 for the initial model."""
+        """‖θ - θ⁰‖ of the final weights, by seed; 0 for the initial model."""
         if self.initial:
             return dict.fromkeys(self.by_seed, 0.0)
         return {seed: r.training["update_norm"] for seed, r in self.by_seed.items() if "update_norm" in r.training}

@@ -69,7 +69,7 @@ def controls(
         name: `views` (every method at one rate), `optimizer` (AdamW and SGD, `count` and `simplex`), `normalization`
             (the same at several rates), `norm` (SFT at the rate whose update norm equals the method's) or `tau`.
         seeds: training seeds, each run for every setting.
-        methods: of `views` and `norm` (there without parameterisation or finish).
+        methods: of `views` and `norm` (there without parameterisation or merge).
         rates: learning rates of `normalization`; the recipe's by default.
         taus: temperatures of `tau` (nats), beside median, lagged median and SFT.
 
@@ -185,15 +185,12 @@ def _methods(texts: Sequence[str]) -> dict[str, Method]:
 
 def _views(study: _Study, texts: Sequence[str]) -> ControlTable:
     chosen = {"sft": parse_method("sft")} | _methods(texts)
-    rate, settings, finished = study.recipe.learning_rate, list[Setting](), list[str]()
+    rate, settings = study.recipe.learning_rate, list[Setting]()
     for label, method in chosen.items():
         factor = 1.0 if method.parameterise is None else LORA_FACTOR
         name = label if factor == 1 else f"{label} at {factor * rate:g}"
         settings.append(study.setting(name, label, INITIAL if label == "sft" else "sft", factor * rate))
-        finished += [name] if method.finish is not None else []
     notes = [f"Learning rate {rate:g}; what trains adapters at {LORA_FACTOR:g} times that (our choice)."]
-    if finished:
-        notes.append(f"The update norm of {', '.join(finished)} is that of its training, before its finish.")
     return ControlTable("views", "All general views of every method", study.rows(settings), tuple(notes))
 
 
@@ -263,8 +260,8 @@ def _reach(table: ControlTable, optimizer: str) -> list[str]:
 def _norm(study: _Study, texts: Sequence[str]) -> ControlTable:
     chosen = {label: method for label, method in _methods(texts).items() if label != "sft"}
     for label, method in chosen.items():
-        if method.parameterise is not None or method.finish is not None:
-            raise UserError(f"method '{label}': norms are matched of full fine-tuning without a finish; leave it out")
+        if method.parameterise is not None or method.merge is not None:
+            raise UserError(f"method '{label}': norms are matched of full fine-tuning without a merge; leave it out")
     if not chosen:
         raise UserError("give a method other than sft: its update norm is what SFT is matched to")
     rate = study.recipe.learning_rate

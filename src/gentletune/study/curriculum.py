@@ -113,8 +113,8 @@ def _plan(
     for what, names in (("method", [m.label for m in parsed]), ("seed", [str(seed) for seed in seeds])):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise UserError(f"{what} {twice[0]} is given twice; name each once")
-    if finishes := next((m.label for m in parsed if m.finish is not None), None):
-        raise UserError(f"method '{finishes}': its finish follows training and has no curriculum; leave it out")
+    if merged := next((m.label for m in parsed if m.merge is not None), None):
+        raise UserError(f"method '{merged}': its merge follows training and has no curriculum; leave it out")
     return [(text, seed) for seed in seeds for text in methods]
 
 
@@ -166,11 +166,12 @@ class _Trial:
             edges=self.edges,
             batch_tokens=recipe.eval_batch_tokens,
         )
+        base = inputs.base_weights() if inputs.method.parameterisation.needs_base else None
         model = inputs.model_to_train()
         self.directory.mkdir(parents=True, exist_ok=True)
         fitted = fit(
             recipe, inputs.method, model, inputs.tokenizer, inputs.train.rows, self.directory,
-            sequence_weights=weights, callbacks=[follow], title=f"{self.label} seed {self.seed}",
+            base=base, sequence_weights=weights, callbacks=[follow], title=f"{self.label} seed {self.seed}",
         )  # fmt: skip
         figures = [asdict(row) for row in read_curriculum(self.directory / CURRICULUM_FILE)]
         result = {"method": self.label, "seed": self.seed, "training": fitted.figures, "figures": figures}

@@ -145,7 +145,7 @@ def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *,
         seconds += probe.load + probe.save + measuring
         if trial.trains_like is None:
             seconds += probe.training(recipe, len(inputs.train.rows))
-        size = probe.model_bytes * (2 if parse_method(recipe.method).finish else 1)
+        size = probe.model_bytes * (2 if parse_method(recipe.method).merge else 1)
         kept += size * keep
         peak = max(peak, probe.checkpoint_bytes * (recipe.keep_checkpoints + 1) + size)
     trainings = sum(t.trains_like is None for t in left)
@@ -185,9 +185,10 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
 
     short = {"max_steps": STEPS, "save_every": STEPS, "probe_every": 1, "report_to": ()}
     weights = [1.0] * len(inputs.train.rows) if inputs.method.sequence_weights else None
+    base = inputs.base_weights() if inputs.method.parameterisation.needs_base else None
     fit(
         inputs.recipe.override(short), inputs.method, inputs.model_to_train(), inputs.tokenizer, inputs.train.rows, run,
-        sequence_weights=weights, probe=look, title="probe",
+        base=base, sequence_weights=weights, probe=look, title="probe",
     )  # fmt: skip
     save = time.perf_counter() - ends[-1]
     files = [file for file in (run / CHECKPOINTS).rglob("*") if file.is_file()]

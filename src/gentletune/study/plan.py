@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gentletune.errors import UserError, unknown
 from gentletune.methods import parse_method, training_part
-from gentletune.recipe import Recipe, read_yaml
+from gentletune.recipe import Processes, Recipe, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
 _KEYS = ("base", "axes", "also", "search", "resources", "keep_models")
@@ -28,13 +28,22 @@ class Trial:
 
 
 class Resources(BaseModel):
-    """What one trial gets. None: a GPU where there are any, and an even share of the cores."""
+    """What one trial gets. None: a GPU for each of its processes where there are any; an even share of the cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gpus: int | None = Field(None, ge=0)
     cpus: int | None = Field(None, ge=1)
-    processes: int = Field(1, ge=1)
+
+    def gpus_of(self, total: int, processes: Sequence[Processes]) -> int:
+        """GPUs of a trial where there are `total`, enough for the trial with the most processes.
+
+        >>> Resources().gpus_of(8, [1, 2]), Resources().gpus_of(8, ["auto"]), Resources(gpus=4).gpus_of(8, [1])
+        (2, 8, 4)
+        """
+        if self.gpus is not None:
+            return self.gpus
+        return max((total if wanted == "auto" else wanted for wanted in processes), default=1) if total else 0
 
 
 class Settings(BaseModel):
@@ -64,7 +73,7 @@ def read_settings(study: Mapping[str, Any], where: str = "study") -> Settings:
 def plan(study: Mapping[str, Any], output: Path, where: str = "study") -> list[Trial]:
     """Trials of a study: the product of its `axes` over its `base` recipe, then each entry of `also`.
 
-    Trials whose recipes differ only in the method's finish share one training. The trials of a `search` are asked
+    Trials whose recipes differ only in the method's merge share one training. The trials of a `search` are asked
     for one by one while it runs (`gentletune.study.search`); of such a study this is `also` alone.
 
     Raises:

@@ -82,7 +82,7 @@ def fit_tilting(
 
     Args:
         recipe: model, data, method and optimisation; its rate, seed and `cot` are replaced. All that shapes the loss
-            and the parameters is followed; a finish is not, as it comes after training.
+            and the parameters is followed; a merge is not, as it comes after training.
         every: steps between checkpoints.
         budget: drift that a safe range stays within, bits per token.
         general_positions, domain_positions: contexts compared over the whole vocabulary, in the initial model's own
@@ -170,9 +170,9 @@ def _check(
     if not (math.isfinite(budget) and budget > 0):
         raise UserError(f"budget must be a number of bits per token above 0, got {budget:g}")
     method = parse_method(recipe.method)
-    if method.finish is not None or method.sequence_weights is not None:
+    if method.merge is not None or method.sequence_weights is not None:
         raise UserError(
-            f"method {recipe.method}: a fit follows training step by step, without a finish (wise_ft) and without "
+            f"method {recipe.method}: a fit follows training step by step, without a merge (wise_ft) and without "
             "weights of sequences (flow); leave them out"
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from gentletune.errors import UserError
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import reference_answers
-from gentletune.methods.base import squared_norm
+from gentletune.methods.base import deviation_norm
 from gentletune.study.inputs import Inputs, Shared
 from gentletune.study.tilting_figures import effective_tilt, kl, moved, tilt_bounds
 from gentletune.study.tilting_positions import Positions, draw_positions, log_probs, token_log_probs
@@ -131,7 +131,7 @@ class Bench:
         fall = token_log_probs(start.general, self.general) - token_log_probs(here.general, self.general)
         with torch.no_grad():
             parameters = dict(self.model.named_parameters())
-            norm = squared_norm(self.inputs.method.parameterisation.deviations(model, parameters)).sqrt()
+            norm = deviation_norm(self.inputs.method.parameterisation.deviations(model, parameters))
         return Checkpoint(
             step=step,
             gain=self.before - self._bits(here.domain, self.domain),
@@ -145,7 +145,7 @@ class Bench:
             convex_bound=None if bounds.convex is None else bounds.convex * BITS,
             hoeffding_bound=bounds.hoeffding * BITS,
             quadratic=bounds.quadratic * BITS,
-            update_norm=float(norm),
+            update_norm=norm,
             theorem_bound=None if bounds.theorem is None else bounds.theorem * BITS,
         )
 
@@ -173,7 +173,10 @@ class Bench:
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 model = copy.deepcopy(self.model)
-                fit(recipe, inputs.method, model, inputs.tokenizer, rows, Path(scratch), probe=probe, title=title)
+                fit(
+                    recipe, inputs.method, model, inputs.tokenizer, rows, Path(scratch),
+                    base=dict(self.model.named_parameters()), probe=probe, title=title,
+                )  # fmt: skip
         except _LastLookError:
             return False
         except TrainingDivergedError:

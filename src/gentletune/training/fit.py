@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from torch import Tensor
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback as PlainProgress
 from trl import SFTConfig
 
+from gentletune.base_weights import base_weights
 from gentletune.data import Encoded
 from gentletune.errors import UserError
 from gentletune.methods import Method
-from gentletune.models import device
+from gentletune.models import device, give_back_memory
 from gentletune.recipe import Recipe
 from gentletune.training.callbacks import MetricsCallback, Probe, ProbeCallback, ProgressCallback, read_metrics
 from gentletune.training.forward import remove_token_nll
@@ -44,6 +46,7 @@ def fit(
     rows: Sequence[Encoded],
     run: Path,
     *,
+    base: Mapping[str, Tensor] | None = None,
     sequence_weights: Sequence[float] | None = None,
     probe: Probe | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -52,8 +55,9 @@ def fit(
     """Train `model` on `rows` by `method`, from the last checkpoint in `run` if there is one.
 
     Killed at any moment, the same call continues from the last checkpoint and, on the same CPU, ends with the
-    same weights bit for bit as an uninterrupted one. Of the `callbacks`, those with an attribute `trainer` are told
-    the trainer before it trains.
+    same weights bit for bit as an uninterrupted one. `base` is θ⁰ by parameter name (`gentletune.base_weights`; None:
+    copied to the host). Of the `callbacks`, those with an attribute `trainer` are told the trainer before it trains.
+    Gradients, optimiser state and what training held else are gone when this returns.
 
     Raises:
         UserError: a precision the machine lacks.
@@ -63,9 +67,8 @@ def fit(
     checkpoint = last_checkpoint(run)
     wrapped = method.parameterisation.wrap(model)
     wrapped.train()
-    initial = None
-    if method.parameterisation.keeps_initial:
-        initial = {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
+    if base is None and method.parameterisation.needs_base:
+        base = base_weights(wrapped)
     progress = ProgressCallback(title)
     called: list[Any] = [MetricsCallback(run / METRICS_FILE), progress, *callbacks]
     if probe is not None:
@@ -75,7 +78,7 @@ def fit(
         training_arguments(recipe, run),
         method=method,
         backend=recipe.head,
-        initial=initial,
+        base=base,
         train_dataset=_dataset(rows, sequence_weights),
         processing_class=tokenizer,
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
@@ -94,9 +97,19 @@ def fit(
     finally:
         progress.close()
     figures = _figures(trainer, run)
+    _release(trainer)
     # Give the plain forward back before the model is saved, generates or trains again.
-    remove_token_nll(trainer.model)
-    return Fitted(method.parameterisation.merge(trainer.model).eval(), figures)
+    remove_token_nll(wrapped)
+    return Fitted(method.parameterisation.unwrap(wrapped).eval(), figures)
+
+
+def _release(trainer: GentleTrainer) -> None:
+    """Let go of gradients and optimiser state now: a trainer and its callbacks are a cycle, collected at any time."""
+    trainer.model.zero_grad(set_to_none=True)
+    trainer.accelerator.free_memory()
+    handler = trainer.callback_handler
+    trainer.optimizer = trainer.lr_scheduler = handler.optimizer = handler.lr_scheduler = None
+    give_back_memory()
 
 
 def _finished(trainer: GentleTrainer, checkpoint: Path) -> bool:
@@ -117,7 +130,7 @@ def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:
     schedule = "cosine" if recipe.schedule == "cosine" else "constant_with_warmup"
     # AdamW is left to be the libraries' default. SGD there has no momentum.
     optimizer = {"optim": "sgd"} if recipe.optimizer == "sgd" else {}
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(run / CHECKPOINTS),
         learning_rate=recipe.learning_rate,
         num_train_epochs=recipe.epochs,
@@ -146,6 +159,8 @@ def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:
         dataloader_pin_memory=device().type != "cpu",
         **optimizer,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU: transformers would wrap in nn.DataParallel
+    return arguments
 
 
 def use_bf16(recipe: Recipe) -> bool:

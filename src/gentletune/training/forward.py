@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
+from accelerate.utils import get_mixed_precision_context_manager
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from gentletune.losses import Backend, Weigh, label_tokens, token_nll, weighted_nll
 from gentletune.models import base_causal_lm, hidden_states, lm_head
+
+_MARK = "_gentletune_token_nll"
+
+
+@dataclass
+class _Taught:
+    """What a model was taught: the head's backend, the forward we gave it, and its own from before (None: its class's).
+
+    `autocast` where accelerate had already put autocast around that forward, so that ours has to enter it itself.
+    """
+
+    backend: Backend
+    forward: Callable[..., Any]
+    before: Any
+    autocast: bool
 
 
 def add_token_nll(model: Any, backend: Backend = "auto") -> None:
@@ -22,8 +42,8 @@ def add_token_nll(model: Any, backend: Backend = "auto") -> None:
     then without gradient. `factors` (batch, length) gives fᵢ by position.
 
     The head runs on label positions only. It goes through the model's own forward, so that DDP, FSDP, PEFT and
-    autocast wrappers see the call; without the flag the forward is the one it was. Asked again, it only changes the
-    backend.
+    autocast wrappers see the call, whether they were put around it before or after; without the flag the forward is
+    the one it was. Asked again, it only changes the backend. A deep copy of the model runs its own weights.
 
     Raises:
         ValueError: an adapter on the head, or a mixture of experts with a router loss: both would be left out.
@@ -33,23 +53,65 @@ def add_token_nll(model: Any, backend: Backend = "auto") -> None:
         raise ValueError("an adapter on lm_head would be left out of the loss; remove lm_head from target_modules")
     if getattr(base.config.get_text_config(), "output_router_logits", False):
         raise ValueError("the router loss of a mixture of experts would be left out; set output_router_logits: false")
-    if hasattr(base.forward, "token_nll_backend"):
-        base.forward.token_nll_backend = backend
+    taught = base.__dict__.get(_MARK)
+    if taught is not None and _reaches(base.forward, taught.forward):
+        taught.backend = backend
         return
-    original = base.forward
-
-    def forward(*args: Any, token_nll: bool = False, **kwargs: Any) -> Any:
-        return _nll_uncompiled(base, patched.token_nll_backend, **kwargs) if token_nll else original(*args, **kwargs)
-
-    patched: Any = functools.wraps(original)(forward)
-    patched.token_nll_backend = backend
-    base.forward = patched
+    _drop_fused_head(base)
+    before = base.__dict__.get("forward")
+    forward = _forward_of(base.forward)
+    # accelerate leaves `_original_forward` where it put autocast around the forward.
+    base.__dict__[_MARK] = _Taught(backend, forward, before, autocast="_original_forward" in base.__dict__)
+    base.forward = MethodType(forward, base)
 
 
 def remove_token_nll(model: Any) -> None:
-    """Give `model` its plain forward back."""
+    """Give `model` the forward it had before; what was put around ours since, such as autocast, goes too."""
     base = base_causal_lm(model)
-    base.__dict__.pop("forward", None)
+    taught = base.__dict__.pop(_MARK, None)
+    if taught is None:
+        return
+    del base.forward
+    if taught.before is not None:
+        base.forward = taught.before
+    if not taught.autocast:
+        base.__dict__.pop("_original_forward", None)
+
+
+def _drop_fused_head(base: Any) -> None:
+    """Take TRL's fused head off: its loss is not used here, and through it a deep copy would run the first model."""
+    forward = getattr(base.__dict__.get("forward"), "__func__", None)
+    if forward is not None and "fused_lm_head" in forward.__code__.co_varnames:
+        del base.forward
+
+
+def _reaches(outer: Any, ours: Callable[..., Any]) -> bool:
+    """Whether a call of `outer` comes to `ours`: accelerate wraps our forward, other libraries replace it."""
+    while outer is not None:
+        outer = getattr(outer, "__func__", outer)
+        if outer is ours:
+            return True
+        outer = getattr(outer, "__wrapped__", None)
+    return False
+
+
+def _forward_of(original: Any) -> Callable[..., Any]:
+    """`original` with the flag, as a function of the model: bound to a deep copy, it runs the copy's weights."""
+    bound = isinstance(original, MethodType)
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, token_nll: bool = False, **kwargs: Any) -> Any:
+        if not token_nll:
+            return original.__func__(self, *args, **kwargs) if bound else original(*args, **kwargs)
+        taught: _Taught = self.__dict__[_MARK]
+        with get_mixed_precision_context_manager(native_amp=True) if taught.autocast else contextlib.nullcontext():
+            return _nll_uncompiled(self, taught.backend, **kwargs)
+
+    # Trainers read the signature to choose columns; accelerate unwraps along `__wrapped__`, past ours if it were there.
+    signature, first = inspect.signature(original), inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # type: ignore[attr-defined]
+    del forward.__wrapped__
+    return forward
 
 
 def _nll(

@@ -49,7 +49,7 @@ def method_loss(
         inputs: `input_ids` and `labels` (batch, length), -100 where there is no label, and what else the model
             takes: `attention_mask`, or `position_ids` alone for packed rows; `sequence_weights` (batch,) u_s where
             sequences are weighted. A list of such is one micro-batch whose rows go through the model in groups.
-        method: a Method or its text, such as `talr(tau=lagged_median)`. Its penalty, parameterisation and finish are
+        method: a Method or its text, such as `talr(tau=lagged_median)`. Its penalty, parameterisation and merge are
             not the business of a micro-batch and are left to the caller.
         previous: `means` of the previous global batch, for methods that use them. None: the method takes this
             batch's own, in two passes.

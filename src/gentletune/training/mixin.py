@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 
+from gentletune.base_weights import host_copies
 from gentletune.losses import Backend
 from gentletune.methods import Method, parse_method
-from gentletune.methods.base import squared_norm
+from gentletune.methods.base import deviation_norm
 from gentletune.training.forward import add_token_nll
 from gentletune.training.loss import MethodLoss, method_loss
 from gentletune.training.rows import row_groups
+
+NORM_EVERY = 10  # steps between looks at ‖θ-θ⁰‖
 
 
 class TrainingDivergedError(Exception):
@@ -36,14 +40,15 @@ class MethodMixin:
             entry (batch,) of the batch) and penalty are served; LoRA goes through the trainer's own `peft_config`, and
             Wise-FT averages afterwards.
         backend: of the token-NLL head.
-        initial: θ⁰ by parameter name for a penalty. None: copied from the model as it comes, if there is a penalty.
+        base: θ⁰ by parameter name for a penalty, read a tensor at a time. None: copied from the model as it comes to
+            the host, if there is a penalty.
 
     Raises:
-        ValueError: a method with a parameterisation or a finish, label smoothing or another loss asked for, an adapter
-            on the head.
+        ValueError: a method with a parameterisation or a merge, label smoothing or another loss asked for, an adapter
+            on the head, a penalty or weight-sum normalization under DeepSpeed, a penalty under FSDP 1.
     """
 
-    # Whether parameterisation and finish are seen to by whoever made the trainer.
+    # Whether parameterisation and merge are seen to by whoever made the trainer.
     whole_method = False
 
     # What is used of the trainer.
@@ -61,7 +66,7 @@ class MethodMixin:
         *args: Any,
         method: Method | str,
         backend: Backend = "auto",
-        initial: Mapping[str, Tensor] | None = None,
+        base: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -69,9 +74,10 @@ class MethodMixin:
         self._check_arguments()
         if not self.whole_method:
             self._check_slots()
-        if initial is None and self.method.penalty is not None:
-            initial = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
-        self.initial = initial or {}
+        self._check_gradients()
+        if base is None and self.method.penalty is not None and self.method.parameterisation.needs_base:
+            base = host_copies({n: p for n, p in self.model.named_parameters() if p.requires_grad})
+        self.base = base or {}
         self.backend = backend
         self.previous: Tensor | None = None  # sequence means of the previous global batch
         self._pending: list[Tensor] = []  # the same of this one, as it accumulates
@@ -97,8 +103,20 @@ class MethodMixin:
     def _check_slots(self) -> None:
         if self.method.parameterise is not None:
             raise ValueError(f"method '{self.method.label}': give the trainer a peft_config instead of '+lora'")
-        if self.method.finish is not None:
-            raise ValueError(f"method '{self.method.label}': average the weights after training, by wise_ft's finish")
+        if self.method.merge is not None:
+            raise ValueError(f"method '{self.method.label}': average the weights after training, by wise_ft's merge")
+
+    def _check_gradients(self) -> None:
+        """Refuse where the end of a step could not change the gradient, and would be passed over in silence."""
+        kind, method = self.accelerator.distributed_type, self.method
+        if kind == DistributedType.DEEPSPEED and (method.penalty is not None or method.normalization == "simplex"):
+            what = "a penalty" if method.penalty is not None else "normalization=simplex"
+            raise ValueError(
+                f"method '{method.label}': {what} changes the gradient at the end of a step, which DeepSpeed keeps to "
+                "itself; use DDP or FSDP 2"
+            )
+        if kind == DistributedType.FSDP and not self.accelerator.is_fsdp2 and method.penalty is not None:
+            raise ValueError(f"method '{method.label}': FSDP 1 hides parameters from a penalty; set fsdp_version: 2")
 
     # --- loss
 
@@ -163,15 +181,16 @@ class MethodMixin:
         return total - returned
 
     def _add_penalty(self) -> Tensor:
-        """Add the penalty's gradient; autograd.grad leaves DDP's hooks, which have already run, alone."""
+        """Add the penalty's gradient, one tensor at a time, under the loss scale of fp16 like the gradient itself."""
         assert self.method.penalty is not None
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        penalty = self.method.penalty(self.method.parameterisation.deviations(self.model, self.initial))
-        if penalty.requires_grad:
-            for parameter, grad in zip(trained, torch.autograd.grad(penalty, trained, allow_unused=True), strict=True):
-                if grad is not None:
-                    parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
-        return penalty.detach()
+        scaler = self.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        total = torch.zeros((), device=self.accelerator.device)
+        for deviation in self.method.parameterisation.deviations(self.model, self.base):
+            value, gradient = self.method.penalty(deviation.value)
+            deviation.pull_back(gradient if scale == 1.0 else gradient.mul_(scale))
+            total += value.to(total)
+        return total
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Also gives the first global batch its own statistic as `previous`, where the method asks for one."""
@@ -213,7 +232,7 @@ class MethodMixin:
             self._taus.append(stats["tau"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the weights' figures since the last line, over all ranks, and ‖θ-θ⁰‖ where θ⁰ is at hand."""
+        """Add the weights' figures since the last line, over all ranks, and now and then ‖θ-θ⁰‖ where θ⁰ is at hand."""
         if "loss" in logs and self._totals is not None:
             everywhere = self._all_ranks(self._totals).view(-1, self._totals.numel())
             tokens, nll, weight, squared, floored = everywhere.sum(0).tolist()
@@ -227,13 +246,20 @@ class MethodMixin:
                 }
             if self._taus:
                 logs["tau"] = float(torch.stack(self._taus).mean())
-            if self.initial or self.method.parameterise is not None:
+            if self._norm_due():
                 logs["update_norm"] = self.update_norm()
             self._totals, self._taus = None, []
         trainer: Any = super()
         trainer.log(logs, start_time)
 
+    def _norm_due(self) -> bool:
+        """At the first and the last step, and at the first line of every ten: θ⁰ has to be read for it."""
+        if not self.base and self.method.parameterisation.needs_base:
+            return False
+        step, before = self.state.global_step, self.state.global_step - int(self.state.logging_steps)
+        return step in (1, self.state.max_steps) or step // NORM_EVERY > max(before, 0) // NORM_EVERY
+
     @torch.no_grad()
     def update_norm(self) -> float:
         """‖θ-θ⁰‖ over the effective parameters."""
-        return float(squared_norm(self.method.parameterisation.deviations(self.model, self.initial)).sqrt())
+        return deviation_norm(self.method.parameterisation.deviations(self.model, self.base))

@@ -30,7 +30,7 @@ class Collator(DataCollatorForLanguageModeling):
 class GentleTrainer(MethodMixin, SFTTrainer):
     """`trl.SFTTrainer` with the loss of any Method, sequence weights by row, and whole checkpoints.
 
-    A checkpoint is written elsewhere first and renamed into place. Parameterisation and finish are `fit`'s business.
+    A checkpoint is written elsewhere first and renamed into place. Parameterisation and merge are up to the caller.
     """
 
     whole_method = True
@@ -66,7 +66,7 @@ class GentleTrainer(MethodMixin, SFTTrainer):
             with quiet():
                 super()._save_checkpoint(model, trial)
             if self.previous is not None and first:
-                torch.save(self.previous, staging / f"checkpoint-{self.state.global_step}" / PREVIOUS_FILE)
+                torch.save(self.previous.cpu(), staging / f"checkpoint-{self.state.global_step}" / PREVIOUS_FILE)
             self.accelerator.wait_for_everyone()
             if first:
                 for checkpoint in staging.glob("checkpoint-*"):
@@ -81,7 +81,7 @@ class GentleTrainer(MethodMixin, SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def restore_previous(self, checkpoint: Path) -> None:
-        """Take up the previous batch's statistic where the checkpoint left it."""
+        """Take up the previous batch's statistic where the checkpoint left it, on this rank's own device."""
         file = checkpoint / PREVIOUS_FILE
         if file.exists():
-            self.previous = torch.load(file, weights_only=True)
+            self.previous = torch.load(file, weights_only=True, map_location="cpu").to(self.accelerator.device)
