@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from gentletune import Recipe
 from gentletune.errors import UserError
-from gentletune.recipe import load_recipe, read_yaml
+from gentletune.recipe import load_recipe
+from gentletune.yaml_file import read_yaml
 
 BOOKKEEPING: dict[str, Any] = {
     "output": "runs/a",

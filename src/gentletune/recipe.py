@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gentletune.errors import UserError, unknown
+from gentletune.yaml_file import read_yaml
 
 ALIASES = {"lr": "learning_rate"}
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 # Fields that change neither the trained weights nor any score.
 _BOOKKEEPING = frozenset(
@@ -176,29 +174,6 @@ class Recipe(BaseModel):
         """Short hash of `result_fields`, equal for recipes that would give the same result."""
         text = json.dumps(self.result_fields(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from `path`. Raises `UserError` with the line of a syntax error."""
-    if not path.is_file():
-        raise UserError(f"no such file: {path}; give a YAML recipe")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path}: line {line}: broken YAML: {error.problem}") from error
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise UserError(f"{path}: broken YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, such as `model: smollm2-135m`")
-    # YAML 1.1 reads 5e-6 as text; numbers written that way are what every recipe of this field holds.
-    return {str(key): _number(value) for key, value in values.items()}
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gentletune.errors import UserError, unknown
 from gentletune.methods import parse_method, training_part
-from gentletune.recipe import Processes, Recipe, read_yaml
+from gentletune.recipe import Processes, Recipe
+from gentletune.yaml_file import read_yaml
 
 M = TypeVar("M", bound=BaseModel)
 _KEYS = ("base", "axes", "also", "search", "resources", "keep_models")

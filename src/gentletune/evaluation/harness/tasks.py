@@ -25,7 +25,8 @@ from gentletune.evaluation.harness.own import OwnTask, Side, as_harness_task, ex
 from gentletune.evaluation.harness.punkt import ensure_punkt
 from gentletune.evaluation.harness.user import user_task
 from gentletune.evaluation.sandbox import probe_isolation, require_isolation
-from gentletune.recipe import Recipe, read_yaml
+from gentletune.recipe import Recipe
+from gentletune.yaml_file import read_yaml
 
 GENERAL_SEED = 20250920  # the generated tasks are the same rows in every run
 _IFEVAL = "google/IFEval"

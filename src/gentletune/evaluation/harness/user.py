@@ -16,7 +16,7 @@ from gentletune.data.load import draw
 from gentletune.errors import UserError
 from gentletune.evaluation.harness.own import Item, OwnMetric, OwnTask, Side, Verdict
 from gentletune.evaluation.scoring import answer_text, read_number
-from gentletune.recipe import read_yaml
+from gentletune.yaml_file import read_yaml
 
 
 class UserTask(BaseModel):
