@@ -24,12 +24,19 @@ Run = Callable[[], dict[str, Any]]
 
 
 class Child:
-    """A variant in its own process. `problem` says why it cannot run here."""
+    """A variant in its own process. `problem` says why it cannot run here.
+
+    `spec["environment"]`, where there is one, holds variables to set, or with None to take away.
+    """
 
     def __init__(self, script: str, spec: dict[str, Any]) -> None:
         self.spec, self.problem = spec, ""
         command = [sys.executable, script, "--child", json.dumps(spec)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        variables = {**os.environ, **spec.get("environment", {})}
+        environment = {name: value for name, value in variables.items() if value is not None}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         self.rows: list[dict[str, Any]] = []
 
     def wait_until_ready(self) -> None:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from gentletune.errors import UserError
 from gentletune.recipe import Recipe, load_recipe
 from gentletune.records import RunRecord, Score, load_records
+from gentletune.threads import wait_passively
+
+wait_passively()  # before torch, which nothing above imports, starts its threads
 
 if TYPE_CHECKING:
     from gentletune.advice import advise
