@@ -48,6 +48,7 @@ TRAINING: dict[str, Any] = {
     "data": "clinic",
     "data_path": "a.csv",
     "data_split": "dev",
+    "data_config": "main",
     "test_path": "b.csv",
     "test_rows": 7,
     "train_rows": 7,

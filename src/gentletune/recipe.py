@@ -47,7 +47,7 @@ _MEASUREMENT = frozenset(
 )
 # Fields younger than runs on disk. While one holds its default it is left out of what identifies a run, so that those
 # go on, and count as done, as if it had always been there.
-_YOUNGER = frozenset({"optimizer", "calibration"})
+_YOUNGER = frozenset({"optimizer", "calibration", "data_config"})
 
 
 class Recipe(BaseModel):
@@ -65,8 +65,9 @@ class Recipe(BaseModel):
 
     # --- data
     data: str | None = Field(None, description="Domain recipe: clinic, medcalc or esci. None: the file's own shape.")
-    data_path: str | None = Field(None, description="JSONL, JSON, CSV or Parquet file, or a datasets hub name.")
+    data_path: str | None = Field(None, description="JSONL, JSON, CSV or Parquet file, or a data set of the hub.")
     data_split: str = Field("train", description="Split to train on, where data_path is a hub name.")
+    data_config: str | None = Field(None, min_length=1, description="Configuration (subset) of a hub data set.")
     test_path: str | None = Field(None, description="Held-out file; None splits data_path by group (patient note).")
     test_rows: int = Field(64, ge=1, description="Held-out rows the domain side is measured on.")
     train_rows: int | None = Field(None, ge=1, description="Use only this many training rows (None: all).")

@@ -186,26 +186,3 @@ def test_a_bad_row_is_named_by_its_number(tmp_path: Path, case: str) -> None:
     message = complaint(write(tmp_path / "rows.jsonl", rows))
     assert expected in message
     assert "rows.jsonl" in message
-
-
-def test_a_hub_name_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load_dataset(name: str, split: str) -> list[dict[str, Any]]:
-        asked.append((name, split))
-        return SHAPES["text"]
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert read_rows("owner/name", split="dev") == SHAPES["text"]
-    assert asked == [("owner/name", "dev")]
-
-
-@pytest.mark.parametrize("error", [ConnectionError("first line\nsecond line"), ValueError()])
-def test_a_hub_that_fails_gives_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def load_dataset(*args: Any, **kwargs: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    message = complaint("owner/name")
-    assert "'owner/name'" in message
-    assert type(error).__name__ in message

@@ -1,4 +1,4 @@
-"""Rows from JSONL, JSON, CSV and Parquet files or a `datasets` hub name, in one of three shapes."""
+"""Rows from JSONL, JSON, CSV and Parquet files or a hub data set, in one of three shapes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from gentletune.data.hub import hub_rows, is_hub_name
 from gentletune.errors import UserError
 
 Row = dict[str, Any]
@@ -17,8 +18,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _ROLES = ("assistant", "developer", "system", "tool", "user")
 
 
-def read_rows(path: str, *, split: str = "train") -> list[Row]:
-    """All rows of a file, or of a hub data set's `split` where `path` is no file but an owner/name.
+def read_rows(path: str, *, split: str = "train", config: str | None = None) -> list[Row]:
+    """All rows of a file, or of a hub data set's `split` and `config` where `path` is no file but a name of the hub.
 
     Raises:
         UserError: missing or empty file, unknown format, broken JSON (with its line), a hub that does not answer.
@@ -30,8 +31,8 @@ def read_rows(path: str, *, split: str = "train") -> list[Row]:
             raise UserError(f"{path}: unknown data format '{file.suffix}'; known: {', '.join(SUFFIXES)}")
     elif file.is_dir():
         raise UserError(f"{path} is a directory; give one data file ({', '.join(SUFFIXES)})")
-    elif path.count("/") == 1 and not path.startswith((".", "~", "/")) and not file.suffix:
-        rows = _from_hub(path, split)
+    elif is_hub_name(path):
+        rows = hub_rows(path, split, config)
     else:
         raise UserError(f"no such data file: {path}")
     if not rows:
@@ -138,19 +139,6 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
-def _from_hub(name: str, split: str) -> list[Row]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises many kinds; the user needs one line
-        raise UserError(
-            f"data set '{name}' (split '{split}') is no local file and the hub did not give it "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); connect, or give a file"
-        ) from error
-    return [dict(row) for row in loaded]
 
 
 def shape_of(row: Mapping[str, Any], where: str) -> Shape:

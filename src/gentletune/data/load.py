@@ -16,6 +16,7 @@ from gentletune.data.domains.esci import esci_example
 from gentletune.data.domains.medcalc import medcalc_example
 from gentletune.data.example import Example
 from gentletune.data.files import Row, Shape, check_rows, read_rows
+from gentletune.data.hub import data_name, is_hub_name
 from gentletune.errors import UserError, unknown
 from gentletune.recipe import Recipe
 
@@ -58,6 +59,8 @@ def load_data(recipe: Recipe) -> DomainData:
     """
     if recipe.data is not None and recipe.data not in DOMAINS:
         raise unknown("data recipe", recipe.data, DOMAINS)
+    if recipe.data_config is not None and (recipe.data_path is None or not _on_hub(recipe.data_path)):
+        raise UserError("data_config is for a data set of the hub, and data_path names none; leave it out")
     if recipe.data == "clinic":
         return _clinic(recipe)
     if recipe.data_path is None:
@@ -66,6 +69,15 @@ def load_data(recipe: Recipe) -> DomainData:
     if recipe.data is None:
         return _plain(recipe, recipe.data_path)
     return _domain(recipe, recipe.data, recipe.data_path)
+
+
+def domain_name(recipe: Recipe) -> str:
+    """What the recipe's domain is called in scores and run directories."""
+    return recipe.data or data_name(recipe.data_path or "data")
+
+
+def _on_hub(path: str) -> bool:
+    return is_hub_name(path) and not Path(path).exists()
 
 
 def _clinic(recipe: Recipe) -> DomainData:
@@ -80,9 +92,9 @@ def _clinic(recipe: Recipe) -> DomainData:
 
 def _domain(recipe: Recipe, name: str, path: str) -> DomainData:
     make = _FROM_FILE[name]
-    rows = read_rows(path, split=recipe.data_split)
+    rows = read_rows(path, split=recipe.data_split, config=recipe.data_config)
     if recipe.test_path:
-        held_rows = read_rows(recipe.test_path, split="test")
+        held_rows = read_rows(recipe.test_path, split="test", config=recipe.data_config)
         train = [make(r, cot=recipe.cot, where=f"{path}: row {i}") for i, r in enumerate(rows, 1)]
         held = [make(r, cot=recipe.cot, where=f"{recipe.test_path}: row {i}") for i, r in enumerate(held_rows, 1)]
     else:
@@ -102,10 +114,10 @@ def _domain(recipe: Recipe, name: str, path: str) -> DomainData:
 
 
 def _plain(recipe: Recipe, path: str) -> DomainData:
-    shape, rows = _shaped(path, recipe.data_split)
+    shape, rows = _shaped(path, recipe.data_split, recipe.data_config)
     leaked = 0
     if recipe.test_path:
-        other, held = _shaped(recipe.test_path, "test")
+        other, held = _shaped(recipe.test_path, "test", recipe.data_config)
         if other != shape:
             raise UserError(f"{recipe.test_path}: shape '{other}', but {path} has '{shape}'")
         shared = {_key(row) for row in held}
@@ -116,12 +128,12 @@ def _plain(recipe: Recipe, path: str) -> DomainData:
     if not train:
         raise UserError(f"{path}: every row is also held out; nothing left to train on")
     held = draw(held, recipe.test_rows)
-    return DomainData(Path(path).stem, draw(train, recipe.train_rows), held, leaked=leaked)
+    return DomainData(domain_name(recipe), draw(train, recipe.train_rows), held, leaked=leaked)
 
 
-def _shaped(path: str, split: str) -> tuple[Shape, list[Row]]:
+def _shaped(path: str, split: str, config: str | None) -> tuple[Shape, list[Row]]:
     """The rows of a file with the columns of their shape alone: others (dates, bytes) need not fit in JSON."""
-    rows = read_rows(path, split=split)
+    rows = read_rows(path, split=split, config=config)
     shape = check_rows(rows, path)
     columns = ("prompt", "completion") if shape == "prompt_completion" else (shape,)
     return shape, [{column: row[column] for column in columns} for row in rows]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from gentletune.data.encode import Encoded, EncodedRows
+from gentletune.data.hub import data_name
 from gentletune.errors import UserError
 from gentletune.evaluation.code_length import (
     SequenceNLL,
@@ -98,7 +99,7 @@ def code_length(
     if max_length is None and is_text(path):
         limit = min(limit, batch_tokens)
     same = len({frozenset(tokenizer.get_vocab().items()) for tokenizer in tokenizers}) == 1
-    task = Path(path).stem
+    task = data_name(path)
     measured: list[_Measured] = []
     coded: list[RoundTrip] = []
     for number, directory in enumerate(directories):
@@ -141,7 +142,7 @@ def _limit(directories: Sequence[Path], max_length: int | None) -> int:
 
 
 def _changes(tuned: _Measured, initial: _Measured, same: bool, path: str) -> list[Score]:
-    task = f"{Path(path).stem}_change"
+    task = f"{data_name(path)}_change"
     a, b = tuned.found, initial.found
     if not same:
         if is_text(path):  # windows that begin and end at different places: only the sums can be compared

@@ -16,7 +16,7 @@ from gentletune.models import load_model, load_tokenizer, model_hash, resolve_mo
 from gentletune.recipe import Recipe
 
 T = TypeVar("T")
-_DATA = ("data", "data_path", "data_split", "test_path", "test_rows", "train_rows", "cot", "seed")
+_DATA = ("data", "data_path", "data_split", "data_config", "test_path", "test_rows", "train_rows", "cot", "seed")
 
 
 class Shared:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gentletune.data.load import domain_name
 from gentletune.errors import UserError, unknown
 from gentletune.recipe import ALIASES, Recipe
 from gentletune.records import RunRecord, Score, read_record, write_json_atomic
@@ -211,7 +212,7 @@ class Questions:
     def objectives(self, record: RunRecord) -> tuple[Score, Score]:
         """The record's two scores. Raises `UserError` where it lacks one."""
         recipe = Recipe.parse(record.recipe)
-        domain = recipe.data or Path(recipe.data_path or "data").stem
+        domain = domain_name(recipe)
         keys = self.search.objectives.domain or f"{domain}/bits_per_token", self.search.objectives.general
         scores = [record.score(key) for key in keys]
         for key, score in zip(keys, scores, strict=True):

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
+from gentletune.data.load import domain_name
 from gentletune.records import write_bytes_atomic, write_text_atomic
 from gentletune.study.tilting import KindOfData, TiltingStudy
 from gentletune.study.tilting_plot import tilting_png
@@ -53,7 +54,7 @@ def tilting_csv(study: TiltingStudy) -> str:
 def tilting_markdown(study: TiltingStudy) -> str:
     """The reading, then the tables it is taken from. All figures are bits per token, λ apart."""
     recipe = study.recipe
-    data = recipe.data or Path(recipe.data_path or "data").stem
+    data = domain_name(recipe)
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     parts = [
         f"# Fine-tuning as tilting: {recipe.method} on {data}, {recipe.model}",
