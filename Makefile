@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A worker a core; the tests of a file share what they train, so they stay together.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: help venv demo test test-all check bench clean
+.PHONY: help venv demo test test-attack test-all check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      fine-tune a real small model with and without protection; opens demo/report.html (about 17 min on 2 cores)"
-	@echo "make test      the quick tests, on tiny models made on the spot"
-	@echo "make test-all  the same plus tests on real pretrained weights (downloads 93 MB once)"
+	@echo "make test      the quick tests, on tiny models made on the spot (at most 5 minutes on 2 cores)"
+	@echo "make test-attack  fork bombs and the like against the sandbox (a minute)"
+	@echo "make test-all  all of these plus tests on real pretrained weights (downloads 93 MB once)"
 	@echo "make check     ruff, ruff format, mypy strict, import-linter"
 	@echo "make bench     time and memory of the loss engine beside what else there is; writes benchmarks/results/"
 	@echo "make venv      only the virtual environment"
@@ -34,11 +37,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "==> Quick tests"
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
+
+test-attack: $(STAMP)
+	@echo "==> Attacks on the sandbox"
+	@$(PYTEST) --dist worksteal -m attack tests/evaluation/test_sandbox.py
 
 test-all: $(STAMP)
 	@echo "==> All tests, real models included"
-	@$(BIN)/python -m pytest -m ''
+	@$(PYTEST) -m ''
 
 check: $(STAMP)
 	@echo "==> ruff";          $(BIN)/ruff check .

@@ -1,25 +1,51 @@
-"""A tiny chat model made on the spot: no download, no weights in the repository."""
+"""A tiny chat model made on the spot, one torch thread, and children that start in milliseconds.
+
+torch and transformers are imported where they are used: under pytest-xdist the process that only hands out tests
+reads this file too.
+"""
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gentletune.data.domains.clinic import clinic_examples
+from gentletune.threads import wait_passively
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+WORKER_BYTES = 2**31  # what a worker with its children may take
+
+# Read when torch starts, by this process and by its children. Several threads wait for each other longer than a tiny
+# model computes, the more so on a busy machine; pytest-xdist uses the other cores.
+wait_passively()
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one worker a core this process may use, as far as the memory reaches."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
 
 
 def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on clinic notes, with a ChatML template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from gentletune.data.domains.clinic import clinic_examples
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -36,6 +62,9 @@ def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 def make_model(vocab: int, seed: int = 0) -> LlamaForCausalLM:
     """A two-layer Llama of 32 hidden units, tied like SmolLM2."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab,
@@ -70,6 +99,24 @@ def tiny_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPa
     make_model(len(tokenizer)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Starts children; a server with everything imported forks them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gentletune.study", "trl.trainer.sft_trainer", "peft"])
+    first = context.Process(target=int)  # the server starts with its first child
+    first.start()
+    first.join()
+    return context
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imports_are_no_garbage() -> None:
+    """transformers' Trainer collects garbage after every training, and would walk through all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

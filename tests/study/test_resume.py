@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import time
@@ -23,6 +24,7 @@ def run(recipe: Recipe) -> None:
 
     from gentletune.study import train
 
+    gc.freeze()  # the imports: each training ends with a collection of garbage
     torch.set_num_threads(1)
     train(recipe)
 

@@ -1,10 +1,8 @@
-"""One rank of a distributed run: each case takes one step and rank 0 writes gradient, loss and what τ was made of.
-
-python -m torch.distributed.run --standalone --nproc_per_node N -m tests.training.distributed_worker DIR KIND
-"""
+"""One rank of a distributed run: each case takes one step and rank 0 writes gradient, loss and what τ was made of."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -53,10 +51,13 @@ def cases(world: int) -> list[tuple[str, int]]:
     return [(method, steps) for method in METHODS for steps in (1, 2) if world * steps <= len(ROWS)]
 
 
-def main() -> None:
-    output, kind = Path(sys.argv[1]), sys.argv[2]
-    world = int(os.environ["WORLD_SIZE"])
+def run_rank(rank: int, world: int, kind: str, output: Path) -> None:
+    """What each process does: as under a launcher, but the ranks meet in a file, which needs no free port."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    os.environ.update(zip(names, map(str, (rank, rank, world, world)), strict=True))
+    gc.freeze()  # the imports: each training ends with a collection of garbage
     torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{output}/meet", rank=rank, world_size=world)
     Watching.sharded = kind == "fsdp"
     tokenizer, found = make_tokenizer(), {}
     for method, steps in cases(world):
@@ -66,15 +67,13 @@ def main() -> None:
         )  # fmt: skip
         result = {"loss": first_loss(trainer), "gradients": gradients(trainer), "seen": gather_object([trainer.seen])}
         found[f"{method} {steps}"] = result
-    if trainer.accelerator.is_main_process:
+    if rank == 0:
         sharded = any(isinstance(p, DTensor) for p in trainer.model.parameters())
-        torch.save({"sharded": sharded, "cases": found}, output / "found.pt")
+        torch.save(
+            {"sharded": sharded, "world": trainer.accelerator.num_processes, "cases": found}, output / "found.pt"
+        )
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     # Without this a rank now and then aborts while the interpreter takes gloo's threads down.
     sys.stdout.flush()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

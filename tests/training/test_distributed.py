@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.training.distributed_worker import run_rank
 from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, lively_model, one_step, token_losses
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(
     scope="module", params=[("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4)], ids=lambda p: f"{p[0]}{p[1]}"
 )
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def ranks(request: pytest.FixtureRequest, processes: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What rank 0 found, after all cases in one launch."""
     kind, world = request.param
     output = tmp_path_factory.mktemp(f"{kind}{world}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-    done = subprocess.run(
-        [*command, "-m", "tests.training.distributed_worker", str(output), kind],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=540,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    children = [processes.Process(target=run_rank, args=(rank, world, kind, output)) for rank in range(world)]
+    for child in children:
+        child.start()
+    waiting = list(children)
+    while waiting and wait([child.sentinel for child in waiting], timeout=300):
+        waiting = [child for child in waiting if child.exitcode is None]
+        if any(child.exitcode for child in children):
+            break  # the others would wait for the rank that died
+    for child in children:
+        child.kill()
+        child.join()
+    assert [child.exitcode for child in children] == [0] * world
     found: dict[str, Any] = torch.load(output / "found.pt", weights_only=False)
     assert found["sharded"] is (kind == "fsdp")
+    assert found["world"] == world
     return found["cases"]
 
 
