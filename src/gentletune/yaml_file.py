@@ -38,9 +38,15 @@ def _whole_number(reader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
+def _function_name(reader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    """A function in a task file of lm-eval's form, which resolves it itself."""
+    return str(reader.construct_scalar(node))
+
+
 for _name, (_pattern, _first) in _SCALARS.items():
     _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
 _Reader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Reader.add_constructor("!function", _function_name)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

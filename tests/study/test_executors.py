@@ -18,7 +18,7 @@ from gentletune import UserError, sweep, train
 from gentletune.cache import file_digest
 from gentletune.records import read_record
 from gentletune.study.executors import pinned
-from gentletune.study.locks import locked
+from gentletune.study.locks import LOCK_FILE, holding
 from gentletune.study.plan import Resources
 from gentletune.training.callbacks import read_metrics
 
@@ -51,7 +51,10 @@ def test_pool(tiny_dir: Path, tmp_path: Path, alone: list[dict[str, Any]]) -> No
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_dies_fails_its_trial_alone(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_fails_its_trial_alone(
+    processes: Any, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: processes)  # workers that import nothing
     killed: list[int] = []
 
     def kill_the_first() -> None:
@@ -59,7 +62,7 @@ def test_a_worker_that_dies_fails_its_trial_alone(tiny_dir: Path, tmp_path: Path
         while not any(line["step"] >= 3 for line in read_metrics(metrics)):
             time.sleep(0.002)
         for child in multiprocessing.active_children():
-            if child.pid and _has_open(child.pid, tmp_path / ".locks" / "sft-lr0.01"):
+            if child.pid and _has_open(child.pid, tmp_path / "sft-lr0.01" / LOCK_FILE):
                 os.kill(child.pid, signal.SIGKILL)
                 killed.append(child.pid)
 
@@ -104,7 +107,7 @@ def test_a_ray_actor_that_dies_fails_its_trial_alone(tiny_dir: Path, tmp_path: P
         while not any(line["step"] >= 3 for line in read_metrics(tmp_path / "sft-lr0.01" / "metrics.jsonl")):
             time.sleep(0.002)
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and _has_open(int(entry.name), tmp_path / ".locks" / "sft-lr0.01"):
+            if entry.name.isdigit() and _has_open(int(entry.name), tmp_path / "sft-lr0.01" / LOCK_FILE):
                 os.kill(int(entry.name), signal.SIGKILL)
 
     study = tiny_study(tiny_dir, resources={"cpus": 1}, also=[])
@@ -142,53 +145,33 @@ def test_a_trial_held_elsewhere_comes_last_and_is_read_afterwards(tiny_dir: Path
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with locked(tmp_path / ".locks" / first):
+        with holding(tmp_path / first):
             held.set()
             release.wait(120)
 
     def heard(line: str) -> None:
         said.append(line)
-        if "talr-lr0.01" in line:
+        if line.startswith(f"nothing else is left to do; waiting for process {os.getpid()} on "):
             release.set()
 
-    holder = threading.Thread(target=hold)
-    holder.start()
+    other = threading.Thread(target=hold)
+    other.start()
     held.wait()
     records = sweep(study, tmp_path, say=heard)
-    holder.join()
+    other.join()
     assert [r.status for r in records] == ["complete"] * 4
+    assert any(line.startswith(f"{first} is in use by process {os.getpid()} on ") for line in said)
     order = sorted(tmp_path.glob("*/record.json"), key=lambda p: p.stat().st_mtime_ns)
     assert order[-1].parent.name == first
     assert (records[0].label, records[0].learning_rate) == ("sft", 1e-3)
-
-
-def test_locks_end_with_their_process(processes: Any, tmp_path: Path) -> None:
-    file = tmp_path / "lock"
-    child = processes.Process(target=hold_for_ever, args=(file,))
-    child.start()
-    while not file.exists():
-        time.sleep(0.01)
-    while True:
-        with locked(file, wait=False) as mine:
-            if not mine:
-                break
-    child.kill()
-    with locked(file) as mine:
-        assert mine
-    child.join()
-
-
-def hold_for_ever(file: Path) -> None:
-    with locked(file):
-        time.sleep(600)
 
 
 def test_two_ranks_train_as_one_process_with_twice_the_rows(tiny_dir: Path, tmp_path: Path) -> None:
     """`processes: 2` with 2 rows each is one process with 4, up to the order of addition."""
     fields: dict[str, Any] = {"method": "talr(tau=2.0)+l2", "learning_rate": 1e-3, "probe_every": 2}
     one = train(tiny_recipe(tiny_dir, tmp_path / "one", **fields, batch_size=4))
-    study = {"base": tiny_recipe(tiny_dir, tmp_path, **fields).model_dump(exclude={"output"}),
-             "axes": {"learning_rate": [1e-3]}, "resources": {"processes": 2}}  # fmt: skip
+    base = tiny_recipe(tiny_dir, tmp_path, **fields, processes=2).model_dump(exclude={"output"})
+    study = {"base": base, "axes": {"learning_rate": [1e-3]}}
     (two,) = sweep(study, tmp_path / "study")
     assert (two.status, two.error) == ("complete", None)
     assert two.training["processes"] == 2
@@ -203,9 +186,9 @@ def test_two_ranks_train_as_one_process_with_twice_the_rows(tiny_dir: Path, tmp_
 
 @pytest.mark.slow
 def test_killed_ranks_end_and_go_on_from_their_checkpoint(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
-    base = tiny_recipe(tiny_dir, tmp_path, max_steps=40, save_every=3, probe_every=0, method="talr(tau=lagged_median)")
-    study = {"base": base.model_dump(exclude={"output", "learning_rate"}), "axes": {"learning_rate": [1e-3]},
-             "resources": {"processes": 2}}  # fmt: skip
+    how: dict[str, Any] = {"max_steps": 40, "save_every": 3, "probe_every": 0, "processes": 2}
+    base = tiny_recipe(tiny_dir, tmp_path, method="talr(tau=lagged_median)", **how)
+    study = {"base": base.model_dump(exclude={"output", "learning_rate"}), "axes": {"learning_rate": [1e-3]}}
     (whole,) = sweep(study, tmp_path / "whole")
     assert (whole.status, whole.error) == ("complete", None)
     (done,) = (p.parent for p in (tmp_path / "whole").glob("*/record.json"))
@@ -257,7 +240,8 @@ def test_each_worker_gets_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert pinned(Resources(), None) == (["0", "1", "2", "3", "4"], 5)
     assert pinned(Resources(gpus=2), None) == (["0,1", "2,3"], 2)
-    assert pinned(Resources(processes=2), 1) == (["0,1"], 1)
+    assert pinned(Resources(), 1, [1, 2]) == (["0,1"], 1)
+    assert pinned(Resources(), None, ["auto"]) == (["0,1,2,3,4"], 1)
     assert pinned(Resources(gpus=0), 3) == ([], 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,5,1,0")
     assert pinned(Resources(gpus=2), None)[0] == ["7,3", "5,1"]

@@ -57,8 +57,8 @@ def test_settings() -> None:
     assert (settings.resources.gpus, settings.resources.cpus, settings.keep_models) == (1, 2, False)
     with pytest.raises(UserError, match=r"resources.gpu'; leave it out"):
         read_settings({"resources": {"gpu": 1}})
-    with pytest.raises(UserError, match=r"resources.processes: input should be greater"):
-        read_settings({"resources": {"processes": 0}})
+    with pytest.raises(UserError, match=r"resources.cpus: input should be greater"):
+        read_settings({"resources": {"cpus": 0}})
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,8 @@ def test_the_launcher_holds_no_model_while_the_ranks_train(
         raise run_module.TrainingDivergedError("stop here")
 
     monkeypatch.setattr(run_module, "launch", launched)
-    recipe = Recipe(model=str(tiny_dir), method="flow", output=str(tmp_path / "run"), **SHORT)
-    assert train(recipe, processes=2).status == "failed"
+    recipe = Recipe(model=str(tiny_dir), method="flow", output=str(tmp_path / "run"), processes=2, **SHORT)
+    assert train(recipe).status == "failed"
     assert held == []
 
 

@@ -24,8 +24,8 @@ from gentletune.cli.common import (
     stderr,
     stdout,
 )
-from gentletune.recipe import Recipe, load_recipe
-from gentletune.records import RunRecord, load_records, write_json_atomic, write_text_atomic
+from gentletune.recipe import load_recipe
+from gentletune.records import load_records, write_json_atomic, write_text_atomic
 from gentletune.score_table import print_scores
 
 
@@ -42,9 +42,13 @@ def train_command(context: typer.Context, config: ConfigOption = None) -> None:
       gentletune train --data medcalc --data-path train.csv --no-cot --method "talr(tau=1.0)+lora+wise_ft"
     """
     recipe = load_recipe(config, overrides(context.args))
+    import torch
+
     from gentletune.study import train
 
     prepare()
+    if recipe.processes == 1 and (gpus := torch.cuda.device_count()) > 1:
+        say(f"{gpus} GPUs can be seen, one trains; --processes auto uses all, with batch_size rows on each")
     with stages() as stage:
         record = train(recipe, stage=stage)
     if record.status == "failed":
@@ -54,7 +58,7 @@ def train_command(context: typer.Context, config: ConfigOption = None) -> None:
     print_scores(stdout, record.scores, record.initial_scores, title)
     if record.sandbox:
         say(record.sandbox)
-    say(f"run directory: {_run_directory(record)}")
+    say(f"run directory: {recipe.output or record.recipe['output']}")
 
 
 @app.command("evaluate", context_settings=FREE, epilog=recipe_help())
@@ -202,11 +206,3 @@ def report_command(
     say(f"report: {made.html.resolve()}")
     if show and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         webbrowser.open(made.html.resolve().as_uri())
-
-
-def _run_directory(record: RunRecord) -> str:
-    from gentletune.methods import parse_method
-    from gentletune.study.run import default_output
-
-    recipe = Recipe.parse(record.recipe)
-    return recipe.output or default_output(recipe, parse_method(recipe.method))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from gentletune.cache import cached_json, digest
@@ -62,6 +63,29 @@ class Reference:
     model: str
     sampled: OwnAnswers
     greedy: OwnAnswers
+
+
+def content_hashes(
+    recipe: Recipe, data: DomainData | None, tasks: Sequence[EvalTask], tokenizer: Any, max_length: int
+) -> dict[str, str]:
+    """SHA-256 of all that a model is measured on, by content: where it lies and what it is called do not count.
+
+    `test` is the held-out rows with their answers, `reference` the reference answers, `task NAME` each task.
+
+    Raises:
+        UserError: a reference file that cannot be used.
+    """
+    found = {}
+    if data is not None:
+        found["test"] = digest([data.test_hash, repr(data.examples)])
+        if recipe.reference_path:
+            texts = _references(recipe, tokenizer, max_length)
+            found["reference"] = digest([asdict(row) for row in texts])
+    for task in tasks:
+        stem = Path(task.name).stem if task.name.endswith((".yaml", ".yml")) else task.name
+        name = f"task {stem}"
+        found[name] = digest([found[name], task.hash]) if name in found else task.hash
+    return found
 
 
 @dataclass(frozen=True)
@@ -123,12 +147,9 @@ def measure(
             examples = [data.examples[i] for i in held.kept]
             task = example_task(data.name, "domain", examples, max_tokens=recipe.domain_tokens)
             tasks.append(wrap_own(task))
-        texts: list[Encoded] = []
-        if recipe.reference_path:
-            window = min(subject.max_length, recipe.eval_batch_tokens)
-            texts = text_rows(recipe.reference_path, subject.tokenizer, window)
+        texts = _references(recipe, subject.tokenizer, subject.max_length)
         key: list[Any] = [subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
-        key += [recipe.general_prompts, recipe.general_tokens, digest([row.input_ids for row in texts])]
+        key += [recipe.general_prompts, recipe.general_tokens, digest([asdict(row) for row in texts])]
         what = (subject, data.name, held.rows, texts, recipe, reference, stage)
         scores = _cached("scores", [_VERSION, *key], lambda: _code_lengths(*what))
         if recipe.calibration:
@@ -137,6 +158,13 @@ def measure(
     accuracies = [score for result in results for score in result.scores]
     ordered = sorted([*accuracies, *scores], key=lambda score: score.side)  # stable: domain first
     return Measured(ordered, [sample for result in results for sample in result.samples])
+
+
+def _references(recipe: Recipe, tokenizer: Any, max_length: int) -> list[Encoded]:
+    """The recipe's reference answers, encoded; none where it names none."""
+    if recipe.reference_path is None:
+        return []
+    return text_rows(recipe.reference_path, tokenizer, min(max_length, recipe.eval_batch_tokens))
 
 
 def _cached(kind: str, key: list[Any], compute: Callable[[], list[Score]]) -> list[Score]:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,6 +19,7 @@ from gentletune.errors import UserError
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.models import keep_freed_memory
+from gentletune.recipe import Processes
 from gentletune.study.inputs import Shared
 from gentletune.study.plan import Resources
 from gentletune.study.store import LOGS, Finished, Job, record_death, run_job
@@ -100,8 +101,10 @@ class _Worker:
 class PoolExecutor:
     """Worker processes on this machine, each with GPUs of its own, or its share of the cores."""
 
-    def __init__(self, study: Path, resources: Resources, workers: int | None = None) -> None:
-        self.devices, self.slots = pinned(resources, workers)
+    def __init__(
+        self, study: Path, resources: Resources, workers: int | None = None, processes: Sequence[Processes] = ()
+    ) -> None:
+        self.devices, self.slots = pinned(resources, workers, processes)
         self.study = study
         cores = os.cpu_count() or 1
         self.threads = resources.cpus or max(1, cores // self.slots)
@@ -162,8 +165,10 @@ def _end_with_parent() -> None:
         os._exit(3)
 
 
-def pinned(resources: Resources, workers: int | None) -> tuple[list[str], int]:
+def pinned(resources: Resources, workers: int | None, processes: Sequence[Processes] = ()) -> tuple[list[str], int]:
     """`CUDA_VISIBLE_DEVICES` of each worker (none without GPUs), and how many workers there are.
+
+    `processes` are those of the trials: a worker gets GPUs for any of them.
 
     Raises:
         UserError: more GPUs a trial, or workers, than there are GPUs for.
@@ -172,7 +177,7 @@ def pinned(resources: Resources, workers: int | None) -> tuple[list[str], int]:
     ([], 3)
     """
     count = torch.cuda.device_count()
-    each = (resources.processes if count else 0) if resources.gpus is None else resources.gpus
+    each = resources.gpus_of(count, processes)
     if each == 0:
         return [], workers or _CPU_WORKERS
     outer = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -203,15 +208,19 @@ def open_executor(
     resources: Resources,
     shared: Shared,
     *,
+    processes: Sequence[Processes] = (),
     stage: Stage = silent,
     workers: int | None = None,
     ray_address: str | None = None,
 ) -> Iterator[Executor]:
-    """The executor by its name, closed at the end. Raises `UserError` for what this machine cannot give."""
+    """The executor by its name, closed at the end; `processes` are those of the trials it will run.
+
+    Raises `UserError` for what this machine cannot give.
+    """
     makers: dict[str, Callable[[], Any]] = {
         "local": lambda: LocalExecutor(shared, stage),
-        "pool": lambda: PoolExecutor(study, resources, workers),
-        "ray": lambda: _ray(resources, workers, ray_address),
+        "pool": lambda: PoolExecutor(study, resources, workers, processes),
+        "ray": lambda: _ray(resources, workers, ray_address, processes),
     }
     if name not in makers:
         raise UserError(f"unknown executor '{name}'; give local, pool or ray")
@@ -226,7 +235,7 @@ def open_executor(
         made.close()
 
 
-def _ray(resources: Resources, workers: int | None, address: str | None) -> Executor:
+def _ray(resources: Resources, workers: int | None, address: str | None, processes: Sequence[Processes]) -> Executor:
     from gentletune.study.ray_executor import RayExecutor  # ray is an extra
 
-    return RayExecutor(resources, workers, address)
+    return RayExecutor(resources, workers, address, processes)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from gentletune.errors import UserError
 from gentletune.recipe import Recipe
 from gentletune.records import write_json_atomic
 from gentletune.training import TrainingDivergedError
@@ -59,7 +58,6 @@ def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
 
     Raises:
         TrainingDivergedError: as in one process.
-        UserError: fewer GPUs than ranks.
         RuntimeError: a rank died; the run's `checkpoints/launch/log.txt` has its last words.
     """
     exchange = Exchange(run)
@@ -86,12 +84,9 @@ def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
 
 
 def command_line(processes: int) -> list[str]:
-    """The launcher with its options, for as many ranks. Raises `UserError` where there are GPUs, but too few."""
-    gpus = torch.cuda.device_count()
-    if gpus == 0:  # accelerate's launcher starts several CPU processes through MPI alone
+    """The launcher with its options, for as many ranks."""
+    if torch.cuda.device_count() == 0:  # accelerate's launcher starts several CPU processes through MPI alone
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    if processes > gpus:
-        raise UserError(f"resources: {processes} processes need as many GPUs, and there are {gpus}; lower processes")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     # The recipe decides on precision, and a free port lets two trials of one machine train at once.
     return [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",

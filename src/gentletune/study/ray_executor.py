@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gentletune.errors import UserError
+from gentletune.recipe import Processes
 from gentletune.study.plan import Resources
 from gentletune.study.store import Finished, Job, record_death, run_job
 
@@ -21,7 +23,13 @@ class RayExecutor:
     Raises `UserError` where ray is not installed, the cluster does not answer, or no node could ever run a trial.
     """
 
-    def __init__(self, resources: Resources, workers: int | None = None, address: str | None = None) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        workers: int | None = None,
+        address: str | None = None,
+        processes: Sequence[Processes] = (),
+    ) -> None:
         try:
             import ray
         except ImportError as error:
@@ -39,7 +47,8 @@ class RayExecutor:
                 ) from error
         total: dict[str, float] = self.ray.cluster_resources()
         gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
-        self.gpus = (resources.processes if gpus else 0) if resources.gpus is None else resources.gpus
+        one_node = max((int(node["Resources"].get("GPU", 0)) for node in self.ray.nodes() if node["Alive"]), default=0)
+        self.gpus = resources.gpus_of(one_node, processes)
         self.cpus = resources.cpus or (1 if self.gpus else min(_CPUS, cpus))
         fits = min(cpus // self.cpus, gpus // self.gpus if self.gpus else cpus)
         if fits == 0:

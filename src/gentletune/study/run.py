@@ -1,9 +1,10 @@
-"""One run from recipe to record: train (or take up where it stopped), finish, measure, write it down."""
+"""One run from recipe to record: train (or take up where it stopped), merge, measure, write it down."""
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,26 +14,31 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from gentletune.cache import cache_root, cached_json, whole_directory
+from gentletune.cache import cache_root, cached_json, digest, whole_directory
 from gentletune.data import Encoded
+from gentletune.data.chat import end_tokens
+from gentletune.data.templates import save_tokenizer
 from gentletune.errors import UserError
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, silent
-from gentletune.methods import Method
-from gentletune.models import load_model, quiet
+from gentletune.methods.base import merge_weights
+from gentletune.models import load_model, quiet, stop_at
 from gentletune.recipe import Recipe
 from gentletune.records import RECORD_FILE, RunRecord, Score, read_record, write_json_atomic, write_record
 from gentletune.study.curves import read_curves
-from gentletune.study.inputs import Inputs, Shared
+from gentletune.study.inputs import Inputs
 from gentletune.study.launch import launch
-from gentletune.study.locks import locked
+from gentletune.study.locks import HOLDER_FILE, LOCK_FILE, check_free, holding, locked
 from gentletune.study.provenance import model_card, provenance
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.fit import CHECKPOINTS
 
 STATE_FILE = "state.json"  # what the files in the directory were made from
 FIGURES_FILE = "training.json"
+# Recipe keys that only say where something lies: its content is in the record's hashes or in the directory's identity.
+_BY_CONTENT = frozenset({"model", "data_path", "test_path", "reference_path", "tasks", "task_data", "chat_template",
+                         "date", "processes"})  # fmt: skip
 # How safetensors and torch.save word it, which raise errors of their own.
 _DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "inline_container")
 
@@ -45,51 +51,62 @@ class _SourceFailedError(Exception):
     """The run that was to train the weights failed, so this one does."""
 
 
-def train(
-    recipe: Recipe,
-    *,
-    reuse: Path | None = None,
-    stage: Stage = silent,
-    processes: int = 1,
-    shared: Shared | None = None,
-) -> RunRecord:
+def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -> RunRecord:
     """Run a recipe and return its record, which also lies in its run directory as `record.json`.
 
     Called again after a crash or kill it goes on from what is there; called again after it completed it returns
-    the record. `reuse` is another run whose training is the same (it may differ in its finish): its tuned
+    the record. `reuse` is another run whose training is the same (it may differ in its merge): its tuned
     weights are taken instead of training again. A run that diverges returns a record with status `failed`.
-    `processes` above 1 train data-parallel, `recipe.batch_size` rows in each. `shared` holds what another run of the
-    same study has read.
+    While it works it holds the run directory, so that no other process can be at it.
 
     Raises:
+        RunHeldError: another process is at the run directory.
         UserError: bad input; nothing is written then.
     """
-    inputs = Inputs(recipe, shared)
-    run = Path(recipe.output or default_output(recipe, inputs.method))
-    done = read_record(run)
-    state = _state(inputs, processes)
-    _check_directory(run, state)
-    if done and done.status == "complete" and _same_result(done, recipe):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("train starts its own processes; call it without a launcher, with processes: N or auto")
+    if recipe.output:
+        with one_line_errors(Path(recipe.output)):
+            check_free(Path(recipe.output))  # told before any data are read
+    inputs = Inputs(recipe)
+    run = Path(recipe.output or default_output(inputs))
+    if (done := _finished(inputs, run)) is not None:
+        return done
+    with holding(run):
+        return train_held(inputs, run, reuse, stage)
+
+
+def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stage = silent) -> RunRecord:
+    """`train` in a run directory that the caller holds. Raises `UserError` as that does."""
+    if (done := _finished(inputs, run)) is not None:  # maybe by whoever held it a moment ago
         return done
     if not has_weights(run):
         inputs.initial_model()  # what is wrong with it is said before anything is written
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirectoryError(f"cannot write to {run} ({type(error).__name__}); give another --output") from error
     with one_line_errors(run):
         for scrap in _scraps(run):
             shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
-        write_json_atomic(run / STATE_FILE, state)
-        record = _run(inputs, run, reuse, stage, processes)
+        write_json_atomic(run / STATE_FILE, _state(inputs))
+        record = _run(inputs, run, reuse, stage)
         write_record(run, record)
     return record
 
 
-def default_output(recipe: Recipe, method: Method) -> str:
-    """Run directory of a recipe that names none: `runs/DATA-METHOD-LR-HASH`."""
-    data = recipe.data or Path(recipe.data_path or "data").stem
-    return f"runs/{data}-{method.name}-{recipe.learning_rate:g}-{recipe.digest()}"
+def default_output(inputs: Inputs) -> str:
+    """Run directory of a recipe that names none, `runs/DATA-METHOD-LR-HASH`: where the weights are the same, the same.
+
+    So a change of what is measured trains nothing anew.
+    """
+    recipe = inputs.recipe
+    data = inputs.data.name
+    return f"runs/{data}-{inputs.method.name}-{recipe.learning_rate:g}-{digest(_state(inputs))[:12]}"
+
+
+def _finished(inputs: Inputs, run: Path) -> RunRecord | None:
+    """The record where there is nothing left to do. Raises `UserError` where the directory is not this recipe's."""
+    with one_line_errors(run):
+        record = read_record(run)
+        _check_directory(run, _state(inputs))
+    return record if record and record.status == "complete" and _same_result(record, inputs) else None
 
 
 def has_weights(run: Path) -> bool:
@@ -97,7 +114,7 @@ def has_weights(run: Path) -> bool:
     return (run / "model" / "config.json").exists()
 
 
-def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage, processes: int) -> RunRecord:
+def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunRecord:
     recipe, timings = inputs.recipe, dict[str, float]()
     begun = time.perf_counter()
     reference, initial = _initial(inputs, stage) if recipe.evaluate or recipe.probe_every else (None, [])
@@ -107,8 +124,8 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage, processes:
         "label": inputs.method.label,
         "learning_rate": recipe.learning_rate,
         "seed": recipe.seed,
-        "recipe": recipe.model_dump(mode="json"),
-        "hashes": inputs.hashes,
+        "recipe": recipe.override({"output": str(run)}).model_dump(mode="json"),
+        "hashes": inputs.record_hashes,
         "data": _data_figures(inputs),
         "initial_scores": initial,
         "sandbox": inputs.sandbox,
@@ -116,7 +133,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage, processes:
     }
     begun = time.perf_counter()
     try:
-        tuned = _tuned_model(inputs, run, reference, reuse, processes)
+        tuned = _tuned_model(inputs, run, reference, reuse)
     except _SourceFailedError as error:
         return RunRecord(status="failed", error=str(error), timings=timings, **base)
     except TrainingDivergedError as error:
@@ -160,39 +177,44 @@ def _alone(inputs: Inputs) -> Iterator[None]:
         yield
 
 
-def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None, processes: int) -> Any:
-    """The finished model: from `model/` if it is there, else trained (or taken from `reuse`) and finished."""
+def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None) -> Any:
+    """The final model: from `model/` if it is there, else trained (or taken from `reuse`) and merged."""
     recipe, target = inputs.recipe, run / "model"
     if has_weights(run):
+        inputs.forget_model()
         return load_model(target, trust_remote_code=recipe.trust_remote_code)
     begun = time.perf_counter()
+    if inputs.method.merge is not None:
+        inputs.base_weights()  # while no tuned model is in memory
     if reuse is not None:
+        inputs.forget_model()
         tuned, figures = _reused(inputs, reuse)
     else:
-        if processes > 1:
-            tuned, figures = _launched(inputs, run, processes)
+        if inputs.processes > 1:
+            tuned, figures = _launched(inputs, run)
         else:
             tuned, figures = fit_weights(inputs, run, reference)
         figures["train_seconds"] = time.perf_counter() - begun
+    if inputs.method.merge is not None:
+        _save(tuned, inputs, run / "tuned", "before its merge")
+        figures["update_norm"] = merge_weights(tuned, inputs.base_weights(), inputs.method.merge)
     write_json_atomic(run / FIGURES_FILE, figures)
-    if inputs.method.finish is not None:
-        _save(tuned, inputs, run / "tuned", "before its finish")
-        tuned.load_state_dict(inputs.method.finish(inputs.initial_model().state_dict(), tuned.state_dict()))
     _save(tuned, inputs, target, inputs.method.label)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     return tuned
 
 
-def _launched(inputs: Inputs, run: Path, processes: int) -> tuple[Any, dict[str, float]]:
+def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
     """Weights trained by several processes of their own, which share their last checkpoint with any later launch."""
     sequence_weights_of(inputs)  # computed here, with all cores; the ranks read it from the cache
-    found = launch(inputs.recipe, run, processes)
+    inputs.forget_model()  # each rank loads its own
+    found = launch(inputs.recipe, run, inputs.processes)
     model = load_model(found.model, trust_remote_code=inputs.recipe.trust_remote_code)
-    return model, found.figures | {"processes": float(processes)}
+    return model, found.figures | {"processes": float(inputs.processes)}
 
 
 def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
-    """Tuned weights before any finish, and figures of their training; in this process alone or as one of several."""
+    """Tuned weights before any merge, and figures of their training; in this process alone or as one of several."""
     recipe, method = inputs.recipe, inputs.method
     pad_id = inputs.tokenizer.pad_token_id
     held: list[Encoded] = inputs.test.rows
@@ -202,6 +224,7 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         return probe(model, held, reference, recipe, pad_id=pad_id)
 
     weights = sequence_weights_of(inputs)
+    base = inputs.base_weights() if method.parameterisation.needs_base else None
     fitted = fit(
         recipe,
         method,
@@ -209,6 +232,7 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         inputs.tokenizer,
         inputs.train.rows,
         run,
+        base=base,
         sequence_weights=weights,
         probe=look if recipe.probe_every else None,
         title=f"{method.label} lr {recipe.learning_rate:g}",
@@ -241,8 +265,7 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     if failed and failed.status == "failed":
         raise _SourceFailedError(f"{source.name}, whose weights it takes, failed")
     state = _read_json(source / STATE_FILE)
-    identity = {key: value for key, value in state.get("identity", {}).items() if key != "processes"}
-    if identity != inputs.identity:
+    if state.get("identity") != inputs.identity:
         raise UserError(f"{source} was not trained by the same recipe, so its weights cannot be reused")
     tuned = source / "tuned" if (source / "tuned").is_dir() else source / "model"
     if not (tuned / "config.json").exists():
@@ -253,15 +276,15 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
 
 def _save(model: Any, inputs: Inputs, target: Path, what: str) -> None:
     with whole_directory(target) as scratch, quiet():
+        stop_at(model, end_tokens(inputs.tokenizer))
         model.save_pretrained(scratch)
-        inputs.tokenizer.save_pretrained(scratch)
+        save_tokenizer(inputs.tokenizer, scratch)
         (scratch / "README.md").write_text(model_card(inputs.recipe, what, inputs.hashes), encoding="utf-8")
 
 
-def _state(inputs: Inputs, processes: int) -> dict[str, Any]:
+def _state(inputs: Inputs) -> dict[str, Any]:
     """What the files of a run directory are made from."""
-    ranks = {"processes": processes} if processes > 1 else {}
-    return {"identity": inputs.identity | ranks, "method": inputs.method.label}
+    return {"identity": inputs.identity, "method": inputs.method.label}
 
 
 def _check_directory(run: Path, mine: dict[str, Any]) -> None:
@@ -270,7 +293,8 @@ def _check_directory(run: Path, mine: dict[str, Any]) -> None:
         raise RunDirectoryError(f"output {run} is a file; give a directory")
     state = _read_json(run / STATE_FILE) if (run / STATE_FILE).exists() else None
     if state is None:
-        left = {path.name for path in run.iterdir()} - {path.name for path in _scraps(run)} if run.is_dir() else set()
+        left = {path.name for path in run.iterdir() if path not in _scraps(run)} if run.is_dir() else set()
+        left -= {LOCK_FILE, HOLDER_FILE}
         record = read_record(run) if left == {RECORD_FILE} else None
         if left and (record is None or record.status == "complete"):  # a run that failed at once left its record alone
             raise RunDirectoryError(f"output {run} is not empty and holds no run of gentletune; give another directory")
@@ -286,7 +310,7 @@ def _check_directory(run: Path, mine: dict[str, Any]) -> None:
 
 def _scraps(run: Path) -> list[Path]:
     """What a kill left of a file or directory of ours that was being written, under its hidden name."""
-    names = (STATE_FILE, FIGURES_FILE, RECORD_FILE, "model", "tuned")
+    names = (STATE_FILE, FIGURES_FILE, RECORD_FILE, HOLDER_FILE, "model", "tuned")
     return [path for name in names for path in run.glob(f".{name}.*")]
 
 
@@ -294,8 +318,13 @@ def _flat(state: dict[str, Any]) -> dict[str, Any]:
     return {**state.get("identity", {}), "method": state.get("method")}
 
 
-def _same_result(record: RunRecord, recipe: Recipe) -> bool:
-    return Recipe.parse(record.recipe).result_fields() == recipe.result_fields()
+def _same_result(record: RunRecord, inputs: Inputs) -> bool:
+    """Whether the record's weights and scores are what the recipe would give now; of files the content counts."""
+
+    def settings(recipe: Recipe) -> dict[str, Any]:
+        return {name: value for name, value in recipe.result_fields().items() if name not in _BY_CONTENT}
+
+    return record.hashes == inputs.record_hashes and settings(Recipe.parse(record.recipe)) == settings(inputs.recipe)
 
 
 def _data_figures(inputs: Inputs) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The study's directory as a store of RunRecords that several processes may write: one trial, one lock."""
+"""The study's directory as a store of RunRecords that several processes may write: one run directory, one holder."""
 
 from __future__ import annotations
 
 import shutil
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from gentletune.evaluation.measure import silent
 from gentletune.methods import parse_method
 from gentletune.recipe import Recipe
 from gentletune.records import RECORD_FILE, RunRecord, read_record, write_record, write_text_atomic
-from gentletune.study.inputs import Shared
-from gentletune.study.locks import locked
+from gentletune.study.inputs import Inputs, Shared
+from gentletune.study.locks import RunHeldError, holding
 from gentletune.study.plan import Trial
 from gentletune.study.provenance import provenance
-from gentletune.study.run import RunDirectoryError, has_weights, train
+from gentletune.study.run import RunDirectoryError, has_weights, train_held
 
-LOCKS, LOGS = ".locks", ".logs"
+LOGS = ".logs"
 
 
 @dataclass(frozen=True)
@@ -35,37 +36,34 @@ class Job:
     begun: float
     first: bool = False
     wait: bool = True
-    processes: int = 1
 
     @property
     def run(self) -> Path:
         """The trial's run directory."""
         return self.study / self.trial.name
 
-    @property
-    def lock(self) -> Path:
-        """The trial's lock file; it stays, empty, when nobody holds it."""
-        return self.study / LOCKS / self.trial.name
-
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a job: its record; or none, because another process holds the trial; or what stops the study."""
+    """What became of a job: its record; or who holds the trial, so that there is none; or what stops the study."""
 
     job: Job
     record: RunRecord | None = None
+    held_by: str | None = None
     error: str | None = None
 
 
 def run_job(job: Job, shared: Shared, stage: Stage = silent) -> Finished:
-    """Run a trial under its lock; whatever goes wrong becomes a record with status `failed`.
+    """Run a trial, holding its directory; whatever goes wrong becomes a record with status `failed`.
 
     Only bad input met by the study's first trial, and a directory that cannot be written or is another run's, come
     back as `error`.
     """
     try:
-        with locked(job.lock, wait=job.wait) as mine:
-            return Finished(job, _run(job, shared, stage) if mine else None)
+        with holding(job.run, wait=job.wait):
+            return Finished(job, _run(job, shared, stage))
+    except RunHeldError as error:
+        return Finished(job, held_by=error.who)
     except UserError as error:
         return Finished(job, error=str(error))
 
@@ -73,10 +71,10 @@ def run_job(job: Job, shared: Shared, stage: Stage = silent) -> Finished:
 def record_death(job: Job, what: str) -> Finished:
     """The failed record of a job whose process died; none where another process has taken the trial up since."""
     try:
-        with locked(job.lock, wait=False) as mine:
-            if not mine:
-                return Finished(job)
+        with holding(job.run):
             return Finished(job, settled(job) or _failed(job, f"{what}; run the sweep again to go on from there"))
+    except RunHeldError as error:
+        return Finished(job, held_by=error.who)
     except UserError as error:
         return Finished(job, error=str(error))
 
@@ -96,7 +94,7 @@ def _run(job: Job, shared: Shared, stage: Stage) -> RunRecord:
     if record is not None and record.status == "failed" and (done := settled(job)):
         return done
     try:
-        return train(job.trial.recipe, reuse=_source(job), stage=stage, processes=job.processes, shared=shared)
+        return train_held(Inputs(job.trial.recipe, shared), job.run, _source(job), stage)
     except RunDirectoryError:
         raise
     except UserError as error:
@@ -141,8 +139,7 @@ def _failed(job: Job, error: str) -> RunRecord:
 
 def drop_weights(job: Job) -> None:
     """Delete the weights of a measured trial; its record stays. Left alone where another process is at it."""
-    with locked(job.lock, wait=False) as mine:
-        if mine:
-            for name in ("model", "tuned"):
-                (job.run / name / "config.json").unlink(missing_ok=True)  # what is half deleted counts as gone
-                shutil.rmtree(job.run / name, ignore_errors=True)
+    with suppress(RunHeldError), holding(job.run):
+        for name in ("model", "tuned"):
+            (job.run / name / "config.json").unlink(missing_ok=True)  # what is half deleted counts as gone
+            shutil.rmtree(job.run / name, ignore_errors=True)

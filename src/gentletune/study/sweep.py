@@ -13,10 +13,10 @@ from gentletune.evaluation.measure import silent
 from gentletune.records import RunRecord, read_record
 from gentletune.study.executors import Executor, open_executor
 from gentletune.study.inputs import Inputs, Shared
-from gentletune.study.locks import locked
+from gentletune.study.locks import holder, locked
 from gentletune.study.plan import Trial, plan, read_settings
 from gentletune.study.search import SEARCH, Questions, read_search
-from gentletune.study.store import LOCKS, Finished, Job, drop_weights
+from gentletune.study.store import Finished, Job, drop_weights
 
 Say = Callable[[str], None]
 
@@ -35,7 +35,8 @@ def sweep(
     """Run every trial of the study under `output`; returns their records in the plan's order.
 
     Complete trials are not run again, failed ones are. A trial that fails or crashes is recorded and does not stop
-    the others. `say` hears before each trial what comes and, from the second on, how long the rest will take.
+    the others. One that another process is at, a sweep or a `train` of its own, comes last: it is waited for, and its
+    record is taken. `say` hears before each trial what comes and, from the second on, how long the rest will take.
 
     Raises:
         UserError: a study that is not valid, bad input met by its first trial, a directory that cannot be used.
@@ -47,8 +48,9 @@ def sweep(
     queue = Queue(study, output, where)
     queue.check(shared)
     with open_executor(
-        executor, output, settings.resources, shared, stage=stage, workers=workers, ray_address=ray_address
-    ) as running:
+        executor, output, settings.resources, shared, processes=[trial.recipe.processes for trial in queue.trials],
+        stage=stage, workers=workers, ray_address=ray_address,
+    ) as running:  # fmt: skip
         _run(queue, running, say, keep_models=settings.keep_models)
     return queue.records()
 
@@ -60,6 +62,8 @@ def _run(queue: Queue, running: Executor, say: Say, *, keep_models: bool) -> Non
             if job.trial.name not in clock.said:
                 left = queue.left(job)
                 say(f"[{queue.total - len(left) + 1}/{queue.total}] {_what(job.trial)}{clock.remaining(left)}")
+            if job.wait and (who := holder(job.run)):
+                say(f"nothing else is left to do; waiting for {who}, which is at {job.trial.name}")
             clock.start(job.trial)
             running.start(job)
         if not queue.running:
@@ -67,8 +71,11 @@ def _run(queue: Queue, running: Executor, say: Say, *, keep_models: bool) -> Non
         found = running.finished()
         if found.error:
             raise UserError(found.error)
-        clock.stop(found.job.trial)
         queue.done(found)
+        if found.held_by:
+            say(f"{found.job.trial.name} is in use by {found.held_by}; it comes last")
+            continue
+        clock.stop(found.job.trial)
         if found.record is not None and found.record.status == "failed" and running.slots > 1:
             say(f"{found.job.trial.name} failed: {found.record.error}")
         if not keep_models:
@@ -82,7 +89,6 @@ class Queue:
     def __init__(self, study: Mapping[str, Any], output: Path, where: str = "study") -> None:
         search = read_search(study, where)
         self.output, self.begun = output, time.time()
-        self.processes = read_settings(study, where).resources.processes
         self.planned = plan(study, output, where)
         self.questions = Questions(study, search, output, where) if search else None
         self.asked: list[Trial] = self.questions.trials(self.planned) if self.questions else []
@@ -161,14 +167,14 @@ class Queue:
 
     def _make(self, trial: Trial, *, wait: bool) -> Job:
         first = trial.name == self.trials[0].name
-        return Job(trial, self.output, self.begun, first=first, wait=wait, processes=self.processes)
+        return Job(trial, self.output, self.begun, first=first, wait=wait)
 
     def _ask(self) -> bool:
         """Ask for another trial, or take up those that another sweep asked for; False where all are known."""
         if self.questions is None or len(self.trials) >= self.total:
             return False
         known = len(self.asked)
-        with locked(self.output / LOCKS / SEARCH):
+        with locked(self.output / f"{SEARCH}.lock"):
             self.asked = self.questions.trials(self.planned)  # another sweep may have asked meanwhile
             if len(self.asked) == known and (new := self.questions.ask(self.planned)) is not None:
                 self.asked.append(new)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gentletune.cache import digest
 from gentletune.data.example import Example
 from gentletune.errors import UserError
 from gentletune.evaluation.constraints import satisfied
@@ -54,6 +55,11 @@ class OwnTask:
     metric: OwnMetric = "accuracy"
     stop: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what is asked and how answers are judged, wherever that was read."""
+        return digest([repr(self.items), self.identity, self.max_tokens, self.metric, self.stop, dict(self.notes)])
 
 
 def example_task(
