@@ -99,6 +99,17 @@ def test_float32_tables_give_the_same_lambda() -> None:
     assert found.lam == pytest.approx(0.4, abs=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_the_target_itself_is_at_one_with_its_bounds(seed: int) -> None:
+    q, p2 = random_model(2 * seed, scale=4).float(), random_model(2 * seed + 1, scale=4).float()
+    found = effective_tilt(q, p2, p2)  # float32 rows add up to 1 ± 1e-7, on either side
+    assert (found.lam, found.edge) == (1.0, False)
+    assert found.fit == pytest.approx(1, abs=1e-12)
+    bounds = tilt_bounds(q, p2, found.lam)
+    assert bounds.convex == pytest.approx(bounds.tilted, abs=1e-12)
+    assert bounds.theorem is not None
+
+
 def test_the_moments_are_those_of_the_tilt() -> None:
     q, p2 = random_model(0), random_model(1)
     s, p = p2 - q, tilted(q, p2, 0.7).exp()

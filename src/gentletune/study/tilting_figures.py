@@ -1,7 +1,8 @@
 """A tuned model seen as a tilt of the initial one: the effective λ, how well it fits, and the bounds at it.
 
 Tensors in, tensors out; all in nats. T positions (contexts), V tokens; `log_q`, `log_p2` and `log_k` (T, V) are the
-next-token log-probabilities of the initial model q, of a target p₂ and of a checkpoint q_k, all finite. With
+next-token log-probabilities of the initial model q, of a target p₂ and of a checkpoint q_k, all finite; float32 tables
+add up to 1 to some 1e-7, so they are normalised in float64. With
 s = log p₂ - log q at a position, the tilt is q_λ ∝ q e^(λ s), and ψ(λ) = log Σ q e^(λ s); `docs/tilting.md`.
 """
 
@@ -109,6 +110,8 @@ def effective_tilt(log_q: Tensor, log_p2: Tensor, log_k: Tensor, highest: float 
     reached = float(_mean_score(log_q, log_p2, log_k).mean())
     way = float(kl(log_k, log_q).mean())
     lam, edge = _zero(log_q, log_p2, reached, highest)
+    if abs(lam - 1) < _CLOSE:
+        lam = 1.0  # the target itself: rounded above 1, it would have no convex bound
     left = way - lam * reached + float(tilt_moments(log_q, log_p2, lam).psi.mean())
     return EffectiveTilt(lam, 1 - left / way if way > _NOTHING else None, edge)
 
@@ -160,13 +163,19 @@ def _zero(log_q: Tensor, log_p2: Tensor, reached: float, highest: float) -> tupl
 def _mean_score(log_q: Tensor, log_p2: Tensor, log_k: Tensor) -> Tensor:
     """E_{q_k}[s] at each position: (T,)."""
     parts = zip(_scores(log_q, log_p2), log_k.split(_ROWS), strict=True)
-    return torch.cat([(k.double().exp() * s).sum(-1) for (_, s), k in parts])
+    return torch.cat([(_normalised(k).exp() * s).sum(-1) for (_, s), k in parts])
 
 
 def _scores(log_q: Tensor, log_p2: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """log q and s = log p₂ - log q in float64, some positions at a time."""
     for q, p2 in zip(log_q.split(_ROWS), log_p2.split(_ROWS), strict=True):
-        yield q.double(), p2.double() - q.double()
+        base = _normalised(q)
+        yield base, _normalised(p2) - base
+
+
+def _normalised(log_p: Tensor) -> Tensor:
+    """The same distributions in float64, adding up to 1 as well as float64 can."""
+    return log_p.double().log_softmax(-1)
 
 
 def _check(*tables: Tensor) -> None:
