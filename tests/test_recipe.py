@@ -36,7 +36,7 @@ MEASUREMENT: dict[str, Any] = {
     "limit": 7,
     "num_fewshot": 2,
     "max_gen_toks": 7,
-    "chat_template": False,
+    "apply_chat_template": False,
     "backend": "hf",
     "drop_leaked": True,
     "allow_unsafe_code": True,
@@ -54,6 +54,8 @@ TRAINING: dict[str, Any] = {
     "train_rows": 7,
     "cot": False,
     "max_length": 64,
+    "chat_template": "qwen3",
+    "date": "2025-01-02",
     "method": "talr",
     "learning_rate": 3e-6,
     "optimizer": "sgd",
@@ -61,6 +63,7 @@ TRAINING: dict[str, Any] = {
     "max_steps": 7,
     "batch_size": 2,
     "gradient_accumulation": 2,
+    "processes": 2,
     "schedule": "constant",
     "warmup": 0.0,
     "weight_decay": 0.1,
@@ -140,6 +143,8 @@ OUT_OF_BOUNDS = [
     *(("model", v) for v in ("", 5, None)),
     ("method", ""),
     ("data_path", ["a", "b"]),
+    *(("chat_template", v) for v in ("", True)),
+    *(("date", v) for v in ("today", "2025-02-30", 1.5, None)),
     ("report_to", "wandb"),
 ]
 
@@ -154,6 +159,11 @@ def test_a_value_out_of_bounds_is_named_with_its_key(key: str, value: Any) -> No
 @pytest.mark.parametrize("written", ["5e-6", "5E-6", "5.0e-6", "'5e-6'", "0.000005", "+5e-6"])
 def test_yaml_reads_every_way_to_write_a_rate(tmp_path: Path, written: str) -> None:
     assert load_recipe(write(tmp_path / "r.yaml", f"lr: {written}\n")).learning_rate == 5e-6
+
+
+def test_a_day_is_a_day_with_and_without_quotes(tmp_path: Path) -> None:
+    for written in ("2025-01-02", "'2025-01-02'"):
+        assert load_recipe(write(tmp_path / "r.yaml", f"date: {written}\n")).date == "2025-01-02"
 
 
 def test_yaml_text_stays_text(tmp_path: Path) -> None:
@@ -221,25 +231,28 @@ def test_the_three_kinds_of_field_are_all_fields() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), (BOOKKEEPING | MEASUREMENT | TRAINING).items())
-def test_digest_and_training_fields_change_with_what_they_name(key: str, value: Any) -> None:
+def test_result_and_training_fields_change_with_what_they_name(key: str, value: Any) -> None:
     plain, changed = Recipe(), Recipe.parse({key: value})
     assert changed != plain
-    assert (changed.digest() == plain.digest()) == (key in BOOKKEEPING)
+    assert (changed.result_fields() == plain.result_fields()) == (key in BOOKKEEPING)
     assert (changed.training_fields() == plain.training_fields()) == (key not in TRAINING)
     assert (key in changed.result_fields()) == (key not in BOOKKEEPING)
 
 
-def test_a_digest_does_not_depend_on_how_a_number_is_written() -> None:
-    assert Recipe(lr=1e-5, epochs=1).digest() == Recipe.parse({"epochs": 1.0, "learning_rate": "0.00001"}).digest()
-    assert len(Recipe().digest()) == 12
+def test_how_a_number_is_written_does_not_count() -> None:
+    other = Recipe.parse({"epochs": 1.0, "learning_rate": "0.00001", "processes": "1"})
+    assert Recipe(lr=1e-5, epochs=1).result_fields() == other.result_fields()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "many", True, None])
+def test_processes_are_a_number_or_auto(value: Any) -> None:
+    assert Recipe(processes="auto").processes == "auto"
+    assert "processes: must be a whole number from 1, or auto" in mistake({"processes": value})
 
 
 def test_a_field_younger_than_a_run_leaves_the_run_what_it_was() -> None:
-    # As computed before `optimizer` and `calibration` existed: runs of then go on, and count as done.
-    assert Recipe().digest() == "d7223b6fe635"
-    assert Recipe(data="clinic", method="talr", lr=1e-4, seed=1, max_steps=20).digest() == "cde413f2e798"
-    assert not {"optimizer", "calibration"} & Recipe().result_fields().keys()
-    old = Recipe().model_dump(mode="json", exclude={"optimizer", "calibration"})
+    assert not {"optimizer", "calibration", "processes"} & Recipe().result_fields().keys()
+    old = Recipe().model_dump(mode="json", exclude={"optimizer", "calibration", "processes"})
     assert Recipe.parse(old) == Recipe()
     assert Recipe.parse(old).training_fields() == Recipe(optimizer="adamw").training_fields()
     assert Recipe(optimizer="sgd").training_fields()["optimizer"] == "sgd"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,17 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def stop_at(model: Any, tokens: Iterable[int]) -> None:
+    """Have answers of the saved model end at `tokens` as well: inference engines read them in its generation config."""
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    own = config.eos_token_id
+    known = list(own) if isinstance(own, (list, tuple)) else [] if own is None else [own]
+    if more := sorted(set(tokens) - set(known)):
+        config.eos_token_id = [*known, *more]
+
+
 def device() -> torch.device:
     """The device a run uses: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,6 +99,15 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_memory() -> None:
+    """Collect what is unreachable and return freed memory to the device and the system, also after the above."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@ YAML files, CLI flags and Python share these field names; `lr` is accepted for `
 
 from __future__ import annotations
 
-import hashlib
-import json
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gentletune.errors import UserError, unknown
+from gentletune.errors import UserError, check_text, unknown
 from gentletune.yaml_file import read_yaml
 
 ALIASES = {"lr": "learning_rate"}
@@ -38,7 +37,7 @@ _MEASUREMENT = frozenset(
         "limit",
         "num_fewshot",
         "max_gen_toks",
-        "chat_template",
+        "apply_chat_template",
         "backend",
         "drop_leaked",
         "allow_unsafe_code",
@@ -47,7 +46,10 @@ _MEASUREMENT = frozenset(
 )
 # Fields younger than runs on disk. While one holds its default it is left out of what identifies a run, so that those
 # go on, and count as done, as if it had always been there.
-_YOUNGER = frozenset({"optimizer", "calibration", "data_config"})
+_YOUNGER = frozenset({"optimizer", "calibration", "processes", "data_config"})
+
+DATE = "2024-07-26"  # the default of Llama 3.1's and 3.2's own templates where no clock is at hand
+Processes = int | Literal["auto"]
 
 
 class Recipe(BaseModel):
@@ -73,6 +75,12 @@ class Recipe(BaseModel):
     train_rows: int | None = Field(None, ge=1, description="Use only this many training rows (None: all).")
     cot: bool = Field(True, description="Train on the worked chain of thought (false: on the label only).")
     max_length: int | None = Field(None, ge=8, description="Longest row in tokens; longer rows are dropped, counted.")
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="To train, prompt and save with: a Jinja file, a name that TRL ships, or Jinja. None: the model's.",
+    )
+    date: str = Field(DATE, description="Day that dated chat templates print, so that rows are the same on any day.")
 
     # --- method
     method: str = Field("sft", min_length=1, description="For example sft, talr, talr(tau=1.0)+lora(r=8)+wise_ft.")
@@ -82,8 +90,11 @@ class Recipe(BaseModel):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD without momentum.")
     epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps.")
     max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
-    batch_size: int = Field(8, ge=1, description="Rows per device and micro-batch.")
+    batch_size: int = Field(8, ge=1, description="Rows per process and micro-batch.")
     gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
+    processes: Processes = Field(
+        1, description="Processes that train and sweep train in, each on a GPU of its own; auto: one a visible GPU."
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
     warmup: float = Field(0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up.")
     weight_decay: float = Field(
@@ -121,7 +132,7 @@ class Recipe(BaseModel):
     limit: int | None = Field(None, ge=1, description="Documents per task (None: all).")
     num_fewshot: int | None = Field(None, ge=0, description="Examples in lm-eval's prompts (None: the task's own).")
     max_gen_toks: int | None = Field(None, ge=1, description="Longest answer to any task (None: the task's own).")
-    chat_template: bool | None = Field(
+    apply_chat_template: bool | None = Field(
         None, description="Chat template for lm-eval's tasks (None: where there is one, but for plain humaneval)."
     )
     backend: Literal["gentletune", "hf", "vllm"] = Field("gentletune", description="What generates: ours or lm-eval's.")
@@ -138,6 +149,31 @@ class Recipe(BaseModel):
         if len(renamed) != len(values):
             raise ValueError("give learning_rate or lr, not both")
         return renamed
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _some_processes(cls, value: Any) -> Any:
+        text = str(value)
+        if text != "auto" and not (text.isascii() and text.isdigit() and int(text)):
+            raise ValueError("must be a whole number from 1, or auto")
+        return text if text == "auto" else int(text)
+
+    @field_validator("*")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        try:
+            check_text(value, "")
+        except UserError as error:
+            raise ValueError(str(error).removeprefix(": ")) from error
+        return value
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _a_day(cls, value: Any) -> Any:
+        try:
+            return datetime.date.fromisoformat(str(value)).isoformat()  # YAML reads one without quotes as a date
+        except ValueError as error:
+            raise ValueError(f"must be a day such as {DATE}") from error
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Self:
@@ -170,11 +206,6 @@ class Recipe(BaseModel):
     def _without(self, left_out: frozenset[str]) -> dict[str, Any]:
         plain = {name for name in _YOUNGER if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude=set(left_out | plain))
-
-    def digest(self) -> str:
-        """Short hash of `result_fields`, equal for recipes that would give the same result."""
-        text = json.dumps(self.result_fields(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:

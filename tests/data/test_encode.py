@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from gentletune.data import encode
 from gentletune.data.batches import pad_batch
@@ -12,6 +13,7 @@ from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_row, encode_rows
 from gentletune.errors import UserError
 from tests.conftest import CHATML, make_tokenizer
+from tests.data.chats import chat, spans
 
 END = "<|im_end|>"
 
@@ -58,24 +60,6 @@ def templated(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="module")
 def plain() -> Any:
     return make_tokenizer(None)
-
-
-def chat(turns: list[tuple[str, str]]) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-def spans(row: Encoded, tokenizer: Any) -> list[str]:
-    """The text of each unbroken run of labels."""
-    runs: list[list[int]] = []
-    for i, label in enumerate(row.labels):
-        if label == IGNORE:
-            continue
-        assert label == row.input_ids[i]
-        if i and row.labels[i - 1] != IGNORE:
-            runs[-1].append(label)
-        else:
-            runs.append([label])
-    return [tokenizer.decode(run) for run in runs]
 
 
 @pytest.mark.parametrize("turns", CHATS.values(), ids=CHATS)
@@ -138,6 +122,27 @@ def test_every_token_of_a_text_is_a_label(templated: Any) -> None:
     assert row.labels == row.input_ids
     assert templated.decode(row.input_ids) == "Weight 70 kg." + END
     assert row.label_count == len(row.labels) - 1
+
+
+@pytest.fixture(scope="module")
+def ending() -> Any:
+    """A tokenizer without a template that ends every text with the end token."""
+    tokenizer = make_tokenizer(None)
+    single = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = single
+    assert tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", ["Weight 70 kg.", f"Weight 70 kg.{END}"])
+def test_one_end_token_ends_a_row_whatever_adds_it(ending: Any, plain: Any, text: str) -> None:
+    for tokenizer in (ending, plain):
+        row = encode_row({"text": text}, tokenizer)
+        assert tokenizer.decode(row.input_ids) == f"Weight 70 kg.{END}"
+        pair = encode_row({"prompt": "Weight? ", "completion": text}, tokenizer)
+        assert tokenizer.decode(pair.input_ids) == f"Weight? Weight 70 kg.{END}"
+        assert spans(pair, tokenizer) == [f"Weight 70 kg.{END}"]
+        assert tokenizer.decode(encode_prompt("Weight? ", tokenizer)) == "Weight? "
 
 
 def test_rows_too_long_or_without_a_label_are_dropped_and_counted(tokenizer: Any) -> None:

@@ -23,7 +23,10 @@ def reader(*ends: int) -> Any:
     """As much of a tokenizer as generation needs; the end token also pads."""
     names = ("<|im_end|>", "<|eot_id|>")
     return SimpleNamespace(
-        eos_token_id=ends[0], pad_token_id=ends[0], get_added_vocab=lambda: dict(zip(names, ends[1:], strict=False))
+        eos_token_id=ends[0],
+        pad_token_id=ends[0],
+        chat_template=None,
+        get_added_vocab=lambda: dict(zip(names, ends[1:], strict=False)),
     )
 
 

@@ -138,6 +138,7 @@ def test_a_tokenizer_that_drops_the_first_space_keeps_it() -> None:
         words = ("a", " b", " c")
         added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012 (transformers' tokenizers have it as a property)
         eos_token_id = 2
+        chat_template = None
 
         def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
             return {"input_ids": [0]}

@@ -14,7 +14,8 @@ RECIPES = [
     Recipe(data="clinic"),
     Recipe(data="clinic", method="talr(tau=1.0)+lora(r=8)+wise_ft", lr=3e-6, seed=7, max_steps=40, cot=False),
     Recipe(data_path="it's a file;rm -rf $HOME.jsonl", epochs=0.5, max_grad_norm=1.25, gradient_checkpointing=True),
-    Recipe(data="medcalc", data_path="--odd.csv", tasks=("gsm8k", "ifeval"), limit=5, chat_template=False),
+    Recipe(data="medcalc", data_path="--odd.csv", tasks=("gsm8k", "ifeval"), limit=5, apply_chat_template=False),
+    Recipe(data="clinic", chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}", date="2025-01-02"),
     Recipe(data="clinic", tasks=(), report_to=("wandb",), evaluate=False, probe_every=0, reference_path=""),
 ]
 

@@ -26,6 +26,7 @@ from gentletune.advice.method import HARD, advise_method, base_method, edge_at_e
 from gentletune.advice.probes import Bench, split_rows
 from gentletune.advice.reasons import nothing_to_propose, rate_reasons
 from gentletune.data import Encoded, encode_rows, load_data
+from gentletune.data.templates import prompted_hash, set_chat_template
 from gentletune.errors import UserError
 from gentletune.evaluation.measure import reference_answers, row_limit
 from gentletune.inspection.tokens import token_statistics
@@ -246,7 +247,8 @@ class _Loaded:
 def _load(recipe: Recipe) -> _Loaded:
     data = load_data(recipe)
     directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    tokenizer = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
+    plain = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = set_chat_template(plain, recipe.chat_template, recipe.date)
     model = load_model(directory, trust_remote_code=recipe.trust_remote_code)
     rows = encode_rows(data.train, tokenizer, max_length=row_limit(model, recipe), where=f"{data.name}, training").rows
     return _Loaded(model, tokenizer, directory, rows)
@@ -265,7 +267,8 @@ def _bench(recipe: Recipe, loaded: _Loaded, steps: int, say: Callable[[str], Non
     tokens = {"pad_id": tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
     hard = token_statistics(model, looked_at, **tokens).hard_share[HARD]
     say("the initial model's own answers (shared with any run of the recipe)")
-    reference = reference_answers(model, tokenizer, recipe, model_hash(loaded.directory))
+    mine = prompted_hash(model_hash(loaded.directory), tokenizer)
+    reference = reference_answers(model, tokenizer, recipe, mine)
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")
     return Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS)), hard
 

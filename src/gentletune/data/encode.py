@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
+from gentletune.data.chat import encode_chat, render_prompt
 from gentletune.data.files import Row
 from gentletune.errors import UserError
 
@@ -46,13 +45,17 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, *, max_length: int, where: 
     """Encode rows of any shape; rows longer than `max_length` tokens or without a label are dropped and counted.
 
     Raises:
-        UserError: nothing is left, or the chat template does not tell what the assistant says.
+        UserError: nothing is left, or the chat template does not tell what the assistant says, refuses a row or leaves
+            out its tools.
     """
     kept: list[int] = []
     encoded: list[Encoded] = []
     too_long = no_label = 0
     for number, row in enumerate(rows):
-        one = encode_row(row, tokenizer)
+        try:
+            one = encode_row(row, tokenizer)
+        except UserError as error:
+            raise UserError(f"{where}: row {number + 1} of {len(rows)}: {error}") from error
         if len(one.input_ids) > max_length:
             too_long += 1
         elif one.label_count == 0:
@@ -71,22 +74,26 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, *, max_length: int, where: 
 def encode_row(row: Row, tokenizer: Any) -> Encoded:
     """One row as ids and labels.
 
-    `messages`, and `prompt`/`completion` where the tokenizer has a chat template, are rendered by it, and what
-    the assistant says up to and including the end of its turn is the label. Without a template the completion
-    is appended to the prompt, followed by the end token. In `text` every token is a label.
+    `messages`, and `prompt`/`completion` where the tokenizer has a chat template, are rendered by it (with the row's
+    `tools`, if any), and what the assistant says up to and including the end of its turn is the label. Without a
+    template the completion is appended to the prompt, followed by the end token. In `text` every token is a label.
     """
     if "messages" in row:
         if not tokenizer.chat_template:
-            raise UserError("the rows are chat messages, but the tokenizer has no chat template; use another model")
-        return _encode_chat(row["messages"], tokenizer)
+            raise UserError(
+                "the rows are chat messages, but the tokenizer has no chat template; use another model, or give "
+                "chat_template"
+            )
+        return _encode_chat(row["messages"], tokenizer, row.get("tools"))
+    end = tokenizer.eos_token_id
     if "text" in row:
-        ids = [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]
+        ids = [*_without_ends(tokenizer(row["text"])["input_ids"], end), end]
         return Encoded(ids, list(ids))
     if tokenizer.chat_template:
-        return _encode_chat(as_messages(row["prompt"], row["completion"]), tokenizer)
-    prompt = tokenizer(row["prompt"])["input_ids"]
+        return _encode_chat(as_messages(row["prompt"], row["completion"]), tokenizer, row.get("tools"))
+    prompt = encode_prompt(row["prompt"], tokenizer)
     completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-    completion = [*completion, tokenizer.eos_token_id]
+    completion = [*_without_ends(completion, end), end]
     return Encoded(prompt + completion, [IGNORE] * len(prompt) + completion)
 
 
@@ -98,73 +105,21 @@ def as_messages(prompt: str, completion: str | None = None) -> list[dict[str, st
 
 def encode_prompt(prompt: str, tokenizer: Any) -> list[int]:
     """Token ids of a user's prompt, up to where the assistant begins to answer."""
-    if not tokenizer.chat_template:
-        return list(tokenizer(prompt)["input_ids"])
-    text = tokenizer.apply_chat_template(as_messages(prompt), tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return list(ids)
+    if tokenizer.chat_template:
+        return list(tokenizer(render_prompt(as_messages(prompt), tokenizer), add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(prompt)["input_ids"])
+    adds_end = tokenizer("")["input_ids"][-1:] == [tokenizer.eos_token_id]  # some tokenizers end every text
+    return ids[:-1] if adds_end else ids
 
 
-def _encode_chat(messages: list[dict[str, str]], tokenizer: Any) -> Encoded:
-    marked = "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
-    try:
-        return _by_generation_markers(messages, tokenizer) if marked else _by_prefixes(messages, tokenizer)
-    except jinja2.TemplateError as error:  # a template may refuse a system message, or two of one role in a row
-        roles = ", ".join(m["role"] for m in messages)
-        raise UserError(f"the chat template refuses a row of {roles}: {' '.join(str(error).split())}") from error
+def _without_ends(ids: list[int], end: int) -> list[int]:
+    """The ids without end tokens at their end: one will be added, whether the text or the tokenizer has one or not."""
+    stop = len(ids)
+    while stop and ids[stop - 1] == end:
+        stop -= 1
+    return ids[:stop]
 
 
-def _by_generation_markers(messages: list[dict[str, str]], tokenizer: Any) -> Encoded:
-    """The template marks what the assistant says."""
-    out = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=False
-    )
-    ids, mask = out["input_ids"], list(out["assistant_masks"])
-    if not any(mask):
-        raise UserError(
-            "the chat template's {% generation %} marks give an empty assistant mask, so nothing would be trained; "
-            "mend the template"
-        )
-    ends = end_tokens(tokenizer)
-    for i in range(1, len(ids)):  # some templates leave the end of the turn outside the marks
-        if mask[i - 1] and not mask[i] and ids[i] in ends and ids[i - 1] not in ends:
-            mask[i] = 1
-    return Encoded(ids, [token if kept else IGNORE for token, kept in zip(ids, mask, strict=True)])
-
-
-def _by_prefixes(messages: list[dict[str, str]], tokenizer: Any) -> Encoded:
-    """The template has no marks: what an assistant message adds to the text rendered before it is the label."""
-    render = tokenizer.apply_chat_template
-    text: str = render(messages, tokenize=False)
-    spans: list[tuple[int, int]] = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        after = render(messages[: i + 1], tokenize=False)
-        if i:
-            before = render(messages[:i], tokenize=False, add_generation_prompt=True)
-        else:  # nothing to render before it: its header is what stands in front of any content
-            before = render([{**message, "content": "\0"}], tokenize=False).partition("\0")[0]
-        if not (text.startswith(after) and after.startswith(before)):
-            raise UserError(
-                "the chat template gives no assistant mask: it has no {% generation %} marks and rewrites earlier "
-                "turns; add the marks to the template"
-            )
-        spans.append((len(before), len(after)))
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, ends = out["input_ids"], end_tokens(tokenizer)
-    labels = [IGNORE] * len(ids)
-    for start, stop in spans:
-        inside = [i for i, (a, _) in enumerate(out["offset_mapping"]) if start <= a < stop]
-        last = max((i for i in inside if ids[i] in ends), default=None)
-        for i in inside:
-            if last is None or i <= last:  # the newline after the end of the turn is never generated
-                labels[i] = ids[i]
-    return Encoded(ids, labels)
-
-
-def end_tokens(tokenizer: Any) -> set[int]:
-    """Tokens that end a turn: the end token, and the usual end-of-turn tokens the vocabulary has."""
-    known = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<turn|>", "<|end_of_turn|>")
-    special = tokenizer.get_added_vocab()  # the whole vocabulary would cost 30 ms a call
-    return {tokenizer.eos_token_id, *(special[token] for token in known if token in special)}
+def _encode_chat(messages: list[Any], tokenizer: Any, tools: list[Any] | None) -> Encoded:
+    ids, mask = encode_chat(messages, tokenizer, tools)
+    return Encoded(ids, [token if said else IGNORE for token, said in zip(ids, mask, strict=True)])

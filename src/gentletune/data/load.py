@@ -15,7 +15,7 @@ from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.esci import esci_example
 from gentletune.data.domains.medcalc import medcalc_example
 from gentletune.data.example import Example
-from gentletune.data.files import Row, Shape, check_rows, read_rows
+from gentletune.data.files import Row, Shape, check_rows, read_rows, shaped
 from gentletune.data.hub import data_name, is_hub_name
 from gentletune.errors import UserError, unknown
 from gentletune.recipe import Recipe
@@ -132,11 +132,10 @@ def _plain(recipe: Recipe, path: str) -> DomainData:
 
 
 def _shaped(path: str, split: str, config: str | None) -> tuple[Shape, list[Row]]:
-    """The rows of a file with the columns of their shape alone: others (dates, bytes) need not fit in JSON."""
+    """The rows of a file with the columns of their shape alone."""
     rows = read_rows(path, split=split, config=config)
     shape = check_rows(rows, path)
-    columns = ("prompt", "completion") if shape == "prompt_completion" else (shape,)
-    return shape, [{column: row[column] for column in columns} for row in rows]
+    return shape, [shaped(row, shape) for row in rows]
 
 
 def _key(row: Row) -> str:

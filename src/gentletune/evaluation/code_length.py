@@ -12,7 +12,7 @@ import torch
 
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import IGNORE, Encoded, EncodedRows, encode_rows
-from gentletune.data.files import check_rows, read_rows, read_text
+from gentletune.data.files import check_rows, read_rows, read_text, shaped
 from gentletune.errors import UserError
 from gentletune.evaluation.generate import Progress
 from gentletune.losses import label_tokens, token_nll
@@ -185,7 +185,8 @@ def encoded_file(path: str, tokenizer: Any, max_length: int) -> EncodedRows:
             raise UserError(f"{path}: one token alone has no code length; give a longer text")
         return EncodedRows(rows, list(range(len(rows))), 0, 0)
     found = read_rows(path)
-    check_rows(found, path)
+    shape = check_rows(found, path)
+    found = [shaped(row, shape) for row in found]
     return encode_rows(found, tokenizer, max_length=max_length, where=path)
 
 

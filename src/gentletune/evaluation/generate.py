@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gentletune.data.batches import length_batches
-from gentletune.data.encode import end_tokens
+from gentletune.data.chat import end_tokens
 from gentletune.models import base_causal_lm
 
 Progress = Callable[[int, int], None]
@@ -57,7 +57,9 @@ def generate(
     if sample:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     how = _How(tokenizer, ends, max_new_tokens, tuple(stop), sampling)
-    with torch.random.fork_rng(), torch.inference_mode(), _no_defaults(model):
+    # Named, since by default every GPU there is would be started to read its state.
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(), _no_defaults(model):
         torch.manual_seed(seed)
         for batch in length_batches([len(p) for p in prompts], max_new_tokens, batch_tokens):
             for row, answer in _answer([prompts[i] for i in batch], model, how):

@@ -15,6 +15,7 @@ import torch
 from gentletune.data import load_data
 from gentletune.data.files import Row
 from gentletune.data.load import draw
+from gentletune.data.templates import set_chat_template
 from gentletune.errors import UserError
 from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.hardest import Hardest, HardToken
@@ -266,7 +267,8 @@ def _check(rows: int | None, thresholds: Sequence[float], coloured: int) -> None
 
 def _source(recipe: Recipe) -> Source:
     directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    tokenizer = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
+    plain = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = set_chat_template(plain, recipe.chat_template, recipe.date)
     model = load_model(directory, trust_remote_code=recipe.trust_remote_code)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if recipe.max_length is not None and context and recipe.max_length > context:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gentletune.data.encode import end_tokens
+from gentletune.data.chat import end_tokens
 
 _BROKEN = "\ufffd"  # what a decoder shows for half a character
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from gentletune.data.encode import Encoded, EncodedRows
 from gentletune.data.hub import data_name
+from gentletune.data.templates import set_chat_template
 from gentletune.errors import UserError
 from gentletune.evaluation.code_length import (
     SequenceNLL,
@@ -24,6 +25,7 @@ from gentletune.evaluation.coder import decode, encode, gaps
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.models import load_model, load_tokenizer, resolve_model
+from gentletune.recipe import DATE
 from gentletune.records import Score
 
 
@@ -94,7 +96,7 @@ def code_length(
     >>> code_length("notes.txt", "runs/a/model", "smollm2-135m", roundtrip=1)  # doctest: +SKIP
     """
     directories = [resolve_model(name) for name in (model, initial) if name is not None]
-    tokenizers = [load_tokenizer(directory) for directory in directories]
+    tokenizers = [set_chat_template(load_tokenizer(directory), None, DATE) for directory in directories]
     limit = _limit(directories, max_length)
     if max_length is None and is_text(path):
         limit = min(limit, batch_tokens)

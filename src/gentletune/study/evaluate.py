@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.data import DomainData, load_data
+from gentletune.data.templates import prompted_hash, set_chat_template
 from gentletune.errors import UserError
 from gentletune.evaluation.harness import Stage, Subject, code_walls, resolve_tasks
-from gentletune.evaluation.measure import Measured, Reference, measure, reference_answers, row_limit, silent
+from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, row_limit, silent
 from gentletune.models import load_model, load_tokenizer, model_hash, resolve_model
 from gentletune.recipe import Recipe
 from gentletune.records import Score
@@ -21,7 +22,8 @@ from gentletune.study.provenance import provenance
 class Evaluation:
     """The scores of a model and of its initial model (none where it was measured alone).
 
-    `sandbox` says what isolated generated code, where any was run; `samples` what each task asked and got.
+    `sandbox` says what isolated generated code, where any was run; `samples` what each task asked and got; `hashes`
+    what was measured, on what: SHA-256 by content.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Evaluation:
     initial_scores: list[Score]
     sandbox: str = ""
     samples: list[dict[str, Any]] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def changes(self) -> dict[str, Change]:
@@ -44,6 +47,7 @@ class Evaluation:
             "model": self.model,
             "initial_model": self.initial_model,
             "sandbox": self.sandbox,
+            "hashes": self.hashes,
             "scores": [s.model_dump(mode="json") for s in self.scores],
             "initial_scores": [s.model_dump(mode="json") for s in self.initial_scores],
             "changes": {key: vars(change) for key, change in self.changes.items()},
@@ -59,7 +63,8 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     Raises:
         UserError: bad input; no isolation for generated code.
     """
-    sandbox = code_walls(resolve_tasks(recipe), recipe)
+    tasks = resolve_tasks(recipe)
+    sandbox = code_walls(tasks, recipe)
     has_data = recipe.data is not None or recipe.data_path is not None
     data = load_data(recipe) if has_data else None
     if data is None and not recipe.tasks:
@@ -67,23 +72,29 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     if data is not None and alone:
         raise UserError("a domain is measured with the drift from an initial model; give --initial, or --tasks alone")
     subject = _load(model, recipe)
+    hashes = {"model": subject.hash}
+    hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
     if alone:
-        measured = measure(subject, None, recipe, None, stage=stage)
-        return _evaluation(model, None, measured, None, sandbox)
+        found = measure(subject, None, recipe, None, stage=stage)
+        return Evaluation(model, None, _with_mean(found.scores), [], sandbox, found.samples, hashes)
     initial = subject if model == recipe.model else _load(recipe.model, recipe)
+    hashes["initial model"] = initial.hash
     reference = _reference(subject, initial, data, recipe, model, stage)
     before = measure(initial, data, recipe, reference, stage=lambda name: stage(f"initial model: {name}"))
-    if subject.hash == initial.hash:
-        return _evaluation(model, recipe.model, before, before, sandbox)
-    return _evaluation(model, recipe.model, measure(subject, data, recipe, reference, stage=stage), before, sandbox)
+    same = subject.hash == initial.hash
+    found = before if same else measure(subject, data, recipe, reference, stage=stage)
+    scores, base = _with_mean(found.scores), _with_mean(before.scores)
+    return Evaluation(model, recipe.model, scores, base, sandbox, found.samples, hashes)
 
 
 def _load(name: str, recipe: Recipe) -> Subject:
     trust = recipe.trust_remote_code
     directory: Path = resolve_model(name, trust_remote_code=trust)
     model = load_model(directory, trust_remote_code=trust)
-    tokenizer = load_tokenizer(directory, trust_remote_code=trust)
-    return Subject(model, tokenizer, directory, model_hash(directory), row_limit(model, recipe))
+    plain = load_tokenizer(directory, trust_remote_code=trust)
+    tokenizer = set_chat_template(plain, recipe.chat_template, recipe.date)
+    mine = prompted_hash(model_hash(directory), tokenizer)
+    return Subject(model, tokenizer, directory, mine, row_limit(model, recipe))
 
 
 def _reference(
@@ -94,13 +105,6 @@ def _reference(
     if subject.tokenizer.get_vocab() != initial.tokenizer.get_vocab():
         raise UserError(f"{name} and {recipe.model} have different vocabularies, so drift is not defined between them")
     return reference_answers(initial.model, initial.tokenizer, recipe, initial.hash, stage=stage)
-
-
-def _evaluation(
-    model: str, initial: str | None, measured: Measured, before: Measured | None, sandbox: str
-) -> Evaluation:
-    scores, base = _with_mean(measured.scores), _with_mean(before.scores) if before else []
-    return Evaluation(model, initial, scores, base, sandbox, measured.samples)
 
 
 def _with_mean(scores: list[Score]) -> list[Score]:

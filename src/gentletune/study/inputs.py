@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
+import torch
+from torch import Tensor
+
+from gentletune.base_weights import base_weights
 from gentletune.cache import digest
 from gentletune.data import DomainData, EncodedRows, encode_rows, load_data
+from gentletune.data.templates import prompted_hash, set_chat_template
+from gentletune.errors import UserError
 from gentletune.evaluation.harness import Subject, code_walls, resolve_tasks
-from gentletune.evaluation.measure import row_limit
+from gentletune.evaluation.measure import content_hashes, row_limit
 from gentletune.methods import Method, parse_method, training_part
-from gentletune.models import load_model, load_tokenizer, model_hash, resolve_model
-from gentletune.recipe import Recipe
+from gentletune.models import give_back_memory, load_model, load_tokenizer, model_hash, resolve_model
+from gentletune.recipe import Processes, Recipe
 
 T = TypeVar("T")
 _DATA = ("data", "data_path", "data_split", "data_config", "test_path", "test_rows", "train_rows", "cot", "seed")
@@ -49,8 +55,10 @@ class Inputs:
     def __init__(self, recipe: Recipe, shared: Shared | None = None) -> None:
         shared, trust = shared or Shared(), recipe.trust_remote_code
         self.recipe = recipe
+        self.processes = processes_here(recipe.processes)
         self.method: Method = parse_method(recipe.method)
-        self.sandbox = code_walls(resolve_tasks(recipe), recipe) if recipe.evaluate else ""
+        tasks = resolve_tasks(recipe) if recipe.evaluate else []
+        self.sandbox = code_walls(tasks, recipe)
         fields = recipe.model_dump(mode="json", include=set(_DATA))
         self.data: DomainData = shared.once(["data", fields], lambda: load_data(recipe))
         self.directory = Path(
@@ -58,9 +66,13 @@ class Inputs:
         )
         where = [str(self.directory), trust]
         self.tokenizer: Any = shared.once(
-            ["tokenizer", where], lambda: load_tokenizer(self.directory, trust_remote_code=trust)
+            ["tokenizer", where, recipe.chat_template, recipe.date],
+            lambda: set_chat_template(
+                load_tokenizer(self.directory, trust_remote_code=trust), recipe.chat_template, recipe.date
+            ),
         )
-        self.model_hash = shared.once(["hash", where], lambda: model_hash(self.directory))
+        files_hash = shared.once(["hash", where], lambda: model_hash(self.directory))
+        self.model_hash = prompted_hash(files_hash, self.tokenizer)
         config = shared.once(["config", where], lambda: _config(self.directory, trust))
         self.max_length = limit = row_limit(SimpleNamespace(config=config), recipe)
 
@@ -71,10 +83,20 @@ class Inputs:
                 lambda: encode_rows(rows, self.tokenizer, max_length=limit, where=name),
             )
 
-        self.hashes = {"model": self.model_hash, "train": self.data.train_hash, "test": self.data.test_hash}
+        self.hashes = {"model": files_hash, "train": self.data.train_hash, "test": self.data.test_hash}
         self.train = encoded("training", self.data.train, self.hashes["train"])
         self.test = encoded("held out", self.data.test, self.hashes["test"])
+        what = [fields, self.model_hash, limit, recipe.reference_path, recipe.eval_batch_tokens]
+        self.measured: dict[str, str] = (
+            {}
+            if not recipe.evaluate
+            else shared.once(
+                ["measured", what, [[task.name, task.hash] for task in tasks]],
+                lambda: content_hashes(recipe, self.data, tasks, self.tokenizer, limit),
+            )
+        )
         self._loaded: Any = None
+        self._base: Mapping[str, Tensor] | None = None
 
     def initial_model(self) -> Any:
         """The initial model, to be read only; loaded at the first call."""
@@ -87,18 +109,47 @@ class Inputs:
         model, self._loaded = self.initial_model(), None
         return model
 
+    def forget_model(self) -> None:
+        """Give the initial model's memory back; it is loaded again where it is asked for again."""
+        self._loaded = None
+        give_back_memory()
+
+    def base_weights(self) -> Mapping[str, Tensor]:
+        """θ⁰ by parameter name, on the host, read a tensor at a time; the first call loads the model to compare."""
+        if self._base is None:
+            self._base = base_weights(self.initial_model(), self.directory)
+        return self._base
+
     def subject(self, model: Any, directory: Path | None = None) -> Subject:
         """A model of the run to measure: the initial one, or the one whose weights lie in `directory`."""
-        mine = self.model_hash if directory is None else model_hash(directory)
+        mine = self.model_hash if directory is None else prompted_hash(model_hash(directory), self.tokenizer)
         return Subject(model, self.tokenizer, directory or self.directory, mine, self.max_length)
 
     @property
+    def record_hashes(self) -> dict[str, str]:
+        """SHA-256 of all that the result comes from."""
+        return self.hashes | self.measured
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """What determines the trained weights, before any finish."""
+        """What determines the trained weights, before any merge."""
         fields = self.recipe.training_fields() | {"method": training_part(self.recipe.method)}
-        for path in ("model", "data_path", "test_path", "test_rows"):  # their content counts, by its hash
-            fields.pop(path)
-        return fields | {k: v for k, v in self.hashes.items() if k != "test"}
+        for name in ("model", "data_path", "test_path", "test_rows", "date"):  # their content counts, by its hash
+            fields.pop(name)
+        fields["chat_template"] = digest(self.tokenizer.chat_template)  # with the date, where it prints one
+        fields.pop("processes", None)
+        ranks = {"processes": self.processes} if self.processes > 1 else {}
+        return fields | ranks | {k: v for k, v in self.hashes.items() if k != "test"}
+
+
+def processes_here(wanted: Processes) -> int:
+    """How many processes train on this machine. Raises `UserError` where there are GPUs, but too few for them."""
+    gpus = torch.cuda.device_count()
+    if wanted == "auto":
+        return max(1, gpus)
+    if 0 < gpus < wanted:
+        raise UserError(f"processes: {wanted} need as many GPUs, and {gpus} can be seen; lower it, or give auto")
+    return wanted
 
 
 def _config(directory: Path, trust_remote_code: bool) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from lm_eval.models.huggingface import HFLM
 
 import gentletune.evaluation.harness.backend as backend
 from gentletune.data.domains.clinic import clinic_examples
+from gentletune.data.templates import trl_templates
 from gentletune.errors import UserError
 from gentletune.evaluation.harness import Subject
 from gentletune.evaluation.harness.backend import GentleLM, make_lm
-from tests.conftest import make_model
+from tests.conftest import make_model, make_tokenizer
 
 PROMPTS = [e.prompt for e in clinic_examples(7, seed=5, cot=True, split="test")]
 GREEDY = {"until": [], "max_gen_toks": 40, "do_sample": False}
@@ -143,10 +145,17 @@ def test_the_back_ends(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Non
     assert ours.max_length == hf.max_length == 512
     with pytest.raises(UserError, match="vllm is not installed"):
         make_lm("vllm", subject.model, subject.tokenizer, subject.directory, **where)
-    made: list[dict[str, Any]] = []
     monkeypatch.setattr(backend, "find_spec", lambda _: object())
-    monkeypatch.setattr(backend, "get_model", lambda name: lambda **kwargs: made.append({"name": name, **kwargs}))
-    make_lm("vllm", subject.model, subject.tokenizer, subject.directory, **where)
-    assert made[0]["name"] == "vllm"
-    assert made[0]["pretrained"] == str(subject.directory)
-    assert made[0]["max_model_len"] == 512
+    monkeypatch.setattr(backend, "get_model", lambda name: lambda **kwargs: SimpleNamespace(name=name, **kwargs))
+    made = make_lm("vllm", subject.model, subject.tokenizer, subject.directory, **where)
+    assert made.name == "vllm"
+    assert made.pretrained == str(subject.directory)
+    assert made.max_model_len == 512
+    assert made.hf_chat_template == subject.tokenizer.chat_template
+
+
+def test_a_template_of_parts_is_asked_with_parts(subject: Subject) -> None:
+    tokenizer = make_tokenizer(trl_templates()["idefics3"])
+    lm = make_lm("gentletune", subject.model, tokenizer, subject.directory, max_length=512, batch_tokens=800)
+    text = lm.apply_chat_template([{"role": "user", "content": "BMI?"}])
+    assert text == "<|begin_of_text|>User: BMI?<end_of_utterance>\nAssistant:"

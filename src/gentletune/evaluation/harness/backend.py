@@ -14,8 +14,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from gentletune.data.batches import length_batches, pad_batch
+from gentletune.data.chat import as_contents
 from gentletune.data.encode import IGNORE, Encoded
-from gentletune.errors import UserError
+from gentletune.errors import UserError, check_text
+from gentletune.evaluation.finite import check_model, check_rows
 from gentletune.evaluation.generate import Progress, generate
 from gentletune.losses import label_tokens
 from gentletune.models import hidden_states, lm_head
@@ -31,6 +33,16 @@ class _LocalLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         return {"model_num_parameters": self.model.num_parameters(), "model_dtype": self.model.dtype}
+
+    def tok_encode(self, string: Any, *args: Any, **kwargs: Any) -> Any:
+        """Token ids of a text, or of several. Raises `UserError` where one is no text."""
+        check_text(string, "a prompt")
+        return super().tok_encode(string, *args, **kwargs)
+
+    def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The text of a chat; the template may take contents as lists of parts."""
+        text: str = super().apply_chat_template(as_contents(chat_history, self.tokenizer), add_generation_prompt)
+        return text
 
 
 class GentleLM(_LocalLM):
@@ -100,6 +112,7 @@ class GentleLM(_LocalLM):
         done = 0
         for batch in length_batches([len(row.input_ids) for row in rows], 0, self._batch_tokens, alike=True):
             for i, value in zip(batch, self._score([rows[i] for i in batch]), strict=True):
+                check_rows([value[0] if value[0] > -inf else 0.0], f"request {i + 1}")
                 found[i] = value
                 if requests[i][0] is not None:  # None: a window of a longer text, which has no key of its own
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], value)
@@ -143,4 +156,6 @@ def make_lm(
         return _LocalLM(pretrained=model, tokenizer=tokenizer, batch_size=_HF_BATCH, max_length=max_length)
     if find_spec("vllm") is None:
         raise UserError("backend: vllm is not installed; pip install vllm, or use backend: gentletune")
-    return get_model("vllm")(pretrained=str(directory), max_model_len=max_length, batch_size="auto")
+    made = get_model("vllm")(pretrained=str(directory), max_model_len=max_length, batch_size="auto")
+    made.hf_chat_template = tokenizer.chat_template  # the recipe's, with its date, whatever lies in the directory
+    return made

@@ -84,9 +84,9 @@ def _settings(subject: Subject, task: EvalTask, recipe: Recipe) -> dict[str, Any
 def _chat(subject: Subject, task: EvalTask, recipe: Recipe) -> bool:
     """Tasks of ours are asked as the training rows are; others by the chat template where there is one."""
     has = bool(subject.tokenizer.chat_template)
-    if task.own is not None or recipe.chat_template is None:
+    if task.own is not None or recipe.apply_chat_template is None:
         return has and not task.completion
-    return recipe.chat_template
+    return recipe.apply_chat_template
 
 
 def _make_lm(subject: Subject, recipe: Recipe) -> Any:

@@ -1,0 +1,366 @@
+"""Chat messages to token ids, and which of them the assistant says: its turns with their end, and nothing else."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import jinja2
+
+from gentletune.data.templates import has_marks, training_template
+from gentletune.errors import UserError
+
+Message = dict[str, Any]
+_USUAL_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<turn|>", "<|end_of_turn|>")
+_PROBE = "Zq7x"  # a text that no template holds
+_PROBE_CALL: Message = {"name": "zq7x", "arguments": {}}
+
+
+class Said(NamedTuple):
+    """Token ids of a chat, and for each whether the assistant says it."""
+
+    ids: list[int]
+    mask: list[bool]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How chats are written with a template.
+
+    `text` is the template to train with, `parts` says that contents are lists of parts. `named` holds the tokens of
+    the vocabulary that stand for themselves (`<|im_end|>`), `header` is what asks for an answer. `inner` ends an
+    assistant's turn that another follows, `final` the last one; None where the template refuses so plain a chat.
+    """
+
+    text: str
+    parts: bool
+    named: frozenset[int]
+    header: str = ""
+    inner: int | None = None
+    final: int | None = None
+
+
+_FORMS: WeakKeyDictionary[Any, dict[str, _Form]] = WeakKeyDictionary()
+
+
+def encode_chat(messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any] | None = None) -> Said:
+    """Token ids of a chat, and which of them are labels: what the assistant says, up to the end of each turn.
+
+    Rendered by TRL's training variant of the template where there is one. What the assistant says stands between the
+    template's `{% generation %}` marks; without marks it is what an assistant message adds to the text before it.
+    Never a label: what the prompt for an answer already holds, and what follows the token that ends the turn.
+    Where nothing ends the last turn, the end token is appended.
+
+    Raises:
+        UserError: the template refuses the chat, leaves out its tools or their calls, or does not tell who says what.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            "the tokenizer does not say where its tokens stand in a text, so labels cannot be told; give a fast one"
+        )
+    chat = _Chat(tokenizer, _form(tokenizer, tools), tools)
+    messages = chat.accepted(messages)
+    text = chat.render(messages)
+    _check_tools(chat, messages, text)
+    return _ended(chat, _said(chat, messages, text), messages[-1]["role"] == "assistant")
+
+
+def render_prompt(messages: Sequence[Message], tokenizer: Any) -> str:
+    """A chat up to where the assistant begins to answer, by the tokenizer's own template: as it is served."""
+    form = _form(tokenizer, None)
+    rendered: str = tokenizer.apply_chat_template(
+        as_contents(messages, tokenizer) if form.parts else list(messages), tokenize=False, add_generation_prompt=True
+    )
+    return rendered
+
+
+def as_contents(messages: Sequence[Message], tokenizer: Any) -> list[Message]:
+    """The messages with text contents as the tokenizer's template takes them: as they are, or as lists of parts."""
+    return _as_parts(messages) if _form(tokenizer, None).parts else list(messages)
+
+
+def end_tokens(tokenizer: Any) -> set[int]:
+    """Tokens that end an answer: the end token, and what ends an assistant's last turn in the chat template.
+
+    Without a template (or where it refuses the plainest chat), the usual end-of-turn tokens the vocabulary has.
+    """
+    form = _form(tokenizer, None) if tokenizer.chat_template else None
+    if form is not None and form.final is not None:
+        return {tokenizer.eos_token_id, form.final}
+    added = tokenizer.get_added_vocab()  # the whole vocabulary would cost 30 ms a call
+    return {tokenizer.eos_token_id, *(added[token] for token in _USUAL_ENDS if token in added)}
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A template at work on chats with the same tools."""
+
+    tokenizer: Any
+    form: _Form
+    tools: Sequence[Any] | None
+
+    def accepted(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as the template takes them.
+
+        A call of tools without content stays so, as transformers passes it, but for templates that read the content.
+        """
+        messages = _as_parts(messages) if self.form.parts else list(messages)
+        lacking = [m for m in messages if m.get("content") is None]
+        if lacking:
+            try:
+                self._rendered(messages)
+            except jinja2.UndefinedError:
+                return [{**m, "content": ""} if m in lacking else m for m in messages]
+            except (jinja2.TemplateError, TypeError):  # told where it is rendered
+                pass
+        return messages
+
+    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """The text of a chat; with `prompt`, up to where the assistant begins to answer."""
+        try:
+            return self._rendered(messages, prompt=prompt)
+        except (jinja2.TemplateError, TypeError) as error:
+            # It may refuse a system message, two of one role in a row, arguments of tools as text or as an object.
+            roles = ", ".join(m["role"] for m in messages)
+            reason = " ".join(str(error).split())
+            raise UserError(f"the chat template refuses a row of {roles}: {reason}") from error
+
+    def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        rendered: str = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt, **self._how
+        )
+        return rendered
+
+    def writes(self, messages: Sequence[Message], word: str) -> bool:
+        """Whether the template takes a chat and `word` stands in its text."""
+        try:
+            return word in self.render(messages)
+        except UserError:
+            return False
+
+    def marked(self, messages: Sequence[Message]) -> tuple[Said, list[tuple[int, int]]]:
+        """What the template's marks say, with the place of each token in the text."""
+        out = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True}, **self._how,
+        )  # fmt: skip
+        return Said(list(out["input_ids"]), list(map(bool, out["assistant_masks"]))), list(out["offset_mapping"])
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"chat_template": self.form.text, "tools": list(self.tools) if self.tools else None}
+
+
+def _form(tokenizer: Any, tools: Sequence[Any] | None) -> _Form:
+    """What is known of the tokenizer's template (a tokenizer may have another one for tools); worked out once."""
+    template: str = tokenizer.get_chat_template(tools=list(tools) if tools else None)
+    known = _FORMS.setdefault(tokenizer, {})
+    if template not in known:
+        known[template] = _made(tokenizer, template)
+    return known[template]
+
+
+def _made(tokenizer: Any, template: str) -> _Form:
+    special = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
+    named = frozenset(token for token in special if tokenizer.decode([token]).strip())
+    form = _Form(training_template(template), _wants_parts(tokenizer, template), named)
+    user, answer = ({"role": role, "content": _PROBE} for role in ("user", "assistant"))
+    chat = _Chat(tokenizer, form, None)
+    try:
+        bare, prompt = (chat.render(chat.accepted([user]), prompt=prompt) for prompt in (False, True))
+        form = replace(form, header=prompt.removeprefix(bare) if prompt.startswith(bare) else "")
+    except UserError:
+        pass
+    form = replace(form, inner=_end(tokenizer, form, [user, answer, user]))
+    return replace(form, final=_end(tokenizer, form, [user, answer]))
+
+
+def _wants_parts(tokenizer: Any, template: str) -> bool:
+    """Whether the template shows the text of a message only where its content is a list of parts."""
+    message = {"role": "user", "content": _PROBE}
+    for messages in ([message], _as_parts([message])):
+        try:
+            shown = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template)
+        except (jinja2.TemplateError, TypeError):
+            continue
+        if _PROBE in shown:
+            return messages[0] is not message
+    return False
+
+
+def _as_parts(messages: Sequence[Message]) -> list[Message]:
+    """Text contents as the lists of parts that templates of models with images take."""
+    return [
+        {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
+        for m in messages
+    ]
+
+
+def _end(tokenizer: Any, form: _Form, messages: list[Message]) -> int | None:
+    """The token that ends the assistant's turn in a plain chat; None where none does or the template refuses it."""
+    chat = _Chat(tokenizer, form, None)
+    messages = chat.accepted(messages)
+    try:
+        said = _extended(chat, _said(chat, messages, chat.render(messages)))
+    except UserError:
+        return None
+    stop = next(iter(_stops(said.mask)), 0)
+    tail = [said.ids[i] for i in _tail(chat, said, stop) if said.ids[i] in form.named]
+    return form.inner if form.inner in tail else tail[-1] if tail else None
+
+
+def _said(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
+    """What the template marks, or what assistant messages add, less what the prompt for an answer holds."""
+    return _by_marks(chat, messages, text) if has_marks(chat.form.text) else _by_prefixes(chat, messages, text)
+
+
+def _by_marks(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
+    (ids, mask), places = chat.marked(messages)
+    if not any(mask):
+        raise UserError(
+            "the chat template's {% generation %} marks give an empty assistant mask, so nothing would be trained; "
+            "mend the template"
+        )
+    ends = [end for _, end in places]
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant" or i == 0 or messages[i - 1]["role"] == "assistant":
+            continue
+        try:
+            given = _given(chat, messages[:i], chat.render(messages[:i], prompt=True), text)
+        except UserError:  # what stands before is no chat of its own, such as a system message alone
+            continue
+        first = bisect_right(ends, given or 0)  # the first token that the prompt does not hold
+        while first and mask[first - 1]:
+            first -= 1
+            mask[first] = False
+    for start in (i for i in range(len(ids)) if mask[i] and not (i and mask[i - 1])):
+        place, header = places[start][0], chat.form.header
+        if ids[start] in chat.form.named and not text[:place].endswith(header):
+            inside = range(start, bisect_right(ends, place + _shared(header, text[place:])))
+            mask[start : inside.stop] = [False] * len(inside)
+    return Said(ids, mask)
+
+
+def _by_prefixes(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
+    """The template has no marks: what an assistant message adds to the text rendered before it is said by it.
+
+    Where the template rewrites the turn once another follows (it drops a thought, say), it goes to its end token.
+    """
+    out = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, places = list(out["input_ids"]), out["offset_mapping"]
+    starts, ends = [start for start, _ in places], [end for _, end in places]
+    mask = [False] * len(ids)
+    last = chat.form.final if chat.form.inner is None else chat.form.inner
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start = _start(chat, messages[: i + 1], text)
+        after = chat.render(messages[: i + 1])
+        first = len(ids) if start is None else bisect_right(ends, start)
+        if start is not None and text.startswith(after):
+            stop = bisect_left(starts, len(after))
+        elif last in ids[first:] and not message.get("tool_calls"):
+            stop = ids.index(last, first) + 1
+        else:
+            raise UserError(
+                "the chat template gives no assistant mask: it has no {% generation %} marks and rewrites earlier "
+                "turns; give one with marks as chat_template (a file, or the name of one that TRL ships)"
+            )
+        mask[first:stop] = [True] * max(0, stop - first)
+    return Said(ids, mask)
+
+
+def _start(chat: _Chat, messages: Sequence[Message], text: str) -> int | None:
+    """Where in a chat's text the last of `messages`, the assistant's, begins; None where what precedes is rewritten."""
+    *before, answer = messages
+    if before:
+        return _given(chat, before, chat.render(before, prompt=True), text)
+    probe = [{**answer, "content": _PROBE}]  # its header is what stands in front of any content
+    header = chat.render(_as_parts(probe) if chat.form.parts else probe).partition(_PROBE)[0]
+    return len(header) if text.startswith(header) else None
+
+
+def _given(chat: _Chat, before: Sequence[Message], prompt: str, text: str) -> int | None:
+    """How many characters of a chat's text the prompt after the messages `before` holds; None: it rewrites them."""
+    if text.startswith(prompt):
+        return len(prompt)
+    held = _shared(prompt, text)
+    return held if held >= _shared(prompt, chat.render(before)) else None
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts have in common from their start."""
+    same = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(same, min(len(one), len(other)))
+
+
+def _tail(chat: _Chat, said: Said, stop: int) -> range:
+    """Where a run of labels that ends at `stop` holds nothing more but named tokens and space."""
+    start = stop
+    while start and said.mask[start - 1]:
+        token = said.ids[start - 1]
+        if token not in chat.form.named and chat.tokenizer.decode([token]).strip():
+            break
+        start -= 1
+    return range(start, stop)
+
+
+def _extended(chat: _Chat, said: Said) -> Said:
+    """Some templates leave the end of a turn outside their marks, or to the next message's header: it is a label."""
+    ids, mask = said.ids, list(said.mask)
+    for stop in _stops(said.mask):
+        if stop < len(ids) and ids[stop] in chat.form.named:
+            mask[stop] = not any(ids[i] in chat.form.named for i in _tail(chat, said, stop))
+    return Said(ids, mask)
+
+
+def _ended(chat: _Chat, said: Said, answers: bool) -> Said:
+    """Each run of labels up to the token that ends its turn; `answers`: the last message is the assistant's."""
+    said = _extended(chat, said)
+    ids, mask, named = list(said.ids), list(said.mask), chat.form.named
+    ends = {chat.tokenizer.eos_token_id, chat.form.inner, chat.form.final}
+    open_at = None  # the end of a run that no token ends
+    for stop in _stops(said.mask):
+        tail = _tail(chat, said, stop)
+        last = next((i for i in tail if ids[i] in ends), None)
+        if last is None:
+            last = max((i for i in tail if ids[i] in named), default=stop - 1)
+        mask[last + 1 : stop] = [False] * (stop - last - 1)
+        open_at = None if ids[last] in named else stop
+    if answers and open_at is not None and not chat.tokenizer.decode(ids[open_at:]).strip():
+        ids, mask = [*ids[:open_at], chat.tokenizer.eos_token_id], [*mask[:open_at], True]
+    return Said(ids, mask)
+
+
+def _stops(mask: Sequence[bool]) -> list[int]:
+    """Where each unbroken run of labels ends."""
+    return [i for i in range(1, len(mask) + 1) if mask[i - 1] and (i == len(mask) or not mask[i])]
+
+
+def _check_tools(chat: _Chat, messages: Sequence[Message], text: str) -> None:
+    """Refuse to lose tools in silence: a template that does not know them leaves them out.
+
+    One that writes calls, but not which tools there are (DeepSeek V3), is let be, as TRL lets it.
+    """
+    calls = [call for m in messages for call in m.get("tool_calls") or ()]
+    lost = next((f"the call of '{name}'" for name in map(_name, calls) if name not in text), None)
+    other = [{**m, "content": _PROBE} if m["role"] == "tool" else m for m in messages]
+    if lost is None and other != messages and chat.render(other) == text:
+        lost = "what tools answer"
+    if lost is None and chat.tools and not calls and replace(chat, tools=None).render(messages) == text:
+        asked = {"role": "user", "content": _PROBE}
+        called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": _PROBE_CALL}]}
+        lost = None if chat.writes([asked, called], _PROBE_CALL["name"]) else f"the tool '{_name(chat.tools[0])}'"
+    if lost is not None:
+        raise UserError(
+            f"the chat template leaves out {lost}; give one that knows tools as chat_template (a file, or the name of "
+            "one that TRL ships, such as qwen3), or rows without them"
+        )
+
+
+def _name(tool: Message) -> str:
+    """The name of a tool or of a call, which stands in a `function` of its own or beside it."""
+    return str((tool.get("function") or tool).get("name"))
