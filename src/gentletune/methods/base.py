@@ -1,4 +1,7 @@
-"""The Method: five slots with identity defaults, filled by small functions, composed by addition."""
+"""The Method: five slots with identity defaults, filled by small functions, composed by addition.
+
+A recipe's method is parsed, and its mistakes told, before torch is loaded; so methods import torch where they use it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Normalization = Literal["count", "simplex"]
 
@@ -38,9 +40,9 @@ class Weighted:
 
 
 TokenWeights = Callable[[TokenBatch], Weighted]
-SequenceWeights = Callable[[Tensor], Tensor]
-Penalty = Callable[[Tensor], tuple[Tensor, Tensor]]
-Merge = Callable[[str, Tensor, Tensor], Tensor]
+SequenceWeights = Callable[["Tensor"], "Tensor"]
+Penalty = Callable[["Tensor"], tuple["Tensor", "Tensor"]]
+Merge = Callable[[str, "Tensor", "Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
 
 def _placed(value: Tensor, parameter: Tensor) -> Tensor:
     """`value` on the parameter's device in its dtype, cut to its shards where FSDP shards it."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     value = value.detach().to(parameter.device, parameter.dtype)
     if isinstance(parameter, DTensor) and not isinstance(value, DTensor):  # every rank has it whole: nothing is sent
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -192,6 +196,9 @@ def _chain(first: Merge, second: Merge) -> Merge:
 
 def squared_norm(value: Tensor) -> Tensor:
     """Σ of the squares of a tensor, a scalar; over all shards where FSDP shards it."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
     norm = torch.linalg.vector_norm(value)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).square()
 
@@ -201,12 +208,14 @@ def deviation_norm(deviations: Iterable[Deviation]) -> float:
     return math.sqrt(sum(float(squared_norm(deviation.value)) for deviation in deviations))
 
 
-@torch.no_grad()
 def merge_weights(model: nn.Module, base: Mapping[str, Tensor], merge: Merge) -> float:
     """Merge θ⁰ into a tuned model in place, one tensor at a time; ‖θ - θ⁰‖ of what came of it."""
+    import torch
+
     squares = 0.0
     for name, parameter in model.named_parameters():
         start = base[name].to(parameter.device, parameter.dtype)
-        parameter.copy_(merge(name, start, parameter.detach()))
+        with torch.no_grad():
+            parameter.copy_(merge(name, start, parameter.detach()))
         squares += float(squared_norm(parameter.detach() - start))
     return math.sqrt(squares)

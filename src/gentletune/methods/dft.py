@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gentletune.losses import dft_weights
 from gentletune.methods.base import Method, TokenBatch, Weighted
 from gentletune.methods.registry import register
 
@@ -12,6 +11,8 @@ def dft() -> Method:
     """DFT (arXiv 2508.05629): L = (1/N) Σ sg[p] ℓ."""
 
     def weights(batch: TokenBatch) -> Weighted:
+        from gentletune.losses import dft_weights
+
         return Weighted(dft_weights(batch.nll))
 
     return Method(token_weights=weights, pointwise=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from gentletune.losses import flow_weights
 from gentletune.methods.base import Method
 from gentletune.methods.registry import check_number, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("flow")
@@ -24,6 +26,8 @@ def flow(tau: float | str = "median") -> Method:
     fixed = None if isinstance(tau, str) else check_number("tau", tau, low=0, open_low=True)
 
     def weights(initial_sequence_nll: Tensor) -> Tensor:
+        from gentletune.losses import flow_weights
+
         return flow_weights(initial_sequence_nll, fixed)
 
     return Method(sequence_weights=weights)

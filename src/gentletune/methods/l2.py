@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gentletune.methods.base import Method, squared_norm
 from gentletune.methods.registry import check_number, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("l2")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gentletune.methods.base import Deviation, Method, Parameterisation, add_gradient
 from gentletune.methods.registry import check_number, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("lora")
@@ -47,6 +47,7 @@ def lora(r: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | li
 
 def product_deviations(model: Any, _base: Mapping[str, Tensor]) -> Iterator[Deviation]:
     """(alpha/r)·B·A of each adapted layer, one at a time: the effective θ - θ⁰, zero at the start."""
+    import torch
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
@@ -59,6 +60,8 @@ def product_deviations(model: Any, _base: Mapping[str, Tensor]) -> Iterator[Devi
 
 
 def _to_factors(product: Tensor, trained: Sequence[Tensor], gradient: Tensor) -> None:
+    import torch
+
     # autograd.grad leaves alone DDP's hooks, which have already run.
     found = torch.autograd.grad(product, trained, gradient, allow_unused=True)
     for parameter, part in zip(trained, found, strict=True):

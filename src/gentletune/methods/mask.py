@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gentletune.losses import mask_weights
 from gentletune.methods.base import Method, TokenBatch, Weighted
 from gentletune.methods.registry import check_number, register
 
@@ -20,6 +19,8 @@ def mask(p_min: float = 0.1) -> Method:
     threshold = check_number("p_min", p_min, low=0, high=1)
 
     def weights(batch: TokenBatch) -> Weighted:
+        from gentletune.losses import mask_weights
+
         return Weighted(mask_weights(batch.nll, threshold))
 
     return Method(token_weights=weights, pointwise=True)

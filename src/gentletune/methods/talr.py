@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from gentletune.losses import batch_tau, talr_weights
 from gentletune.methods.base import Method, TokenBatch, Weighted
 from gentletune.methods.registry import check_number, register
 
@@ -32,6 +29,10 @@ def talr(tau: float | str = "median", floor: float = 0.01, normalization: str = 
         raise ValueError(f"normalization must be count or simplex, got {normalization!r}")
 
     def weights(batch: TokenBatch) -> Weighted:
+        import torch
+
+        from gentletune.losses import batch_tau, talr_weights
+
         if fixed is not None:
             temperature = torch.as_tensor(fixed, dtype=batch.nll.dtype, device=batch.nll.device)
         else:
