@@ -30,6 +30,8 @@ WORKER_BYTES = 2**31  # what a worker with its children may take
 # model computes, the more so on a busy machine; pytest-xdist uses the other cores.
 wait_passively()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):  # a lesser CPU is played: oneDNN must play along, or
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")  # torch asks its AVX2 kernels for bf16 tiles that they lack
 
 
 @pytest.hookimpl(optionalhook=True)
