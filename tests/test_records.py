@@ -85,8 +85,8 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: p
 
 
 def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        write_json_atomic(tmp_path / "a.json", {"x": math.nan})
+    with pytest.raises(UserError, match=r"a\.json: x\.1\.y is nan, which JSON has no number for"):
+        write_json_atomic(tmp_path / "a.json", {"v": 1.0, "x": [0, {"y": math.nan}]})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gentletune.errors import UserError
+from gentletune.errors import NotFiniteError, UserError
 
 RECORD_FILE = "record.json"
 Side = Literal["domain", "general"]
@@ -124,8 +125,25 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """`write_text_atomic` of `value` as strict JSON (NaN refused)."""
+    """`write_text_atomic` of `value` as strict JSON. Raises `NotFiniteError` with the place of a NaN or infinity."""
+    if found := _not_finite(value):
+        raise NotFiniteError(f"{path.name}: {'.'.join(found[0])} is {found[1]}, which JSON has no number for")
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _not_finite(value: Any) -> tuple[list[str], float] | None:
+    """The keys that lead to the first number that is not finite, and the number."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ([], value)
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    for key, part in parts:
+        if found := _not_finite(part):
+            return [str(key), *found[0]], found[1]
+    return None
 
 
 def write_record(directory: Path, record: RunRecord) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from gentletune.cli import controls, curriculum, inspect, runs, texts, theory, theory_fit  # noqa: F401 (importing a module adds its commands)
 from gentletune.cli.common import app, stderr
-from gentletune.errors import UserError
+from gentletune.errors import UserError, memory_errors
 
 __all__ = ["app", "main"]
 
@@ -25,7 +25,8 @@ def _about() -> None:
 def main() -> None:
     """Entry point: a `UserError` or a usage error is one line on stderr and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        with memory_errors("in this command"):
+            code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
     except _UsageError as error:
@@ -34,6 +35,10 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the command again")
+    except UnicodeEncodeError as error:
+        _fail(
+            f"{error.object[error.start]!a} is half of a surrogate pair, no text; it is in a name or in what was read"
+        )
     except (KeyboardInterrupt, typer.Abort):
         stderr.print("gentletune: interrupted; run the same command again to go on")
         sys.exit(130)

@@ -11,7 +11,7 @@ from gentletune.cache import cached_json, digest
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_rows
 from gentletune.data.general import general_prompts
 from gentletune.data.load import DomainData
-from gentletune.errors import UserError
+from gentletune.errors import UserError, memory_errors
 from gentletune.evaluation.calibration import calibration_scores, predictions
 from gentletune.evaluation.code_length import (
     SequenceNLL,
@@ -21,6 +21,7 @@ from gentletune.evaluation.code_length import (
     sequence_nll,
     text_rows,
 )
+from gentletune.evaluation.finite import check_model, check_rows, check_scores
 from gentletune.evaluation.generate import Progress, generate
 from gentletune.evaluation.harness import (
     EvalTask,
@@ -109,6 +110,7 @@ def reference_answers(
         key = [_VERSION, model_hash, prompts, recipe.general_tokens, kind]
 
         def compute() -> Any:
+            check_model(model, tokenizer)
             ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
             said = generate(
                 model, tokenizer, ids, max_new_tokens=recipe.general_tokens, sample=kind == "sampled",
@@ -116,10 +118,11 @@ def reference_answers(
                 progress=stage(f"the initial model's {kind} general answers"),
             )  # fmt: skip
             rows = [Encoded(p + s, [IGNORE] * len(p) + s) for p, s in zip(ids, said, strict=True)]
-            found = _nll(model, tokenizer, rows, recipe, None)
+            found = _nll(model, tokenizer, rows, recipe, None, f"{kind} general answers")
             return {"rows": [asdict(row) for row in rows], "initial": asdict(found)}
 
-        value = cached_json("answers", key, compute)
+        with memory_errors(f"in the initial model's {kind} general answers", _smaller(recipe)):
+            value = cached_json("answers", key, compute)
         return OwnAnswers([Encoded(**row) for row in value["rows"]], SequenceNLL(**value["initial"]))
 
     return Reference(model_hash, answers("sampled"), answers("greedy"))
@@ -134,6 +137,8 @@ def measure(
     stage: Stage = silent,
 ) -> Measured:
     """All scores of one model: accuracy and code length on the domain, drift twice, references, the recipe's tasks.
+
+    Raises `OutOfMemoryError` and `NotFiniteError` with the task.
 
     Domain accuracy needs held-out rows with answers, `reference` code length a `reference_path`. With
     `recipe.calibration` also entropy and calibration on the initial model's sampled answers (`own_answers`), the domain
@@ -151,9 +156,10 @@ def measure(
         key: list[Any] = [subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
         key += [recipe.general_prompts, recipe.general_tokens, digest([asdict(row) for row in texts])]
         what = (subject, data.name, held.rows, texts, recipe, reference, stage)
-        scores = _cached("scores", [_VERSION, *key], lambda: _code_lengths(*what))
-        if recipe.calibration:
-            scores += _cached("calibration", [_CALIBRATION_VERSION, *key], lambda: _calibration(*what))
+        with memory_errors(f"in the code lengths of {data.name}", _smaller(recipe)):
+            scores = _cached("scores", [_VERSION, *key], lambda: _code_lengths(*what))
+            if recipe.calibration:
+                scores += _cached("calibration", [_CALIBRATION_VERSION, *key], lambda: _calibration(*what))
     results = run_tasks(subject, [*tasks, *resolve_tasks(recipe)], recipe, stage)
     accuracies = [score for result in results for score in result.scores]
     ordered = sorted([*accuracies, *scores], key=lambda score: score.side)  # stable: domain first
@@ -168,8 +174,12 @@ def _references(recipe: Recipe, tokenizer: Any, max_length: int) -> list[Encoded
 
 
 def _cached(kind: str, key: list[Any], compute: Callable[[], list[Score]]) -> list[Score]:
-    found = cached_json(kind, key, lambda: [score.model_dump() for score in compute()])
-    return [Score.model_validate(value) for value in found]
+    def dumped() -> list[dict[str, Any]]:
+        scores = compute()
+        check_scores(scores)
+        return [score.model_dump() for score in scores]
+
+    return [Score.model_validate(value) for value in cached_json(kind, key, dumped)]
 
 
 def _code_lengths(
@@ -182,7 +192,7 @@ def _code_lengths(
     stage: Stage,
 ) -> list[Score]:
     def nll(rows: Sequence[Encoded], what: str) -> SequenceNLL:
-        found = _nll(subject.model, subject.tokenizer, rows, recipe, stage(what))
+        found = _nll(subject.model, subject.tokenizer, rows, recipe, stage(what), what)
         return replace(found, bytes=label_bytes(rows, subject.tokenizer))
 
     scores = code_length_scores(nll(held, f"{name} code length"), task=name, side="domain")
@@ -241,7 +251,16 @@ def row_limit(model: Any, recipe: Recipe) -> int:
     return recipe.max_length
 
 
-def _nll(model: Any, tokenizer: Any, rows: Sequence[Encoded], recipe: Recipe, progress: Progress | None) -> SequenceNLL:
-    return sequence_nll(
+def _nll(
+    model: Any, tokenizer: Any, rows: Sequence[Encoded], recipe: Recipe, progress: Progress | None, what: str
+) -> SequenceNLL:
+    found = sequence_nll(
         model, rows, pad_id=tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens, progress=progress
     )
+    check_rows(found.nll, what)
+    return found
+
+
+def _smaller(recipe: Recipe) -> str:
+    """What to do where memory is too small to measure in."""
+    return f"lower eval_batch_tokens (now {recipe.eval_batch_tokens})"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from gentletune.errors import RunFailedError, UserError
 from gentletune.recipe import Recipe
 from gentletune.records import write_json_atomic
 from gentletune.training import TrainingDivergedError
@@ -49,7 +50,7 @@ class Exchange:
 
     @property
     def answer(self) -> Path:
-        """`figures`, or why training `diverged`."""
+        """`figures`; or why training `diverged`, was `refused`, or found no `memory`."""
         return self.folder / "answer.json"
 
 
@@ -58,7 +59,9 @@ def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
 
     Raises:
         TrainingDivergedError: as in one process.
-        RuntimeError: a rank died; the run's `checkpoints/launch/log.txt` has its last words.
+        UserError: as in one process.
+        MemoryError: a rank's GPU, or the machine, is full.
+        RunFailedError: a rank died; the run's `checkpoints/launch/log.txt` has its last words.
     """
     exchange = Exchange(run)
     if not exchange.answer.exists():
@@ -75,11 +78,14 @@ def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
                 if child.stdin:
                     child.stdin.close()
         if not exchange.answer.exists():
-            raise RuntimeError(f"training in {processes} processes ended with code {code}; see {log}")
+            raise RunFailedError(
+                f"training in {processes} processes ended with code {code}; what they said last is in {log}"
+            )
     answer = json.loads(exchange.answer.read_text(encoding="utf-8"))
-    if "diverged" in answer:
+    if "figures" not in answer:
         exchange.answer.unlink()  # the next call tries again
-        raise TrainingDivergedError(answer["diverged"])
+        ((kind, why),) = answer.items()
+        raise {"diverged": TrainingDivergedError, "memory": MemoryError, "refused": UserError}[kind](why)
     return Launched(exchange.model, answer["figures"])
 
 

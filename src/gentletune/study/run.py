@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import time
@@ -18,8 +19,9 @@ from gentletune.cache import cache_root, cached_json, digest, whole_directory
 from gentletune.data import Encoded
 from gentletune.data.chat import end_tokens
 from gentletune.data.templates import save_tokenizer
-from gentletune.errors import UserError
+from gentletune.errors import NotFiniteError, OutOfMemoryError, UserError, memory_errors
 from gentletune.evaluation.code_length import sequence_nll
+from gentletune.evaluation.finite import check_rows
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, silent
 from gentletune.methods.base import merge_weights
@@ -32,7 +34,7 @@ from gentletune.study.launch import launch
 from gentletune.study.locks import HOLDER_FILE, LOCK_FILE, check_free, holding, locked
 from gentletune.study.provenance import model_card, provenance
 from gentletune.training import TrainingDivergedError, fit
-from gentletune.training.fit import CHECKPOINTS
+from gentletune.training.fit import CHECKPOINTS, METRICS_FILE, last_checkpoint
 
 STATE_FILE = "state.json"  # what the files in the directory were made from
 FIGURES_FILE = "training.json"
@@ -61,6 +63,7 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
 
     Raises:
         RunHeldError: another process is at the run directory.
+        OutOfMemoryError: with the way out; what was trained up to the last checkpoint is kept.
         UserError: bad input; nothing is written then.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -86,7 +89,11 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
         for scrap in _scraps(run):
             shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
         write_json_atomic(run / STATE_FILE, _state(inputs))
-        record = _run(inputs, run, reuse, stage)
+        try:
+            record = _run(inputs, run, reuse, stage)
+        except OutOfMemoryError:
+            _forget_start(run)
+            raise
         write_record(run, record)
     return record
 
@@ -107,6 +114,14 @@ def _finished(inputs: Inputs, run: Path) -> RunRecord | None:
         record = read_record(run)
         _check_directory(run, _state(inputs))
     return record if record and record.status == "complete" and _same_result(record, inputs) else None
+
+
+def _forget_start(run: Path) -> None:
+    """Leave a directory whose training saved nothing as if it had not begun, so that a changed recipe may begin."""
+    if not has_weights(run) and last_checkpoint(run) is None:
+        for name in (STATE_FILE, FIGURES_FILE, METRICS_FILE):
+            (run / name).unlink(missing_ok=True)
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
 
 
 def has_weights(run: Path) -> bool:
@@ -146,7 +161,11 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
     if recipe.evaluate and reference is not None:
         begun = time.perf_counter()
         subject = inputs.subject(tuned, run / "model")
-        scores = measure(subject, inputs.data, recipe, reference, stage=stage).scores
+        try:
+            scores = measure(subject, inputs.data, recipe, reference, stage=stage).scores
+        except NotFiniteError as error:
+            message = f"the tuned model: {error}; lower the learning rate"
+            return RunRecord(status="failed", error=message, timings=timings, curves=read_curves(run), **base)
         timings["evaluate"] = time.perf_counter() - begun
     figures = json.loads((run / FIGURES_FILE).read_text(encoding="utf-8"))
     if "train_seconds" in figures:  # training ended in an earlier call
@@ -158,7 +177,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
 def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, list[Score]]:
     """The initial model's answers and scores, from the cache where another run computed them."""
     model, recipe = inputs.initial_model(), inputs.recipe
-    with _alone(inputs):
+    with _alone(inputs), _initial_named(recipe):
         reference = reference_answers(model, inputs.tokenizer, recipe, inputs.model_hash, stage=stage)
         if not recipe.evaluate:
             return reference, []
@@ -177,6 +196,14 @@ def _alone(inputs: Inputs) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _initial_named(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"the initial model {recipe.model}: {error}") from error
+
+
 def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None) -> Any:
     """The final model: from `model/` if it is there, else trained (or taken from `reuse`) and merged."""
     recipe, target = inputs.recipe, run / "model"
@@ -190,18 +217,36 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
         inputs.forget_model()
         tuned, figures = _reused(inputs, reuse)
     else:
-        if inputs.processes > 1:
-            tuned, figures = _launched(inputs, run)
-        else:
-            tuned, figures = fit_weights(inputs, run, reference)
+        with memory_errors("in training", _less_memory(inputs, run)):
+            if inputs.processes > 1:
+                tuned, figures = _launched(inputs, run)
+            else:
+                tuned, figures = fit_weights(inputs, run, reference)
         figures["train_seconds"] = time.perf_counter() - begun
     if inputs.method.merge is not None:
         _save(tuned, inputs, run / "tuned", "before its merge")
         figures["update_norm"] = merge_weights(tuned, inputs.base_weights(), inputs.method.merge)
+    if not all(map(math.isfinite, figures.values())):
+        raise TrainingDivergedError("the weights are not finite after the last step")
     write_json_atomic(run / FIGURES_FILE, figures)
     _save(tuned, inputs, target, inputs.method.label)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     return tuned
+
+
+def _less_memory(inputs: Inputs, run: Path) -> str:
+    """What to do where memory is too small to train in."""
+    recipe, ways = inputs.recipe, list[str]()
+    if recipe.batch_size > 1:
+        ways.append(f"lower batch_size (now {recipe.batch_size}), with gradient_accumulation raised as much")
+    if not recipe.gradient_checkpointing:
+        ways.append("set gradient_checkpointing: true")
+    if inputs.method.parameterise is None:
+        ways.append(f"train adapters (method: {recipe.method}+lora)")
+    mend = " or ".join([*ways, "take a smaller model"])
+    if last_checkpoint(run) is None:
+        return mend
+    return f"{mend}, with another --output ({run} holds checkpoints of this recipe)"
 
 
 def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
@@ -248,9 +293,13 @@ def sequence_weights_of(inputs: Inputs) -> list[float] | None:
 
     def compute() -> list[float]:
         rows, recipe = inputs.train.rows, inputs.recipe
-        return sequence_nll(
-            inputs.initial_model(), rows, pad_id=inputs.tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens
-        ).means
+        with _initial_named(recipe):
+            found = sequence_nll(
+                inputs.initial_model(), rows, pad_id=inputs.tokenizer.pad_token_id,
+                batch_tokens=recipe.eval_batch_tokens,
+            )  # fmt: skip
+            check_rows(found.nll, "training")
+        return found.means
 
     key = [inputs.model_hash, inputs.data.train_hash, inputs.train.kept]
     with _alone(inputs):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gentletune.errors import UserError
+from gentletune.errors import RunFailedError, UserError, memory_errors
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.methods import parse_method
@@ -94,9 +94,12 @@ def _run(job: Job, shared: Shared, stage: Stage) -> RunRecord:
     if record is not None and record.status == "failed" and (done := settled(job)):
         return done
     try:
-        return train_held(Inputs(job.trial.recipe, shared), job.run, _source(job), stage)
+        with memory_errors("in this trial"):
+            return train_held(Inputs(job.trial.recipe, shared), job.run, _source(job), stage)
     except RunDirectoryError:
         raise
+    except RunFailedError as error:
+        return _failed(job, str(error))
     except UserError as error:
         if job.first:
             raise

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from gentletune.cache import whole_directory
+from gentletune.errors import UserError, is_out_of_memory
 from gentletune.evaluation.measure import reference_answers
 from gentletune.models import quiet
 from gentletune.recipe import Recipe
@@ -39,9 +40,14 @@ def main(run: Path) -> None:
         reference = reference_answers(inputs.initial_model(), inputs.tokenizer, recipe, inputs.model_hash)
     try:
         tuned, figures = fit_weights(inputs, run, reference)
-    except TrainingDivergedError as error:
-        write_json_atomic(exchange.answer, {"diverged": str(error)})
+    except (TrainingDivergedError, UserError) as error:
+        kind = "diverged" if isinstance(error, TrainingDivergedError) else "refused"
+        write_json_atomic(exchange.answer, {kind: str(error)})
         _leave(1)
+    except Exception as error:
+        if is_out_of_memory(error):  # the launcher says what to do
+            write_json_atomic(exchange.answer, {"memory": str(error)})
+        raise
     if rank == 0:
         with whole_directory(exchange.model) as scratch, quiet():
             tuned.save_pretrained(scratch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,8 +17,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.chat import as_contents
 from gentletune.data.encode import IGNORE, Encoded
-from gentletune.errors import UserError, check_text
-from gentletune.evaluation.finite import check_model, check_rows
+from gentletune.errors import NotFiniteError, UserError, check_text
+from gentletune.evaluation.finite import BROKEN
 from gentletune.evaluation.generate import Progress, generate
 from gentletune.losses import label_tokens
 from gentletune.models import hidden_states, lm_head
@@ -112,7 +113,8 @@ class GentleLM(_LocalLM):
         done = 0
         for batch in length_batches([len(row.input_ids) for row in rows], 0, self._batch_tokens, alike=True):
             for i, value in zip(batch, self._score([rows[i] for i in batch]), strict=True):
-                check_rows([value[0] if value[0] > -inf else 0.0], f"request {i + 1}")
+                if math.isnan(value[0]):
+                    raise NotFiniteError(f"request {i + 1}: {BROKEN}")
                 found[i] = value
                 if requests[i][0] is not None:  # None: a window of a longer text, which has no key of its own
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], value)

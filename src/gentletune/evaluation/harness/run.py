@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.cache import cache_root, cached_json, digest
+from gentletune.errors import NotFiniteError, OutOfMemoryError, UserError, memory_errors
+from gentletune.evaluation.finite import check_model, check_scores
 from gentletune.evaluation.generate import Progress
 from gentletune.evaluation.harness.backend import GentleLM, make_lm
-from gentletune.evaluation.harness.own import OwnTask, own_score
+from gentletune.evaluation.harness.own import own_score
 from gentletune.evaluation.harness.tasks import EvalTask
 from gentletune.recipe import Recipe
 from gentletune.records import Score
@@ -54,6 +56,7 @@ def run_tasks(subject: Subject, tasks: Sequence[EvalTask], recipe: Recipe, stage
 
     Raises:
         UserError: a task that cannot be loaded, a back end that is not installed, no isolation for generated code.
+        OutOfMemoryError, NotFiniteError: with the task.
     """
     found = []
     lm = functools.cache(lambda: _make_lm(subject, recipe))
@@ -61,10 +64,28 @@ def run_tasks(subject: Subject, tasks: Sequence[EvalTask], recipe: Recipe, stage
         with _quiet():
             loaded = task.load()
         key = [_VERSION, version("lm_eval"), subject.hash, _settings(subject, task, recipe)]
-        key += [_own_hash(task.own)] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)]
-        value = cached_json("tasks", key, functools.partial(_run, task, loaded, lm, subject, recipe, stage))
+        key += [task.hash] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)]
+        with _named(task, recipe):
+            value = cached_json("tasks", key, functools.partial(_run, task, loaded, lm, subject, recipe, stage))
         found.append(TaskResult([Score.model_validate(s) for s in value["scores"]], value["samples"]))
     return found
+
+
+@contextlib.contextmanager
+def _named(task: EvalTask, recipe: Recipe) -> Iterator[None]:
+    """Say of an error which task it was."""
+    mend = f"lower eval_batch_tokens (now {recipe.eval_batch_tokens})"
+    if recipe.backend != "gentletune":
+        mend = "take backend: gentletune, whose batches are bounded by eval_batch_tokens"
+    try:
+        with memory_errors(f"on task '{task.name}'", mend):
+            yield
+    except OutOfMemoryError:
+        raise
+    except NotFiniteError as error:
+        raise NotFiniteError(f"task '{task.name}': {error}") from error
+    except UserError as error:
+        raise UserError(f"task '{task.name}': {error}") from error
 
 
 def _settings(subject: Subject, task: EvalTask, recipe: Recipe) -> dict[str, Any]:
@@ -77,7 +98,6 @@ def _settings(subject: Subject, task: EvalTask, recipe: Recipe) -> dict[str, Any
         "num_fewshot": None if task.own else recipe.num_fewshot,
         "max_gen_toks": None if task.own else recipe.max_gen_toks,
         "side": task.side,
-        "notes": dict(task.own.notes) if task.own else None,
     }
 
 
@@ -90,6 +110,7 @@ def _chat(subject: Subject, task: EvalTask, recipe: Recipe) -> bool:
 
 
 def _make_lm(subject: Subject, recipe: Recipe) -> Any:
+    check_model(subject.model, subject.tokenizer)
     return make_lm(
         recipe.backend, subject.model, subject.tokenizer, subject.directory,
         max_length=subject.max_length, batch_tokens=recipe.eval_batch_tokens,
@@ -124,6 +145,7 @@ def _run(
             confirm_run_unsafe_code=False,
         )
     scores = _own_scores(task, result) if task.own else _harness_scores(task, result)
+    check_scores(scores)
     return {"scores": [s.model_dump() for s in scores], "samples": _samples(result)}
 
 
@@ -213,7 +235,7 @@ def _count(name: str, result: dict[str, Any]) -> int:
 
 
 def _samples(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was asked and answered, with what the metrics made of it; the headline metric's filter only."""
+    """What was asked and answered, with what the metrics made of it, as JSON; the headline metric's filter only."""
     kept = []
     for leaf, samples in result["samples"].items():
         keys = [f"{m},{s['filter']}" for s in samples for m in s["metrics"]]
@@ -232,7 +254,17 @@ def _samples(result: dict[str, Any]) -> list[dict[str, Any]]:
                         **{metric: sample[metric] for metric in sample["metrics"]},
                     }
                 )
-    return kept
+    written: list[dict[str, Any]] = _writable(kept)
+    return written
+
+
+def _writable(value: Any) -> Any:
+    """The value as JSON takes it: a log-probability of -inf, which a wrong answer may well have, as text."""
+    if isinstance(value, dict):
+        return {key: _writable(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_writable(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------------------------ identity
@@ -243,10 +275,6 @@ def _leaves(loaded: Sequence[Any]) -> list[Any]:
     for one in loaded:
         leaves += one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one]
     return leaves
-
-
-def _own_hash(task: OwnTask) -> str:
-    return digest([repr(task.items), task.identity, task.max_tokens, task.metric, task.stop])
 
 
 def _task_hash(task: Any, recipe: Recipe) -> str:

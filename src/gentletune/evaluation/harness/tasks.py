@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gentletune.cache import cache_root, digest, file_digest
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.esci import esci_example
 from gentletune.data.domains.medcalc import medcalc_example, shared_notes
@@ -19,6 +20,7 @@ from gentletune.data.files import read_rows
 from gentletune.data.general import arithmetic_examples, instruction_examples
 from gentletune.data.load import draw
 from gentletune.errors import UserError
+from gentletune.evaluation.harness.content import content_hash
 from gentletune.evaluation.harness.humaneval import DATASET as HUMANEVAL
 from gentletune.evaluation.harness.humaneval import humaneval_task
 from gentletune.evaluation.harness.own import OwnTask, Side, as_harness_task, example_task
@@ -47,6 +49,7 @@ OWN = ("arithmetic", "instructions", "clinic", *_DOMAIN_FILES)
 class EvalTask:
     """A task to evaluate: `load` gives what lm-eval runs; `own` is set for a task of ours, whose answers we judge.
 
+    `hash` is that of the content of its files, whatever they are called; a task of lm-eval's own counts by its name.
     `completion` says that the prompt is text to go on with, which no chat template should wrap; `runs_code`, that
     scoring runs generated programs.
     """
@@ -57,6 +60,7 @@ class EvalTask:
     own: OwnTask | None = None
     completion: bool = False
     runs_code: bool = False
+    hash: str = ""
 
 
 def resolve_tasks(recipe: Recipe) -> list[EvalTask]:
@@ -88,7 +92,7 @@ def code_walls(tasks: Sequence[EvalTask], recipe: Recipe) -> str:
 
 def wrap_own(task: OwnTask) -> EvalTask:
     """A task of ours as an `EvalTask`."""
-    return EvalTask(task.name, task.side, lambda: [as_harness_task(task)], task)
+    return EvalTask(task.name, task.side, lambda: [as_harness_task(task)], task, hash=task.hash)
 
 
 def _resolve(name: str, recipe: Recipe) -> EvalTask:
@@ -175,7 +179,8 @@ def _harness(name: str, recipe: Recipe) -> EvalTask:
         return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
 
     code = dataset == HUMANEVAL
-    return EvalTask(name, "general", load, completion=code and "gen_prefix" not in config, runs_code=code)
+    content = content_hash({**config, **files, **({} if is_file else {"task": name})})
+    return EvalTask(name, "general", load, completion=code and "gen_prefix" not in config, runs_code=code, hash=content)
 
 
 def _prepare_ifeval() -> None:
@@ -223,7 +228,10 @@ def _local_files(dataset: str, recipe: Recipe) -> dict[str, Any]:
     if missing := [split for split in found if split not in files]:
         names = ", ".join(_FILES[dataset][missing[0]])
         raise UserError(f"task_data has only part of {dataset}: no {names}; add it, or leave the folder out")
-    return {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+    # The library knows its own copy of a file by name and time alone; ours is known by content.
+    copies = cache_root() / "datasets" / digest({split: file_digest(Path(file)) for split, file in files.items()})[:16]
+    kwargs = {"data_files": files, "cache_dir": str(copies)}
+    return {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": kwargs}
 
 
 @contextmanager
@@ -234,7 +242,8 @@ def _one_line(name: str, dataset: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # each library has its own kinds
-        reason = " ".join(str(error).split())[:200]
+        cause = error.__cause__ if "while generating the dataset" in str(error) and error.__cause__ else error
+        reason = " ".join(str(cause).split())[:200]
         needs = [n for names in _FILES.get(dataset, {}).values() for n in names[:1]]
         mend = f"give --task-data DIR with {', '.join(needs)}" if needs else "give a task whose data are local"
         raise UserError(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gentletune.data.files import Row, read_rows
 from gentletune.data.load import draw
-from gentletune.errors import UserError
+from gentletune.errors import UserError, check_text
 from gentletune.evaluation.harness.own import Item, OwnMetric, OwnTask, Side, Verdict
 from gentletune.evaluation.scoring import answer_text, read_number
 from gentletune.yaml_file import read_yaml
@@ -93,7 +93,8 @@ def user_task(path: Path, limit: int | None) -> OwnTask:
     rows = draw(list(enumerate(read_rows(str(file)), start=1)), limit)
     items = [_item(spec, row, f"{file}: row {number}") for number, row in rows]
     return OwnTask(
-        spec.task, spec.side, items, lambda i, text: spec.judge(items[i].target, text), repr(spec),
+        spec.task, spec.side, items, lambda i, text: spec.judge(items[i].target, text),
+        repr(spec.model_copy(update={"file": ""})),
         spec.max_tokens, spec.metric, spec.stop,
     )  # fmt: skip
 
@@ -118,9 +119,11 @@ def _item(spec: UserTask, row: Row, where: str) -> Item:
 def _filled(template: str, row: Row, where: str) -> str:
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
-        return environment.from_string(template).render(**row)
+        text = environment.from_string(template).render(**row)
     except jinja2.TemplateError as error:
         raise UserError(f"{where}: template '{template[:40]}': {error}; columns: {', '.join(row)}") from error
+    check_text(text, where)
+    return text
 
 
 def _plain(text: Any) -> str:
