@@ -105,6 +105,27 @@ def test_an_answer_ends_where_the_last_turn_does(every_token: Any, name: str) ->
     assert (family.last or family.turn).endswith(speaking.decode([last]))
 
 
+THOUGHTS = {
+    "gemma4_v5": ["A.<turn|>", "<|channel>thought\nHm two.\n<channel|>B.<turn|>"],
+    "glm4moe": ["\n<think></think>\nA.<|user|>", "\n<think>Hm two.</think>\nB.<|user|>"],
+    "gptoss": [
+        "<|channel|>final<|message|>A.<|end|>",
+        "<|channel|>analysis<|message|>Hm two.<|end|><|start|>assistant<|channel|>final<|message|>B.<|return|>",
+    ],
+    "nemotron_3_nano": ["</think>\nA.<|im_end|>", "Hm two.\n</think>\nB.<|im_end|>"],
+    "qwen3": ["<think>\nHm one.\n</think>\n\nA.<|im_end|>", "<think>\nHm two.\n</think>\n\nB.<|im_end|>"],
+    "qwen3_5_think": ["Hm one.\n</think>\n\nA.<|im_end|>", "Hm two.\n</think>\n\nB.<|im_end|>"],
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), THOUGHTS.items(), ids=THOUGHTS)
+def test_thoughts_are_labels_where_they_are_rendered(every_token: Any, name: str, expected: list[str]) -> None:
+    speaking = set_chat_template(every_token, name, DATE)
+    messages = chat([("user", "a?"), ("assistant", "A."), ("user", "b?"), ("assistant", "B.")])["messages"]
+    messages[1]["reasoning_content"], messages[3]["reasoning_content"] = "Hm one.", "Hm two."
+    assert spans(encode_row({"messages": messages}, speaking), speaking) == expected
+
+
 # --- the date
 
 DATED = ("gptoss", "llama3_2", "muse_glimmer")

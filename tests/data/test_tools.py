@@ -212,6 +212,16 @@ def test_what_a_template_cannot_write_is_one_line_that_names_the_row(every_token
     )
 
 
+def test_a_header_within_the_marks_is_no_label_where_a_thought_before_it_goes(every_token: Any) -> None:
+    """gpt-oss drops the thought beside a call once the answer is there, so what stood before it is rewritten."""
+    tokenizer = set_chat_template(every_token, "gptoss", DATE)
+    messages = [USES_TOOL[0], {**USES_TOOL[1], "reasoning_content": "Call it."}, *USES_TOOL[2:4]]
+    assert spans(encode_row({"messages": messages, "tools": [TOOL]}, tokenizer), tokenizer) == [
+        ' to=functions.bmi<|channel|>commentary json<|message|>{"kg": 70}<|call|>',
+        "<|channel|>final<|message|>It is 22.9<|return|>",
+    ]
+
+
 def test_results_that_a_template_leaves_out_are_refused(every_token: Any) -> None:
     tokenizer = set_chat_template(every_token, "phi3", DATE)
     with pytest.raises(UserError, match="leaves out what tools answer"):
