@@ -107,7 +107,7 @@ def tiny_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPa
 def processes() -> Any:
     """Starts children; a server with everything imported forks them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gentletune.study", "trl.trainer.sft_trainer", "peft"])
+    context.set_forkserver_preload(["gentletune.study.sweep", "trl.trainer.sft_trainer", "peft"])
     first = context.Process(target=int)  # the server starts with its first child
     first.start()
     first.join()

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from gentletune.advice import advise
     from gentletune.inspection import inspect
     from gentletune.report import report
-    from gentletune.study import evaluate, sweep, train
+    from gentletune.study.evaluate import evaluate
+    from gentletune.study.run import train
+    from gentletune.study.sweep import sweep
     from gentletune.training import MethodMixin, TALRTrainer, method_loss
 
 # Imported on first use: `import gentletune` stays quick, and reports need no torch.
 _LAZY = {
-    "train": "gentletune.study",
-    "evaluate": "gentletune.study",
-    "sweep": "gentletune.study",
+    "train": "gentletune.study.run",
+    "evaluate": "gentletune.study.evaluate",
+    "sweep": "gentletune.study.sweep",
     "report": "gentletune.report",
     "inspect": "gentletune.inspection",
     "advise": "gentletune.advice",
@@ -56,5 +58,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        # Kept, for importing the module `gentletune.report` puts it in the place of the function of its name.
+        globals()[name] = getattr(import_module(_LAZY[name]), name)
+        return globals()[name]
     raise AttributeError(f"module 'gentletune' has no attribute '{name}'")

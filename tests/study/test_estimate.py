@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from gentletune import sweep
 from gentletune.cache import cache_root
 from gentletune.cli import app
-from gentletune.study import Queue, estimate, plan
-from gentletune.study.estimate import Line, Probe
+from gentletune.study.estimate import Line, Probe, estimate
+from gentletune.study.plan import plan
+from gentletune.study.sweep import Queue
 
 from .helpers import tiny_recipe, tiny_study
 

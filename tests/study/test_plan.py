@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from gentletune import UserError
-from gentletune.study import plan
-from gentletune.study.plan import read_settings
+from gentletune.study.plan import plan, read_settings
 from gentletune.study.search import Asked, Range, Search, ask, filled, read_search
 
 BASE = {"data": "clinic"}

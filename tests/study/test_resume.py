@@ -22,7 +22,7 @@ def run(recipe: Recipe) -> None:
     """What each child process does."""
     import torch
 
-    from gentletune.study import train
+    from gentletune.study.run import train
 
     gc.freeze()  # the imports: each training ends with a collection of garbage
     torch.set_num_threads(1)

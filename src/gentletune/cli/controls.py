@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from gentletune.cli.check import check_recipe
 from gentletune.cli.common import (
     FREE,
     ConfigOption,
@@ -52,12 +53,13 @@ def controls_command(
 
       gentletune controls tau --data clinic --max-steps 50 --taus 0.5,1,2
     """
-    from gentletune.study.control_text import cells, sentences
-    from gentletune.study.controls import controls
-
     recipe = load_recipe(config, overrides(context.args))
     named, given, temperatures = split_methods(methods), numbers("--rates", rates), numbers("--taus", taus)
     chosen = seed_list(seeds)
+    check_recipe(recipe, methods=[recipe.method, *named], tasks=recipe.evaluate)
+    from gentletune.study.control_text import cells, sentences
+    from gentletune.study.controls import controls
+
     prepare()
     with stages() as stage:
         found = controls(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gentletune.cli.check import check_recipe
 from gentletune.cli.common import (
     FREE,
     ConfigOption,
@@ -52,6 +53,7 @@ def curriculum_command(
             raise UserError(f"--{name} is one run's; give --{name if name == 'output' else 'methods'} to a curriculum")
     names, chosen = split_methods(methods), seed_list(seeds)
     recipe = load_recipe(config, given)
+    check_recipe(recipe, methods=names)
     from gentletune.study.curriculum import curriculum
     from gentletune.study.curriculum_table import verdicts
 

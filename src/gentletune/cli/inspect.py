@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from gentletune.cli.check import check_recipe
 from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, say, stages, stdout
 from gentletune.errors import UserError
 from gentletune.recipe import load_recipe
@@ -51,12 +52,13 @@ def inspect_command(
 
       gentletune inspect --data clinic --train-rows 100 --html tokens.html
     """
-    from gentletune.inspection import inspect, write_page
-    from gentletune.inspection.tokens import THRESHOLDS
-
     recipe = load_recipe(config, overrides(context.args))
     outputs = [path for path in (html, csv, parquet, json_path) if path is not None]
     _check(outputs)
+    check_recipe(recipe)
+    from gentletune.inspection import inspect, write_page
+    from gentletune.inspection.tokens import THRESHOLDS
+
     prepare()
     with stages() as stage:
         found = inspect(

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from gentletune.cli.check import check_recipe, check_study
 from gentletune.cli.common import (
     FREE,
     ConfigOption,
@@ -42,9 +43,10 @@ def train_command(context: typer.Context, config: ConfigOption = None) -> None:
       gentletune train --data medcalc --data-path train.csv --no-cot --method "talr(tau=1.0)+lora+wise_ft"
     """
     recipe = load_recipe(config, overrides(context.args))
+    check_recipe(recipe, tasks=recipe.evaluate)
     import torch
 
-    from gentletune.study import train
+    from gentletune.study.run import train
 
     prepare()
     if recipe.processes == 1 and (gpus := torch.cuda.device_count()) > 1:
@@ -87,12 +89,14 @@ def evaluate_command(
       gentletune evaluate --model smollm2-135m --tasks gsm8k,medcalc,my_task.yaml --task-data benchmarks/
     """
     recipe = load_recipe(config, overrides(context.args) | ({"model": initial} if initial else {}))
-    from gentletune.study import evaluate
+    has_data = recipe.data is not None or recipe.data_path is not None
+    name, alone = model or recipe.model, not (has_data or initial)
+    check_recipe(recipe, models=[name] if alone else [name, recipe.model], data=has_data, tasks=True)
+    from gentletune.study.evaluate import evaluate
 
     prepare()
-    has_data = recipe.data is not None or recipe.data_path is not None
     with stages() as stage:
-        found = evaluate(recipe, model or recipe.model, alone=not (has_data or initial), stage=stage)
+        found = evaluate(recipe, name, alone=alone, stage=stage)
     print_scores(stdout, found.scores, found.initial_scores, found.model)
     if found.sandbox:
         say(found.sandbox)
@@ -123,7 +127,10 @@ def sweep_command(
 
       gentletune sweep -c study.yaml --executor pool --workers 4
     """
-    from gentletune.study import Queue, estimate, read_study, sweep
+    check_study(config, output, files=probe or not dry_run)
+    from gentletune.study.estimate import estimate
+    from gentletune.study.plan import read_study
+    from gentletune.study.sweep import Queue, sweep
 
     study = read_study(config)
     if dry_run:
@@ -167,10 +174,11 @@ def advise_command(
 
       gentletune advise -c recipe.yaml --budget 0.1 --json proposal.json
     """
-    from gentletune.advice import advise, print_proposal
-
     recipe = load_recipe(config, overrides(context.args))
     given = numbers("--rates", rates)
+    check_recipe(recipe)
+    from gentletune.advice import advise, print_proposal
+
     prepare()
     found = advise(recipe, rates=given or None, steps=steps, budget=budget, sweep_runs=sweep_runs, say=say)
     print_proposal(stdout, found)

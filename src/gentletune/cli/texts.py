@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from gentletune.cli.check import check_file
 from gentletune.cli.common import app, prepare, say, stages, stderr, stdout
+from gentletune.model_files import resolve_model
 from gentletune.records import write_json_atomic
 from gentletune.score_table import print_code_length
 
@@ -27,6 +29,9 @@ def code_length_command(
 
       gentletune code-length notes.txt --model runs/a/model --initial smollm2-135m --roundtrip 1
     """
+    check_file(path)
+    for name in filter(None, (model, initial)):
+        resolve_model(name)
     from gentletune.study.code_length import code_length
 
     prepare()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gentletune.cli.check import check_recipe
 from gentletune.cli.common import FREE, ConfigOption, numbers, overrides, prepare, say, seed_list, stages, stdout
 from gentletune.cli.theory import theory_app
 from gentletune.recipe import load_recipe
@@ -37,6 +38,7 @@ def fit_command(
     """
     recipe = load_recipe(config, overrides(context.args))
     learning_rates, chosen = numbers("--rates", rates), seed_list(seeds)
+    check_recipe(recipe)
     from gentletune.study.tilting import fit_tilting
     from gentletune.study.tilting_files import write_tilting
     from gentletune.study.tilting_reading import reading

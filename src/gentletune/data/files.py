@@ -68,6 +68,11 @@ def read_text(path: str) -> str:
     return text
 
 
+def is_text(path: str) -> bool:
+    """Whether a file is plain text, by its suffix."""
+    return Path(path).suffix.lower() == ".txt"
+
+
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
     with path.open("rb") as file:

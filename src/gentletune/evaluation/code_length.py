@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import IGNORE, Encoded, EncodedRows, encode_rows
-from gentletune.data.files import check_rows, read_rows, read_text, shaped
+from gentletune.data.files import check_rows, is_text, read_rows, read_text, shaped
 from gentletune.errors import UserError
 from gentletune.evaluation.generate import Progress
 from gentletune.losses import label_tokens, token_nll
@@ -188,11 +187,6 @@ def encoded_file(path: str, tokenizer: Any, max_length: int) -> EncodedRows:
     shape = check_rows(found, path)
     found = [shaped(row, shape) for row in found]
     return encode_rows(found, tokenizer, max_length=max_length, where=path)
-
-
-def is_text(path: str) -> bool:
-    """Whether a file is plain text, which is cut into windows, by its suffix."""
-    return Path(path).suffix.lower() == ".txt"
 
 
 def _windows(text: str, tokenizer: Any, max_length: int) -> list[Encoded]:

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from gentletune.data.encode import Encoded, EncodedRows
+from gentletune.data.files import is_text
 from gentletune.data.hub import data_name
 from gentletune.data.templates import set_chat_template
-from gentletune.errors import UserError
+from gentletune.errors import UserError, memory_errors
 from gentletune.evaluation.code_length import (
     SequenceNLL,
     byte_change_score,
     code_length_scores,
     drift_score,
     encoded_file,
-    is_text,
     label_bytes,
     sequence_nll,
 )
 from gentletune.evaluation.coder import decode, encode, gaps
+from gentletune.evaluation.finite import check_rows
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.models import load_model, load_tokenizer, resolve_model
@@ -67,6 +68,7 @@ class _Measured:
     found: SequenceNLL
 
 
+@memory_errors("in a code length", "lower max_length, or take a smaller model")
 def code_length(
     path: str,
     model: str,
@@ -112,6 +114,7 @@ def code_length(
             loaded, encoded.rows, pad_id=tokenizer.pad_token_id, batch_tokens=batch_tokens,
             progress=stage(f"{'initial model: ' if number else ''}code length"),
         )  # fmt: skip
+        check_rows(found.nll, f"{path} under {directory}")
         measured.append(_Measured(encoded, replace(found, bytes=label_bytes(encoded.rows, tokenizer))))
         if number == 0:
             coded = _round_trips(loaded, encoded.rows[:roundtrip], found, stage)

@@ -23,6 +23,7 @@ from gentletune.errors import UserError
 from gentletune.evaluation.harness.content import content_hash
 from gentletune.evaluation.harness.humaneval import DATASET as HUMANEVAL
 from gentletune.evaluation.harness.humaneval import humaneval_task
+from gentletune.evaluation.harness.names import may_be_a_task, tasks_folder, written_names
 from gentletune.evaluation.harness.own import OwnTask, Side, as_harness_task, example_task
 from gentletune.evaluation.harness.punkt import ensure_punkt
 from gentletune.evaluation.harness.user import user_task
@@ -159,10 +160,10 @@ def _first_file(recipe: Recipe, names: tuple[str, ...]) -> Path | None:
 
 def _harness(name: str, recipe: Recipe) -> EvalTask:
     """A task, group or tag of lm-eval's by name, or one in a YAML file of its form."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
     is_file = name.endswith((".yaml", ".yml"))
     manager = _manager("") if is_file else _manager_with(name)
+    from lm_eval.tasks._yaml_loader import load_yaml  # a second or two, which an unknown name need not take
+
     path = Path(name).expanduser() if is_file else manager.task_index[name].yaml_path
     config: dict[str, Any] = load_yaml(path, resolve_func=False) if path else {}
     dataset = str(config.get("dataset_path", ""))
@@ -195,28 +196,30 @@ def _prepare_ifeval() -> None:
 def _manager(folder: str) -> Any:
     """lm-eval's index of the tasks in one of its folders; `.` is all of them, which takes seconds to read."""
     import datasets
-    import lm_eval
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    root = Path(lm_eval.__file__).parent / "tasks"
-    return TaskManager(include_defaults=False, include_path=[root / folder] if folder else None)
+    return TaskManager(include_defaults=False, include_path=[tasks_folder() / folder] if folder else None)
 
 
 def _manager_with(name: str) -> Any:
     """An index that has the task: most lie in a folder of their own name. Raises `UserError` where none has."""
-    import lm_eval
-
+    if not may_be_a_task(name):
+        raise _unknown(name, written_names())
     for folder in dict.fromkeys((name, name.split("_", 1)[0])):
-        if (Path(lm_eval.__file__).parent / "tasks" / folder).is_dir() and name in _manager(folder).all_tasks:
+        if (tasks_folder() / folder).is_dir() and name in _manager(folder).all_tasks:
             return _manager(folder)
     known = _manager(".").all_tasks
     if name not in known:
-        near = difflib.get_close_matches(name, [*OWN, *known], n=1, cutoff=0.6)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UserError(f"unknown task '{name}'; {hint}Ours: {', '.join(OWN)}; `lm-eval ls tasks` lists the harness's")
+        raise _unknown(name, known)
     return _manager(".")
+
+
+def _unknown(name: str, known: Sequence[str]) -> UserError:
+    near = difflib.get_close_matches(name, [*OWN, *known], n=1, cutoff=0.6)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return UserError(f"unknown task '{name}'; {hint}Ours: {', '.join(OWN)}; `lm-eval ls tasks` lists the harness's")
 
 
 def _local_files(dataset: str, recipe: Recipe) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""What is wrong with a recipe's names, files and rows, told before torch is imported.
+
+The commands look again when they read for good; a mistake must not take the ten seconds that torch and its kin load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gentletune.data.files import check_rows, is_text, read_rows, read_text
+from gentletune.data.load import load_data
+from gentletune.data.templates import read_template
+from gentletune.model_files import resolve_model
+from gentletune.recipe import Recipe
+
+
+def check_recipe(
+    recipe: Recipe,
+    *,
+    methods: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    data: bool = True,
+    tasks: bool = False,
+) -> None:
+    """Parse the methods, read the data, find the models and name the tasks, cheapest first.
+
+    `methods` and `models` stand for the recipe's own where they are given; `data` and `tasks` say whether the command
+    reads the recipe's. Raises `UserError`.
+    """
+    from gentletune.methods import parse_method
+
+    for method in [recipe.method] if methods is None else methods:
+        parse_method(method)
+    if recipe.chat_template is not None:
+        read_template(recipe.chat_template)
+    if data:
+        load_data(recipe)
+    if tasks and recipe.reference_path is not None:
+        check_file(recipe.reference_path)
+    for model in [recipe.model] if models is None else models:
+        resolve_model(model, trust_remote_code=recipe.trust_remote_code)
+    if tasks:
+        from gentletune.evaluation.harness import resolve_tasks
+
+        resolve_tasks(recipe)
+
+
+def check_file(path: str) -> None:
+    """Read a file of rows or of plain text. Raises `UserError`."""
+    if is_text(path):
+        read_text(path)
+    else:
+        check_rows(read_rows(path), path)
+
+
+def check_study(config: Path, output: Path, *, files: bool = True) -> None:
+    """Plan the study of a YAML file and, with `files`, check the recipe of its first trial unless that is done.
+
+    Raises `UserError`.
+    """
+    from gentletune.records import read_record
+    from gentletune.study.plan import plan, read_settings, read_study
+    from gentletune.study.search import read_search
+
+    study, where = read_study(config), str(config)
+    read_settings(study, where)
+    search, trials = read_search(study, where), plan(study, output, where)
+    if not files:
+        return
+    if trials:
+        record = read_record(output / trials[0].name)
+        if record is None or record.status == "failed":
+            check_recipe(trials[0].recipe, tasks=trials[0].recipe.evaluate)
+    elif search is not None and not output.exists():  # its trials are yet to be asked for
+        base = {key: value for key, value in study["base"].items() if key not in search.space and key != "method"}
+        recipe = Recipe.parse(base, where=where)
+        check_recipe(recipe, tasks=recipe.evaluate)
