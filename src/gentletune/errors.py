@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,8 +33,10 @@ class NotFiniteError(UserError):
 
 
 @contextmanager
-def memory_errors(what: str, mend: str = _SMALLER) -> Iterator[None]:
+def memory_errors(what: str, mend: str | Callable[[], str] = _SMALLER) -> Iterator[None]:
     """Turn a full memory, of a GPU or of the machine, into one line: that it was full `what`, and the `mend`.
+
+    A `mend` that is called is called when it is needed.
 
     Raises:
         OutOfMemoryError: instead of torch's own, or `MemoryError`.
@@ -46,7 +48,7 @@ def memory_errors(what: str, mend: str = _SMALLER) -> Iterator[None]:
             raise
         size = re.search(r"ried to allocate ([\d.]+ \w+)", str(error))
         asked = f" (another {size[1]} was asked for)" if size else ""
-        raise OutOfMemoryError(f"out of memory {what}{asked}; {mend}") from error
+        raise OutOfMemoryError(f"out of memory {what}{asked}; {mend() if callable(mend) else mend}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

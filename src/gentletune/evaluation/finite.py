@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ def check_model(model: Any, tokenizer: Any) -> None:
         logits = model(input_ids=ids).logits
     if bool((logits.isnan() | logits.isposinf()).any()):
         raise NotFiniteError(BROKEN)
+
+
+@contextmanager
+def of_model(who: str) -> Iterator[None]:
+    """Say of a `NotFiniteError` which model it was."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{who}: {error}") from error
 
 
 def check_rows(nll: Sequence[float], where: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from gentletune.data import DomainData, load_data
 from gentletune.data.templates import prompted_hash, set_chat_template
 from gentletune.errors import UserError
+from gentletune.evaluation.finite import of_model
 from gentletune.evaluation.harness import Stage, Subject, code_walls, resolve_tasks
 from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, row_limit, silent
 from gentletune.models import load_model, load_tokenizer, model_hash, resolve_model
@@ -75,14 +76,17 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     hashes = {"model": subject.hash}
     hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
     if alone:
-        found = measure(subject, None, recipe, None, stage=stage)
+        with of_model(model):
+            found = measure(subject, None, recipe, None, stage=stage)
         return Evaluation(model, None, _with_mean(found.scores), [], sandbox, found.samples, hashes)
     initial = subject if model == recipe.model else _load(recipe.model, recipe)
     hashes["initial model"] = initial.hash
-    reference = _reference(subject, initial, data, recipe, model, stage)
-    before = measure(initial, data, recipe, reference, stage=lambda name: stage(f"initial model: {name}"))
+    with of_model(f"the initial model {recipe.model}"):
+        reference = _reference(subject, initial, data, recipe, model, stage)
+        before = measure(initial, data, recipe, reference, stage=lambda name: stage(f"initial model: {name}"))
     same = subject.hash == initial.hash
-    found = before if same else measure(subject, data, recipe, reference, stage=stage)
+    with of_model(model):
+        found = before if same else measure(subject, data, recipe, reference, stage=stage)
     scores, base = _with_mean(found.scores), _with_mean(before.scores)
     return Evaluation(model, recipe.model, scores, base, sandbox, found.samples, hashes)
 

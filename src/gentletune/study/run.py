@@ -21,7 +21,7 @@ from gentletune.data.chat import end_tokens
 from gentletune.data.templates import save_tokenizer
 from gentletune.errors import NotFiniteError, OutOfMemoryError, UserError, memory_errors
 from gentletune.evaluation.code_length import sequence_nll
-from gentletune.evaluation.finite import check_rows
+from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, silent
 from gentletune.methods.base import merge_weights
@@ -177,7 +177,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
 def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, list[Score]]:
     """The initial model's answers and scores, from the cache where another run computed them."""
     model, recipe = inputs.initial_model(), inputs.recipe
-    with _alone(inputs), _initial_named(recipe):
+    with _alone(inputs), of_model(f"the initial model {recipe.model}"):
         reference = reference_answers(model, inputs.tokenizer, recipe, inputs.model_hash, stage=stage)
         if not recipe.evaluate:
             return reference, []
@@ -196,14 +196,6 @@ def _alone(inputs: Inputs) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _initial_named(recipe: Recipe) -> Iterator[None]:
-    try:
-        yield
-    except NotFiniteError as error:
-        raise NotFiniteError(f"the initial model {recipe.model}: {error}") from error
-
-
 def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None) -> Any:
     """The final model: from `model/` if it is there, else trained (or taken from `reuse`) and merged."""
     recipe, target = inputs.recipe, run / "model"
@@ -217,7 +209,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
         inputs.forget_model()
         tuned, figures = _reused(inputs, reuse)
     else:
-        with memory_errors("in training", _less_memory(inputs, run)):
+        with memory_errors("in training", lambda: _less_memory(inputs, run)):
             if inputs.processes > 1:
                 tuned, figures = _launched(inputs, run)
             else:
@@ -238,12 +230,12 @@ def _less_memory(inputs: Inputs, run: Path) -> str:
     """What to do where memory is too small to train in."""
     recipe, ways = inputs.recipe, list[str]()
     if recipe.batch_size > 1:
-        ways.append(f"lower batch_size (now {recipe.batch_size}), with gradient_accumulation raised as much")
+        ways.append(f"lower batch_size (now {recipe.batch_size}) and raise gradient_accumulation as much")
     if not recipe.gradient_checkpointing:
         ways.append("set gradient_checkpointing: true")
     if inputs.method.parameterise is None:
         ways.append(f"train adapters (method: {recipe.method}+lora)")
-    mend = " or ".join([*ways, "take a smaller model"])
+    mend = ", ".join([*ways, "or take a smaller model"] if ways else ["take a smaller model"])
     if last_checkpoint(run) is None:
         return mend
     return f"{mend}, with another --output ({run} holds checkpoints of this recipe)"
@@ -293,7 +285,8 @@ def sequence_weights_of(inputs: Inputs) -> list[float] | None:
 
     def compute() -> list[float]:
         rows, recipe = inputs.train.rows, inputs.recipe
-        with _initial_named(recipe):
+        mend = f"lower eval_batch_tokens (now {recipe.eval_batch_tokens})"
+        with of_model(f"the initial model {recipe.model}"), memory_errors("in the weights of the training rows", mend):
             found = sequence_nll(
                 inputs.initial_model(), rows, pad_id=inputs.tokenizer.pad_token_id,
                 batch_tokens=recipe.eval_batch_tokens,

@@ -12,6 +12,7 @@ from gentletune.errors import RunFailedError, UserError, memory_errors
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.methods import parse_method
+from gentletune.models import give_back_memory
 from gentletune.recipe import Recipe
 from gentletune.records import RECORD_FILE, RunRecord, read_record, write_record, write_text_atomic
 from gentletune.study.inputs import Inputs, Shared
@@ -99,7 +100,7 @@ def _run(job: Job, shared: Shared, stage: Stage) -> RunRecord:
     except RunDirectoryError:
         raise
     except RunFailedError as error:
-        return _failed(job, str(error))
+        why = str(error)
     except UserError as error:
         if job.first:
             raise
@@ -108,6 +109,8 @@ def _run(job: Job, shared: Shared, stage: Stage) -> RunRecord:
         write_text_atomic(job.study / LOGS / f"{job.trial.name}.txt", traceback.format_exc())
         lines = str(error).strip().splitlines()
         return _failed(job, f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+    give_back_memory()  # the error held it all up to here
+    return _failed(job, why)
 
 
 def _source(job: Job) -> Path | None:

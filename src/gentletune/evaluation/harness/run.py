@@ -191,9 +191,10 @@ def _scores_of(
         if score is None or not math.isclose(score.value, metrics[key], rel_tol=1e-9, abs_tol=1e-12):
             # No mean over documents (perplexity, F1 over a corpus, a group): lm-eval's own value and error.
             stderr = metrics.get(f"{metric}_stderr,{filtered}")
+            error = float(stderr) if isinstance(stderr, (int, float)) else math.nan
             score = Score(
                 task=name, side=task.side, metric=label, value=float(metrics[key]), n=_count(name, result),
-                stderr=float(stderr) if isinstance(stderr, (int, float)) else None, higher_is_better=better,
+                stderr=error if math.isfinite(error) else None, higher_is_better=better,
                 details=details,
             )  # fmt: skip
         scores.append(score)
