@@ -60,6 +60,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", *CLINIC, "--method", "tarl"], "unknown method 'tarl'; did you mean 'talr'?"),
     (["train", *CLINIC, "--method", "lora(r=0)+wise_ft"], "r must be a whole number >= 1"),
     (["train", *CLINIC, "--chat-template", "none.jinja"], "chat_template: no such file: none.jinja"),
+    (["train", *CLINIC, "--output", "good.jsonl"], "output good.jsonl is a file"),
     ([*TRAIN, "none.jsonl"], "no such data file: none.jsonl"),
     ([*TRAIN, "broken.jsonl"], "broken.jsonl: line 11: broken JSON"),
     ([*TRAIN, "empty.jsonl"], "empty.jsonl: no rows"),

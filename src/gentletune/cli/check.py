@@ -6,11 +6,13 @@ The commands look again when they read for good; a mistake must not take the ten
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gentletune.data.files import check_rows, is_text, read_rows, read_text
 from gentletune.data.load import load_data
 from gentletune.data.templates import read_template
+from gentletune.errors import UserError
 from gentletune.model_files import resolve_model
 from gentletune.recipe import Recipe
 
@@ -44,6 +46,16 @@ def check_recipe(
         from gentletune.evaluation.harness import resolve_tasks
 
         resolve_tasks(recipe)
+
+
+def check_output(run: Path) -> None:
+    """Raises `UserError` where a run directory is a file, or another process is at it."""
+    from gentletune.study.locks import check_free
+
+    with suppress(OSError):  # what the file system refuses is told by whoever writes there
+        if run.is_file():
+            raise UserError(f"output {run} is a file; give a directory")
+        check_free(run)
 
 
 def check_file(path: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from gentletune.cli.check import check_recipe, check_study
+from gentletune.cli.check import check_output, check_recipe, check_study
 from gentletune.cli.common import (
     FREE,
     ConfigOption,
@@ -43,6 +43,8 @@ def train_command(context: typer.Context, config: ConfigOption = None) -> None:
       gentletune train --data medcalc --data-path train.csv --no-cot --method "talr(tau=1.0)+lora+wise_ft"
     """
     recipe = load_recipe(config, overrides(context.args))
+    if recipe.output:
+        check_output(Path(recipe.output))
     check_recipe(recipe, tasks=recipe.evaluate)
     import torch
 
