@@ -143,9 +143,9 @@ def test_memory_does_not_grow_with_the_rows(source: Source, tmp_path: Path, monk
             assert pa.total_allocated_bytes() - arrow < 2**20
 
     peak(200)  # texts of tokens, and what libraries keep
-    few, many = peak(300), peak(1500)
-    assert (tmp_path / "t.csv").stat().st_size > 1_000_000  # what keeping the tokens would at least have taken
-    assert many - few < 50_000  # 9.6 kB are the 8 bytes a row
+    few, many = peak(300), peak(2000)
+    assert (tmp_path / "t.csv").stat().st_size > 1_300_000  # what keeping the tokens would at least have taken
+    assert many - few < 80_000  # 13.6 kB are the 8 bytes a row, and as much again what lists keep spare
 
 
 def test_both_completions_of_a_domain(tiny_dir: Path, tmp_path: Path) -> None:
