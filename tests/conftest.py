@@ -107,7 +107,8 @@ def tiny_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPa
 def processes() -> Any:
     """Starts children; a server with everything imported forks them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gentletune.study.sweep", "trl.trainer.sft_trainer", "peft"])
+    imports = ["gentletune.study.sweep", "trl.trainer.sft_trainer", "peft", "lm_eval.evaluator", "torch.profiler"]
+    context.set_forkserver_preload([*imports, "tests.frozen"])
     first = context.Process(target=int)  # the server starts with its first child
     first.start()
     first.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,6 @@ def child_sweep(study: dict[str, Any], output: Path, cache: Path, threads: int =
 
     from gentletune import sweep
 
-    gc.freeze()  # the imports: each training ends with a collection of garbage
     os.environ["GENTLETUNE_CACHE"] = str(cache)
     torch.set_num_threads(threads)
     sweep(study, output, **how)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import random
 import time
@@ -24,7 +23,6 @@ def run(recipe: Recipe) -> None:
 
     from gentletune.study.run import train
 
-    gc.freeze()  # the imports: each training ends with a collection of garbage
     torch.set_num_threads(1)
     train(recipe)
 

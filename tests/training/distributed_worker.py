@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -55,7 +54,6 @@ def run_rank(rank: int, world: int, kind: str, output: Path) -> None:
     """What each process does: as under a launcher, but the ranks meet in a file, which needs no free port."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     os.environ.update(zip(names, map(str, (rank, rank, world, world)), strict=True))
-    gc.freeze()  # the imports: each training ends with a collection of garbage
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{output}/meet", rank=rank, world_size=world)
     Watching.sharded = kind == "fsdp"
