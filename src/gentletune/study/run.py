@@ -19,7 +19,7 @@ from gentletune.cache import cache_root, cached_json, digest, whole_directory
 from gentletune.data import Encoded
 from gentletune.data.chat import end_tokens
 from gentletune.data.templates import save_tokenizer
-from gentletune.errors import NotFiniteError, OutOfMemoryError, UserError, memory_errors
+from gentletune.errors import NotFiniteError, RunFailedError, UserError, memory_errors
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import Stage
@@ -91,8 +91,9 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
         write_json_atomic(run / STATE_FILE, _state(inputs))
         try:
             record = _run(inputs, run, reuse, stage)
-        except OutOfMemoryError:
-            _forget_start(run)
+        except UserError as error:
+            if type(error) is not RunFailedError:  # a rank that died has left its last words
+                _forget_start(run)
             raise
         write_record(run, record)
     return record
