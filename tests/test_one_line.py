@@ -123,11 +123,12 @@ def test_half_a_surrogate_pair_in_a_template_of_lm_evals_form(
 
 @pytest.mark.parametrize("flag", ["--data-path", "--output", "--model", "--tasks"])
 def test_an_argument_that_is_no_text(
-    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    flag: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As Python gives a name on disk that is not UTF-8."""
     monkeypatch.chdir(tmp_path)
-    assert "\\udcff" in refused(monkeypatch, capfd, "train", "--data", "clinic", flag, "a\udcff")
+    call = ["train", "--model", str(tiny_dir), "--data", "clinic", *SMALL, flag, "a\udcff"]
+    assert "\\udcff" in refused(monkeypatch, capfd, *call)
     assert not list(tmp_path.iterdir())
 
 
