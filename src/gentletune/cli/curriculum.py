@@ -52,6 +52,8 @@ def curriculum_command(
         if name in given:
             raise UserError(f"--{name} is one run's; give --{name if name == 'output' else 'methods'} to a curriculum")
     names, chosen = split_methods(methods), seed_list(seeds)
+    if not names or not chosen:  # told before a model is looked for
+        raise UserError("a curriculum needs at least one method and one seed")
     recipe = load_recipe(config, given)
     check_recipe(recipe, methods=names)
     from gentletune.study.curriculum import curriculum
