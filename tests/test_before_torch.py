@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gentletune.threads import PASSIVE, wait_passively
+from gentletune.threads import PASSIVE, VARIABLES, wait_passively
 
 Told = tuple[list[Any], dict[str, str], str]
 # Runs `gentletune` with each list of arguments; says after each what it printed, its code, and whether torch is there.
@@ -91,8 +91,7 @@ MISTAKES: list[tuple[list[str], str]] = [
 
 def plain_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what decides how threads wait."""
-    decides = (*PASSIVE, "GOMP_SPINCOUNT", "KMP_LIBRARY")
-    return {k: v for k, v in os.environ.items() if k not in decides} | changes
+    return {k: v for k, v in os.environ.items() if k not in VARIABLES} | changes
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +132,7 @@ def test_threads_of_the_command_line_sleep_while_they_wait(told: Told) -> None:
         assert "GOMP_SPINCOUNT = '0'" in runtime
 
 
-@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT"])
+@pytest.mark.parametrize("name", VARIABLES)
 def test_what_the_user_says_of_threads_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(os, "environ", plain_environment(**{name: "7"}))
     wait_passively()

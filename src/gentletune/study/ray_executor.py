@@ -12,8 +12,9 @@ from gentletune.errors import UserError
 from gentletune.recipe import Processes
 from gentletune.study.plan import Resources
 from gentletune.study.store import Finished, Job, record_death, run_job
+from gentletune.threads import VARIABLES
 
-_CARRIED = ("GENTLETUNE_", "HF_", "XDG_CACHE_HOME", "TOKENIZERS_")
+_CARRIED = ("GENTLETUNE_", "HF_", "XDG_CACHE_HOME", "TOKENIZERS_", *VARIABLES)
 _CPUS = 2  # of a trial without GPUs that says nothing else
 
 
