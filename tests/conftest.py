@@ -123,9 +123,13 @@ def imports_are_no_garbage() -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache (tests of real models say otherwise)."""
+def own_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test reads or writes the user's cache, or downloads a model (tests of real models say otherwise)."""
     monkeypatch.setenv("GENTLETUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    if request.node.get_closest_marker("real") is None:
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
 
 
 @pytest.fixture
