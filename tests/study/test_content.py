@@ -13,6 +13,7 @@ import pytest
 
 import gentletune.study.run as run_module
 from gentletune import Recipe, RunRecord, sweep, train
+from gentletune.models import model_hash
 from tests.evaluation.harness.conftest import GSM8K, write_jsonl
 from tests.test_cli import run
 
@@ -217,5 +218,6 @@ def test_evaluate_measures_an_edited_file_again(
     assert found[1]["hashes"] == found[2]["hashes"]
     changed = {name for name, value in found[1]["hashes"].items() if found[0]["hashes"][name] != value}
     assert changed == {"task pick", "task gsm8k"}
+    assert found[0]["hashes"]["model"] == model_hash(tiny_dir)  # as a record has it
     picks = [next(s for s in one["scores"] if s["task"] == "pick" and s["metric"] == "accuracy") for one in found]
     assert [a + b for a, b in zip(picks[0]["items"], picks[1]["items"], strict=True)] == [1.0, 1.0, 1.0]

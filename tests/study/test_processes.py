@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gentletune.study.run as run_module
-from gentletune import Recipe, UserError, train
+from gentletune import Recipe, UserError, sweep, train
 from gentletune.records import read_record
 from gentletune.study import provenance
 from gentletune.study.launch import command_line
@@ -18,7 +18,7 @@ from gentletune.training import TrainingDivergedError
 from gentletune.training.trainer import GentleTrainer
 from tests.test_cli import SMALL, refused, run
 
-from .helpers import tiny_recipe
+from .helpers import tiny_recipe, tiny_study
 
 fit_module = importlib.import_module("gentletune.training.fit")
 
@@ -104,3 +104,5 @@ def test_train_under_a_launcher_is_refused(tiny_dir: Path, tmp_path: Path, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="starts its own processes"):
         train(tiny_recipe(tiny_dir, tmp_path / "run"))
+    with pytest.raises(UserError, match="starts its own processes"):
+        sweep(tiny_study(tiny_dir), tmp_path / "study")

@@ -72,15 +72,14 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
         raise UserError("nothing to measure: give --tasks, or --data with its --data-path")
     if data is not None and alone:
         raise UserError("a domain is measured with the drift from an initial model; give --initial, or --tasks alone")
-    subject = _load(model, recipe)
-    hashes = {"model": subject.hash}
+    subject, weights = _load(model, recipe)
+    hashes = {"model": weights}
     hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
     if alone:
         with of_model(model):
             found = measure(subject, None, recipe, None, stage=stage)
         return Evaluation(model, None, _with_mean(found.scores), [], sandbox, found.samples, hashes)
-    initial = subject if model == recipe.model else _load(recipe.model, recipe)
-    hashes["initial model"] = initial.hash
+    initial, hashes["initial model"] = (subject, weights) if model == recipe.model else _load(recipe.model, recipe)
     with of_model(f"the initial model {recipe.model}"):
         reference = _reference(subject, initial, data, recipe, model, stage)
         before = measure(initial, data, recipe, reference, stage=lambda name: stage(f"initial model: {name}"))
@@ -91,14 +90,16 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     return Evaluation(model, recipe.model, scores, base, sandbox, found.samples, hashes)
 
 
-def _load(name: str, recipe: Recipe) -> Subject:
+def _load(name: str, recipe: Recipe) -> tuple[Subject, str]:
+    """The model to measure, and the hash of its files."""
     trust = recipe.trust_remote_code
     directory: Path = resolve_model(name, trust_remote_code=trust)
     model = load_model(directory, trust_remote_code=trust)
     plain = load_tokenizer(directory, trust_remote_code=trust)
     tokenizer = set_chat_template(plain, recipe.chat_template, recipe.date)
-    mine = prompted_hash(model_hash(directory), tokenizer)
-    return Subject(model, tokenizer, directory, mine, row_limit(model, recipe))
+    files = model_hash(directory)
+    mine = prompted_hash(files, tokenizer)
+    return Subject(model, tokenizer, directory, mine, row_limit(model, recipe)), files
 
 
 def _reference(

@@ -66,8 +66,7 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
         OutOfMemoryError: with the way out; what was trained up to the last checkpoint is kept.
         UserError: bad input; nothing is written then.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("train starts its own processes; call it without a launcher, with processes: N or auto")
+    refuse_launcher()
     if recipe.output:
         with one_line_errors(Path(recipe.output)):
             check_free(Path(recipe.output))  # told before any data are read
@@ -77,6 +76,12 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
         return done
     with holding(run):
         return train_held(inputs, run, reuse, stage)
+
+
+def refuse_launcher() -> None:
+    """Raises `UserError` in a process that is one of several of torchrun or accelerate: each would do the whole."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("gentletune starts its own processes; call it without a launcher, with processes: N or auto")
 
 
 def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stage = silent) -> RunRecord:

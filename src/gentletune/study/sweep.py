@@ -15,6 +15,7 @@ from gentletune.study.executors import Executor, open_executor
 from gentletune.study.inputs import Inputs, Shared
 from gentletune.study.locks import holder, locked
 from gentletune.study.plan import Trial, plan, read_settings
+from gentletune.study.run import refuse_launcher
 from gentletune.study.search import SEARCH, Questions, read_search
 from gentletune.study.store import Finished, Job, drop_weights
 
@@ -44,6 +45,7 @@ def sweep(
     >>> study = {"base": {"data": "clinic"}, "axes": {"method": ["sft", "talr"], "lr": [1e-5, 1e-4]}}
     >>> sweep(study, Path("runs/study"), executor="pool", workers=2)  # doctest: +SKIP
     """
+    refuse_launcher()
     settings, shared = read_settings(study, where), Shared()
     queue = Queue(study, output, where)
     queue.check(shared)
