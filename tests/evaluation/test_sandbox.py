@@ -32,7 +32,7 @@ from gentletune.evaluation.sandbox_child import pack, unpack
 pytestmark = pytest.mark.attack
 
 SOURCE = Path(sandbox.__file__).resolve().parents[2]
-SMALL = Limits(wall=0.8, cpu=1, memory_bytes=256 << 20, processes=8, file_bytes=1 << 20, output_bytes=4096)
+SMALL = Limits(wall=8, cpu=1, memory_bytes=256 << 20, processes=8, file_bytes=1 << 20, output_bytes=4096)
 GOOD = "def f(x):\n    return x + 1\n"
 TESTS = "assert f(1) == 2\nassert f(5) == 6\nassert f(9) == 10\n"
 MISSING: dict[str, str] = {}  # why a level is not available, found once
@@ -426,7 +426,7 @@ def test_attack_fails_and_leaves_no_trace(name: str, level: str, attack: Callabl
     assert not outcome.passed
     assert outcome.reason.split(":")[0] in ("wrong", "error", "died", "timeout", "output")
     assert outcome.reason.isprintable()
-    assert outcome.seconds < 10
+    assert outcome.seconds < SMALL.wall + sandbox._GRACE
     assert len(outcome.output) <= SMALL.output_bytes
     assert "hf_planted" not in outcome.output + outcome.reason
     assert "precious" not in outcome.output + outcome.reason
@@ -505,7 +505,7 @@ def test_good_and_bad(level: str) -> None:
 def test_loops_are_timeouts(level: str) -> None:
     loop = "def f(x):\n    while True:\n        pass"
     assert check(loop, limits=Limits(wall=0.5)).reason == "timeout: not done after 0.5 s"
-    assert check(loop, limits=Limits(wall=9, cpu=0.5)).reason == "timeout: 1 s of CPU time used up"
+    assert check(loop, limits=Limits(wall=60, cpu=0.5)).reason == "timeout: 1 s of CPU time used up"
 
 
 def test_modules_are_there_without_files(level: str) -> None:
@@ -623,7 +623,7 @@ def test_the_sandbox_ends_with_the_program_that_started_it(level: str) -> None:
     marker = f"f_{uuid.uuid4().hex}"
     script = f"sandbox._launch(sandbox.Program('while True: pass', '', '{marker}'), {level!r}, sandbox.Limits())"
     with subprocess.Popen([sys.executable, "-c", ALONE + script, str(SOURCE)]) as user:
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 60
         while len(processes(marker)) < 4 and time.monotonic() < deadline:  # itself, launcher, judge, candidate
             time.sleep(0.02)
         assert len(processes(marker)) == 4
@@ -654,11 +654,14 @@ def test_unsafe_code_runs_only_when_allowed(monkeypatch: pytest.MonkeyPatch, tmp
         "import os, shutil\nshutil.rmtree(os.getcwd())\n" + GOOD: "passed",
         "def f(x):\n    return 0": "wrong: assert f(1) == 2",
         "import os\nos._exit(0)": "died: it left with status 0 before it answered",
-        "while True:\n    pass": "timeout: not done after 0.8 s",
+        "while True:\n    pass": "timeout: 1 s of CPU time used up",
     }
     programs = [Program(solution, TESTS, "f") for solution in solutions]
     outcomes = run_many(programs, limits=SMALL, allow_unsafe=True)
     assert [o.reason for o in outcomes] == list(solutions.values())
+    sleeper = Program("import time\ntime.sleep(1000)", TESTS, "f")
+    slept = run_program(sleeper, limits=replace(SMALL, wall=0.8), allow_unsafe=True)
+    assert slept.reason == "timeout: not done after 0.8 s"
     assert not list(tmp_path.iterdir())
 
 
@@ -703,9 +706,9 @@ def test_an_ordinary_user_has_namespaces_too() -> None:
         walls = sandbox.probe_isolation()
         good = sandbox.Program("def f(x):\\n    return x + 1", "assert f(1) == 2", "f")
         bomb = sandbox.Program("import os\\ndef f(x):\\n    while True:\\n        os.fork()", "assert f(1) == 2", "f")
-        limits = sandbox.Limits(wall=0.5)
+        runs = ((good, sandbox.Limits()), (bomb, sandbox.Limits(wall=1)))
         for level in [walls.level, "seccomp", "namespaces"]:
-            print(level, *(sandbox._launch(p, level, limits).reason.split(":")[0] for p in (good, bomb)))
+            print(level, *(sandbox._launch(p, level, limits).reason.split(":")[0] for p, limits in runs))
     """
     command = [python, "-c", ALONE + textwrap.dedent(script), str(SOURCE)]
     done = subprocess.run(
