@@ -1,0 +1,37 @@
+"""Scores with honest errors, groups of runs, and the one comparison between them."""
+
+from __future__ import annotations
+
+from gentletune.stats.change import LEVEL, Change, Mean, SeedEffect, average, compare, mean_of
+from gentletune.stats.family import adjusted, holm, seed_pool
+from gentletune.stats.pool import Pool
+from gentletune.stats.runs import Run
+from gentletune.stats.scores import (
+    accuracy_score,
+    balanced_accuracy_score,
+    breakdown,
+    mean_over_tasks,
+    mean_score,
+    ratio_score,
+)
+
+__all__ = [
+    "LEVEL",
+    "Change",
+    "Mean",
+    "Pool",
+    "Run",
+    "SeedEffect",
+    "accuracy_score",
+    "adjusted",
+    "average",
+    "balanced_accuracy_score",
+    "breakdown",
+    "compare",
+    "holm",
+    "mean_of",
+    "mean_over_tasks",
+    "mean_score",
+    "ratio_score",
+    "seed_pool",
+]
