@@ -8,7 +8,7 @@ from rich.console import Console
 
 from gentletune.records import Score
 from gentletune.score_table import print_code_length, print_scores
-from gentletune.statistics import accuracy_score, ratio_score
+from gentletune.stats import accuracy_score, ratio_score
 
 
 def shown(*scores: Score, initial: tuple[Score, ...] = ()) -> str:

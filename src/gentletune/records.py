@@ -25,7 +25,7 @@ class Score(BaseModel):
     `stderr` is None when it cannot be estimated (fewer than two items, or than two groups of items).
 
     `items` are the n linearised items, in the value's unit: their mean is `value`, up to rounding, and the
-    variance of their mean is that of `value` (`gentletune.statistics`). `clusters` numbers the group of each
+    variance of their mean is that of `value` (`gentletune.stats`). `clusters` numbers the group of each
     item; empty, every item is its own. Both are empty in old records. `details` holds breakdowns, fit for JSON.
 
     Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.

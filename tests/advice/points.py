@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gentletune.advice.curve import ProbePoint
-from gentletune.statistics import mean_score
+from gentletune.stats import mean_score
 
 SCATTER = (-0.04, -0.02, 0.0, 0.02, 0.04)
 

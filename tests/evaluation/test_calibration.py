@@ -21,7 +21,7 @@ from gentletune.evaluation.calibration import BINS, Predictions, calibration_sco
 from gentletune.evaluation.generate import generate
 from gentletune.records import RunRecord, Score
 from gentletune.report.axes import choose_axis
-from gentletune.statistics import paired_change
+from gentletune.stats import compare
 from tests.conftest import make_model
 from tests.study.helpers import tiny_recipe
 
@@ -187,7 +187,7 @@ def test_a_model_is_calibrated_on_its_own_sampled_answers_and_its_sharpened_self
     with torch.no_grad():
         model.model.norm.weight.mul_(2)  # twice the logits: the same most likely tokens, at half the temperature
     sharp = scored(predictions(model, rows, pad_id=2))
-    entropy, over = (paired_change(sharp[m], own[m]) for m in ("entropy", "overconfidence"))
+    entropy, over = (compare(sharp[m], own[m]) for m in ("entropy", "overconfidence"))
     assert entropy.high < 0 < over.low
     assert sharp["ece"].value > own["ece"].value + 0.05
     assert sharp["ece"].details["top1"] == own["ece"].details["top1"]

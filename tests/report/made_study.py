@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from gentletune.records import RunRecord, Score
-from gentletune.statistics import accuracy_score, mean_score
+from gentletune.stats import accuracy_score, mean_score
 
 # How much domain skill and drift a method has at the same rate, relative to plain SFT.
 METHODS = {

@@ -18,7 +18,7 @@ from gentletune.report.bootstrap import Draws, draw, hypervolume, interval
 from gentletune.report.pareto import candidates, pareto_front
 from gentletune.report.scene import build_scene
 from gentletune.report.volume import area_note, volumes
-from gentletune.statistics import accuracy_score, mean_score
+from gentletune.stats import accuracy_score, mean_score
 
 from .made_study import made_study
 from .report_records import pair, run

@@ -13,7 +13,7 @@ from gentletune.records import RunRecord, Score, Side
 from gentletune.report.axes import both_axes
 from gentletune.report.recommend import Advice, Choice, recommend
 from gentletune.report.settings import settings_of
-from gentletune.statistics import accuracy_score
+from gentletune.stats import accuracy_score
 
 from .report_records import failed, pair, run
 

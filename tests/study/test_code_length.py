@@ -13,7 +13,7 @@ from gentletune.errors import UserError
 from gentletune.evaluation import coder
 from gentletune.evaluation.code_length import sequence_nll, text_rows
 from gentletune.models import load_model
-from gentletune.statistics import ratio_score
+from gentletune.stats import ratio_score
 from gentletune.study.code_length import code_length
 from tests.conftest import make_model, make_tokenizer
 

@@ -23,7 +23,7 @@ from gentletune.data import encode_rows, load_data
 from gentletune.data.batches import pad_batch
 from gentletune.methods import parse_method
 from gentletune.records import load_records
-from gentletune.statistics import mean_score, ratio_score
+from gentletune.stats import mean_score, ratio_score
 from gentletune.study.control_table import INITIAL, ControlTable, Row, measurable
 from gentletune.study.control_text import cells, sentences, to_csv, to_markdown
 from gentletune.study.controls import controls

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Literal
 
 from gentletune.records import Score
-from gentletune.statistics import Change, paired_change
+from gentletune.stats import Change, compare
 
 PRIOR = (576, 1e-5)  # hidden size and a rate that is small there (docs/log.md); the paper's 1e-6 is at 2048 to 2560
 _EXPONENT = -5 / 3  # through both: 1e-6 at about 2300
@@ -146,7 +146,7 @@ def stable_points(points: Sequence[ProbePoint], diverged: Sequence[float]) -> li
 
 def gain_change(a: ProbePoint, b: ProbePoint) -> Change:
     """Gain of `a` minus gain of `b`, paired by sequence; above 0, `a` gained more."""
-    return paired_change(a.gain, b.gain)
+    return compare(a.gain, b.gain)
 
 
 def forecast(stable: Sequence[ProbePoint], rate: float, units: float) -> Forecast:

@@ -23,7 +23,7 @@ from gentletune.evaluation.generate import Progress
 from gentletune.losses import label_tokens
 from gentletune.models import Head, hidden_states, lm_head
 from gentletune.records import Score, Side
-from gentletune.statistics import ratio_score
+from gentletune.stats import ratio_score
 
 BINS = 15
 _LOGITS = 2**24  # elements of a chunk of logits: 64 MiB in fp32

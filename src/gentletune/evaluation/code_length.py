@@ -17,7 +17,7 @@ from gentletune.evaluation.generate import Progress
 from gentletune.losses import label_tokens, token_nll
 from gentletune.models import hidden_states, lm_head, quiet
 from gentletune.records import Score, Side
-from gentletune.statistics import ratio_score
+from gentletune.stats import ratio_score
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Change:
     """A score minus its base, in the score's unit, with an interval [low, high] at the level asked for.
 
     `stderr`, `low`, `high`, `p` (two-sided, of no change) and `df` (Satterthwaite's, of the whole error) are None when
-    unknown. `n` counts items, `units` their groups, `seeds` what is averaged over; `paired` says whether items were
+    unknown, `df` also where the error is exact. `n` counts items, `units` their groups, `seeds` what is averaged over; `paired` says whether items were
     compared one by one. The interval of shares lies around a value drawn slightly to 0, so it is not symmetric.
 
     `seed_effect` says what is known of the chance of the training seed: `none` where nothing was trained, `known` from
@@ -107,7 +107,7 @@ def compare(
     if not mine or not other:
         raise ValueError("no runs to compare")
     plan = design(mine, other)
-    found, contrast = find(plan, pool), None
+    found = find(plan, pool)
     contrast = found.contrast
     effect: SeedEffect = "unknown" if found.unseen else "borrowed" if found.borrowed else "known"
     effect = effect if plan.arms else "none"
@@ -115,7 +115,7 @@ def compare(
     rest = (seeds, found.units, effect)
     if contrast is None:
         return Change(found.value, None, None, None, found.n, found.paired, None, None, *rest)
-    half, centre = half_width(contrast, level), float(contrast.centre)
+    half, centre, df = half_width(contrast, level), float(contrast.centre), float(contrast.satterthwaite)
     bound = 1.0 if found.shares else math.inf
     return Change(
         found.value,
@@ -124,7 +124,7 @@ def compare(
         min(centre + half, bound),
         found.n,
         found.paired,
-        float(contrast.satterthwaite),
+        df if math.isfinite(df) else None,
         float(p_value(contrast)),
         *rest,
     )

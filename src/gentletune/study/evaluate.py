@@ -15,7 +15,7 @@ from gentletune.evaluation.measure import Reference, content_hashes, measure, re
 from gentletune.models import load_model, load_tokenizer, model_hash, resolve_model
 from gentletune.recipe import Recipe
 from gentletune.records import Score
-from gentletune.statistics import Change, mean_over_tasks, paired_change
+from gentletune.stats import Change, compare, mean_over_tasks
 from gentletune.study.provenance import provenance
 
 
@@ -40,7 +40,7 @@ class Evaluation:
         """The change of each score from the initial model, paired by item, by `task/metric`; drift is one itself."""
         before = {score.key: score for score in self.initial_scores}
         pairs = [(s, before[s.key]) for s in self.scores if s.key in before and not s.task.startswith("drift_")]
-        return {score.key: paired_change(score, base) for score, base in pairs}
+        return {score.key: compare(score, base) for score, base in pairs}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the samples, fit for JSON, with what it was measured with."""

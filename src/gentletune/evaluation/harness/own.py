@@ -13,7 +13,7 @@ from gentletune.errors import UserError
 from gentletune.evaluation.constraints import satisfied
 from gentletune.evaluation.scoring import is_readable, is_right, said
 from gentletune.records import Score
-from gentletune.statistics import accuracy_score, balanced_accuracy_score, breakdown
+from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown
 
 Side = Literal["domain", "general"]
 OwnMetric = Literal["accuracy", "balanced_accuracy"]

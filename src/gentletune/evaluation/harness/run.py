@@ -21,7 +21,7 @@ from gentletune.evaluation.harness.own import own_score
 from gentletune.evaluation.harness.tasks import EvalTask
 from gentletune.recipe import Recipe
 from gentletune.records import Score
-from gentletune.statistics import accuracy_score, mean_score, ratio_score
+from gentletune.stats import accuracy_score, mean_score, ratio_score
 
 Stage = Callable[[str], Progress | None]
 _VERSION = 1  # raise when what is cached would come out differently
