@@ -353,9 +353,11 @@ class _Remote:
         else:
             return "died: it closed its pipe"
         if os.WIFSIGNALED(status):
-            if usage.ru_utime + usage.ru_stime >= math.ceil(self._cpu) - 0.2:
+            killed, used = signal.Signals(os.WTERMSIG(status)), usage.ru_utime + usage.ru_stime
+            # For the limit the kernel counts clock ticks, for the usage run time: beside busy processes they differ.
+            if killed in (signal.SIGKILL, signal.SIGXCPU) and used >= math.ceil(self._cpu) / 2:
                 return f"timeout: {math.ceil(self._cpu)} s of CPU time used up"
-            return f"died: killed by {signal.Signals(os.WTERMSIG(status)).name}"
+            return f"died: killed by {killed.name}"
         return f"died: it left with status {os.WEXITSTATUS(status)} before it answered"
 
 
