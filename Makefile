@@ -45,7 +45,7 @@ test-attack: $(STAMP)
 
 test-all: $(STAMP)
 	@echo "==> All tests, real models included"
-	@$(PYTEST) -m ''
+	@$(PYTEST) -m '' --hypothesis-profile full
 
 check: $(STAMP)
 	@echo "==> ruff";          $(BIN)/ruff check .

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gentletune.threads import wait_passively
 
@@ -32,6 +33,11 @@ wait_passively()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):  # a lesser CPU is played: oneDNN must play along, or
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")  # torch asks its AVX2 kernels for bf16 tiles that they lack
+
+# A busy machine is no reason to fail. The quick tests see the same examples every time; `make test-all` draws new ones.
+settings.register_profile("full", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("full"), derandomize=True, max_examples=60)
+settings.load_profile("quick")
 
 
 @pytest.hookimpl(optionalhook=True)

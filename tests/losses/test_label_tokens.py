@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -74,7 +74,6 @@ def test_a_row_that_starts_past_position_zero_is_a_sequence_of_its_own() -> None
     assert found.sequence.tolist() == [0, 1]
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=SEQUENCES)
 def test_equals_a_python_loop(rows: list[list[int]]) -> None:
     width = max(map(len, rows))
@@ -92,7 +91,6 @@ def test_equals_a_python_loop(rows: list[list[int]]) -> None:
     assert found.sequences == len(numbers)
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=SEQUENCES, extra=st.integers(1, 3))
 def test_padding_changes_nothing(rows: list[list[int]], extra: int) -> None:
     short, long = padded(rows), padded([[*rows[0], *[IGNORE] * extra], *rows[1:]])
@@ -103,7 +101,6 @@ def test_padding_changes_nothing(rows: list[list[int]], extra: int) -> None:
     assert means(a, values[:, : short.shape[1]]) == means(b, values)
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=SEQUENCES)
 def test_packed_equals_separate_rows(rows: list[list[int]]) -> None:
     separate, (together, positions) = label_tokens(padded(rows)), packed(rows)
@@ -117,7 +114,6 @@ def test_packed_equals_separate_rows(rows: list[list[int]]) -> None:
     assert means(found, values) == means(separate, spread)
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=SEQUENCES, data=st.data())
 def test_masking_equals_deletion(rows: list[list[int]], data: st.DataObject) -> None:
     labels = padded(rows)

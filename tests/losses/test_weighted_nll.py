@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -242,7 +242,6 @@ def test_inside_a_compiled_function(function: Any, backend: heads.Backend, monke
     torch.testing.assert_close(*columns, rtol=1e-13, atol=1e-15)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(0, 14),
     d=st.integers(1, 5),

@@ -50,14 +50,12 @@ def test_talr_floor_limits() -> None:
     assert torch.equal(talr_weights(NLL, 1.0, floor=0.0), torch.exp(-NLL))
 
 
-@settings(max_examples=60, deadline=None)
 @given(nll=losses, tau=taus, floor=st.floats(0, 1))
 def test_talr_is_p_to_the_inverse_tau(nll: list[float], tau: float, floor: float) -> None:
     expected = [max(math.exp(-loss) ** (1 / tau), floor) for loss in nll]
     assert talr_weights(doubles(nll), tau, floor).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
 @given(nll=losses, tau=taus, data=st.data())
 def test_talr_minimises_the_entropic_objective(nll: list[float], tau: float, data: st.DataObject) -> None:
     def objective(w: Tensor) -> float:
@@ -124,7 +122,6 @@ def test_flow_fixed_tau() -> None:
     assert flow_weights(math.log(2) * doubles([0, 2, 4]), 2.0).tolist() == pytest.approx([1, 1 / 2, 1 / 4], rel=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
 @given(weights=positive, scale=st.floats(1e-3, 1e3))
 def test_effective_sample_size_bounds_and_scale(weights: list[float], scale: float) -> None:
     size = effective_sample_size(doubles(weights)).item()

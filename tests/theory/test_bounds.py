@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gentletune.theory import (
@@ -34,7 +34,6 @@ def general_rise(q: TokenTree, p2: TokenTree, general: TokenTree, lam: float) ->
 # Theorem 1a
 
 
-@settings(max_examples=150, deadline=None)
 @given(**shapes)
 def test_the_rise_is_bounded(seed: int, depth: int, vocab: int) -> None:
     q, p2, general = models(seed, depth, vocab, 3)
@@ -46,7 +45,6 @@ def test_the_rise_is_bounded(seed: int, depth: int, vocab: int) -> None:
     assert abs(float(own.linear)) < EPSILON  # well-modelled data: nothing is lost to first order
 
 
-@settings(max_examples=150, deadline=None)
 @given(**shapes)
 def test_the_rise_is_below_its_chord_and_the_gain_above(seed: int, depth: int, vocab: int) -> None:
     q, p2, general = models(seed, depth, vocab, 3)
@@ -56,7 +54,6 @@ def test_the_rise_is_below_its_chord_and_the_gain_above(seed: int, depth: int, v
         assert code_length_change(p2, q, tilted) <= lam * code_length_change(p2, q, p2) + EPSILON
 
 
-@settings(max_examples=150, deadline=None)
 @given(**shapes)
 def test_the_exchange_rate_is_bounded_and_ordered(seed: int, depth: int, vocab: int) -> None:
     tuning = setting(seed, depth, vocab)
@@ -70,7 +67,6 @@ def test_the_exchange_rate_is_bounded_and_ordered(seed: int, depth: int, vocab: 
         before = rise, gain
 
 
-@settings(max_examples=100, deadline=None)
 @given(**shapes)
 def test_on_well_modelled_data_a_gain_costs_at_most_a_constant_times_lambda(seed: int, depth: int, vocab: int) -> None:
     q, p2 = models(seed, depth, vocab, 2)
@@ -80,7 +76,6 @@ def test_on_well_modelled_data_a_gain_costs_at_most_a_constant_times_lambda(seed
         assert general_rise(q, p2, q, lam) <= constant * lam * gain + EPSILON
 
 
-@settings(max_examples=150, deadline=None)
 @given(**shapes)
 def test_pinsker_bounds_the_slope(seed: int, depth: int, vocab: int) -> None:
     tuning = setting(seed, depth, vocab)
@@ -137,7 +132,6 @@ def test_no_exchange_rate_without_a_gain() -> None:
 # Theorem 1b
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     **shapes,
     steps=st.integers(1, 6),
@@ -158,7 +152,6 @@ def test_noise_costs_at_most_its_bound(seed: int, depth: int, vocab: int, steps:
     assert extra <= depth * width**2 / 8 * step / LN2 + EPSILON  # at most a constant times λ
 
 
-@settings(max_examples=60, deadline=None)
 @given(**shapes, steps=st.integers(1, 5), way=st.floats(0.1, 0.9), width=st.floats(0.01, 3.0))
 def test_at_equal_gain_noise_costs_at_most_a_constant_times_lambda(
     seed: int, depth: int, vocab: int, steps: int, way: float, width: float
@@ -176,7 +169,6 @@ def test_at_equal_gain_noise_costs_at_most_a_constant_times_lambda(
     assert float(rise) <= float(noise_free) + constant * step + EPSILON
 
 
-@settings(max_examples=60, deadline=None)
 @given(way=st.floats(0.05, 0.95), width=st.floats(0.01, 6.0))
 def test_on_the_same_way_smaller_steps_have_the_smaller_bound(way: float, width: float) -> None:
     extras = [
@@ -209,7 +201,6 @@ def test_noise_bound_refusals(step: float, steps: int, depth: int) -> None:
 # Theorem 2
 
 
-@settings(max_examples=150, deadline=None)
 @given(**shapes, mix=mixes, threshold=thresholds)
 def test_hard_tokens_bound_the_rise(seed: int, depth: int, vocab: int, mix: float, threshold: float) -> None:
     q, domain, other = models(seed, depth, vocab, 3)
@@ -227,7 +218,6 @@ def test_hard_tokens_bound_the_rise(seed: int, depth: int, vocab: int, mix: floa
                 assert general_rise(q, p2, law, lam) <= budget + EPSILON
 
 
-@settings(max_examples=150, deadline=None)
 @given(**shapes, mix=mixes, threshold=thresholds)
 def test_hard_tokens_do_drive_the_rise(seed: int, depth: int, vocab: int, mix: float, threshold: float) -> None:
     q, domain = models(seed, depth, vocab, 2)
@@ -237,7 +227,6 @@ def test_hard_tokens_do_drive_the_rise(seed: int, depth: int, vocab: int, mix: f
     assert -EPSILON <= float(floor) <= general_rise(q, q.mix(domain, mix), q, 1.0) + EPSILON
 
 
-@settings(max_examples=100, deadline=None)
 @given(**shapes, mix=mixes)
 def test_the_full_rise_is_convex_in_what_the_domain_asks(seed: int, depth: int, vocab: int, mix: float) -> None:
     q, first, second, general = models(seed, depth, vocab, 4)
@@ -246,7 +235,6 @@ def test_the_full_rise_is_convex_in_what_the_domain_asks(seed: int, depth: int, 
     assert middle <= sum(ends) / 2 + EPSILON
 
 
-@settings(max_examples=150, deadline=None)
 @given(**shapes, mix=mixes, threshold=thresholds)
 def test_very_hard_tokens_bound_the_rise(seed: int, depth: int, vocab: int, mix: float, threshold: float) -> None:
     q, domain = models(seed, depth, vocab, 2)
@@ -341,7 +329,6 @@ def test_hard_token_bound_refuses_shares_outside_the_unit_interval() -> None:
         hard_token_bound(np.ones(1), np.ones(1), 0.1, 0.1, -0.1)
 
 
-@settings(max_examples=200, deadline=None)
 @given(linear=st.floats(-5, 5), quadratic=st.floats(0, 50), budget=st.floats(0, 3))
 def test_the_safe_range_is_safe_and_full(linear: float, quadratic: float, budget: float) -> None:
     bound = RiseBound(linear, quadratic)

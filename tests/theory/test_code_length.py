@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune.theory import TokenTree, code_length_change, expected_code_length, kl, node_kl
@@ -48,14 +48,12 @@ def test_golden_node_kl(golden_p: TokenTree, golden_q: TokenTree) -> None:
     np.testing.assert_allclose(below, [1 - LOG3 / 2, 5 / 3 - LOG3], atol=1e-14)
 
 
-@settings(max_examples=300, deadline=None)
 @given(**shapes)
 def test_change_is_a_difference_of_divergences(seed: int, depth: int, vocab: int) -> None:
     p, q1, q2 = random_trees(seed, depth, vocab, 3)
     assert abs(code_length_change(p, q1, q2) - (kl(p, q2) - kl(p, q1))) < 1e-12
 
 
-@settings(max_examples=100, deadline=None)
 @given(**shapes)
 def test_kl_is_zero_only_between_equal_models(seed: int, depth: int, vocab: int) -> None:
     p, q = random_trees(seed, depth, vocab, 2)
@@ -66,7 +64,6 @@ def test_kl_is_zero_only_between_equal_models(seed: int, depth: int, vocab: int)
     assert kl(p, q) >= distance**2 / (2 * np.log(2)) - 1e-12  # Pinsker's inequality
 
 
-@settings(max_examples=100, deadline=None)
 @given(**shapes)
 def test_chain_rule(seed: int, depth: int, vocab: int) -> None:
     p, q = random_trees(seed, depth, vocab, 2)
@@ -74,7 +71,6 @@ def test_chain_rule(seed: int, depth: int, vocab: int) -> None:
     assert kl(p, q) == pytest.approx(by_node, abs=1e-11)
 
 
-@settings(max_examples=100, deadline=None)
 @given(**shapes)
 def test_divergence_falls_along_the_tilt(seed: int, depth: int, vocab: int) -> None:
     q, p2 = random_trees(seed, depth, vocab, 2)
@@ -86,7 +82,6 @@ def test_divergence_falls_along_the_tilt(seed: int, depth: int, vocab: int) -> N
     assert (np.diff([kl(p2, model) for model in path]) <= 1e-12).all()
 
 
-@settings(max_examples=100, deadline=None)
 @given(**shapes)
 def test_every_divergence_is_convex_along_the_tilt(seed: int, depth: int, vocab: int) -> None:
     p, q, p2 = random_trees(seed, depth, vocab, 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune.theory import TokenTree, decode_path, encode_path, path_interval
@@ -32,7 +32,6 @@ def test_golden_code(golden_q: TokenTree) -> None:
     assert [encode_path(golden_q, path) for path in paths(golden_q)] == ["0001", "010", "101", "111"]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     depth=st.integers(1, 3),

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune.theory import TokenTree, Tuning, code_length_change
@@ -12,7 +12,6 @@ from gentletune.theory.tilting import node_reach, node_rows
 from tests.theory.random_settings import LAMBDAS, models, setting, shapes, single
 
 
-@settings(max_examples=60, deadline=None)
 @given(**shapes)
 def test_rise_and_gain_are_code_length_changes(seed: int, depth: int, vocab: int) -> None:
     q, p2, general, domain = models(seed, depth, vocab, 4)
@@ -24,7 +23,6 @@ def test_rise_and_gain_are_code_length_changes(seed: int, depth: int, vocab: int
         assert float(gain) == pytest.approx(-code_length_change(domain, q, tilted), abs=1e-11)
 
 
-@settings(max_examples=60, deadline=None)
 @given(**shapes)
 def test_reach_is_the_probability_of_the_prefix(seed: int, depth: int, vocab: int) -> None:
     (tree,) = models(seed, depth, vocab, 1)
@@ -46,7 +44,6 @@ def test_golden_rise_and_gain() -> None:
     assert [float(x) for x in tuning.rise_and_gain(0.0)] == [0.0, 0.0]
 
 
-@settings(max_examples=60, deadline=None)
 @given(**shapes, steps=st.integers(1, 6), lam=st.floats(0.01, 0.99))
 def test_steps_compose(seed: int, depth: int, vocab: int, steps: int, lam: float) -> None:
     q, p2 = models(seed, depth, vocab, 2)
@@ -58,7 +55,6 @@ def test_steps_compose(seed: int, depth: int, vocab: int, steps: int, lam: float
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
 @given(**shapes)
 def test_log_partition_is_convex_and_not_positive(seed: int, depth: int, vocab: int) -> None:
     tuning = setting(seed, depth, vocab)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune.theory import TokenTree
@@ -35,7 +35,6 @@ def test_golden_tilt(golden_q: TokenTree, golden_p: TokenTree) -> None:
     np.testing.assert_allclose(half.conditionals[1], [[a, 1 - a], [b, 1 - b]], rtol=1e-14)
 
 
-@settings(max_examples=100, deadline=None)
 @given(**shapes)
 def test_kraft_equality(seed: int, depth: int, vocab: int) -> None:
     (tree,) = random_trees(seed, depth, vocab, count=1)
@@ -45,7 +44,6 @@ def test_kraft_equality(seed: int, depth: int, vocab: int) -> None:
     assert abs((2.0**-lengths).sum() - 1.0) < 1e-12
 
 
-@settings(max_examples=50, deadline=None)
 @given(**shapes)
 def test_prefix_probabilities_are_marginals(seed: int, depth: int, vocab: int) -> None:
     (tree,) = random_trees(seed, depth, vocab, count=1)
@@ -55,7 +53,6 @@ def test_prefix_probabilities_are_marginals(seed: int, depth: int, vocab: int) -
         np.testing.assert_allclose(np.exp(tree.prefix_log_probs(length)), marginal, atol=1e-13)
 
 
-@settings(max_examples=50, deadline=None)
 @given(**shapes)
 def test_tilt_end_points_and_reversal(seed: int, depth: int, vocab: int) -> None:
     q, p = random_trees(seed, depth, vocab)
@@ -150,7 +147,6 @@ def test_other_refusals(golden_q: TokenTree) -> None:
         golden_q.prefix_log_probs(3)
 
 
-@settings(max_examples=50, deadline=None)
 @given(**shapes)
 def test_any_model_can_be_plugged_in(seed: int, depth: int, vocab: int) -> None:
     (tree,) = random_trees(seed, depth, vocab, count=1)
