@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from gentletune.records import RunRecord, Score
 from gentletune.report.axes import Axis, single_axis
-from gentletune.report.changes import from_initial, from_plain, of_run
-from gentletune.report.settings import Setting, plain_twin, settings_of
-from gentletune.statistics import accuracy_score, over_seeds, paired_change
+from gentletune.report.changes import from_initial, from_plain, of_runs
+from gentletune.report.settings import Setting, plain_twin, settings_of, verdict
+from gentletune.stats import accuracy_score, compare
 
 from .report_records import pair, run
 
@@ -36,14 +37,14 @@ def settled(records: Sequence[RunRecord]) -> tuple[list[Setting], Axis]:
 def test_a_run_against_its_initial_model_is_paired_by_item() -> None:
     one = record("sft", 6)
     _, axis = settled([one])
-    change = of_run(one, axis)
-    assert change == paired_change(one.scores[0], one.initial_scores[0])
+    (change,) = of_runs([one], axis)
     assert change is not None
+    assert replace(change, p_family=None) == compare(one.scores[0], one.initial_scores[0])
     assert change.paired
     assert change.stderr is not None
     unpaired = math.hypot(one.scores[0].stderr or 0, one.initial_scores[0].stderr or 0)
     assert change.stderr < 0.6 * unpaired
-    assert of_run(one.model_copy(update={"initial_scores": []}), axis) is None
+    assert of_runs([one.model_copy(update={"initial_scores": []})], axis) == [None]
 
 
 def test_against_plain_sft_at_the_same_rate_and_recipe() -> None:
@@ -55,54 +56,84 @@ def test_against_plain_sft_at_the_same_rate_and_recipe() -> None:
         record("talr", 8, rate=1e-3),
     ]
     settings, axis = settled(records)
-    change = from_plain(settings[3], settings, axis)
-    assert change is not None
-    assert change.value == pytest.approx(3 / 60)
-    assert change.paired
-    assert from_plain(settings[0], settings, axis) is None  # itself
-    assert from_plain(settings[4], settings, axis) is None  # no such rate
+    found = from_plain(settings, axis)
+    assert [change is None for change in found] == [True, True, True, False, True]  # SFT itself, and no such rate
+    assert found[3] is not None
+    assert found[3].value == pytest.approx(3 / 60)
+    assert found[3].paired
 
 
 def test_over_the_seeds_that_both_have() -> None:
     records = [
         record("sft", 2, 0),
         record("sft", 4, 1),
+        record("sft", 3, 2),
         record("talr", 7, 1),
         record("talr", 9, 2),
         record("talr", 1, 3),
     ]
     settings, axis = settled(records)
-    change = from_plain(settings[1], settings, axis)
+    _, change = from_plain(settings, axis)
     assert change is not None
-    assert change.value == pytest.approx(3 / 60)  # seed 1 alone
-    assert change.paired
-    # Between-seed variance of one seed on each side, pooled over both settings.
-    talr = over_seeds([r.scores[0] for r in records[2:]])
-    sft = over_seeds([r.scores[0] for r in records[:2]])
-    between = (2 * talr.details["between_seed_sd"] ** 2 + sft.details["between_seed_sd"] ** 2) / 3
-    items = paired_change(records[2].scores[0], records[1].scores[0]).stderr
-    assert items is not None
-    assert change.stderr is not None
-    assert change.stderr**2 >= items**2 + 2 * between - 1e-12
+    assert change.value == pytest.approx((3 + 6) / 2 / 60)  # seeds 1 and 2
+    assert (change.paired, change.seeds) == (True, 2)
 
 
-def test_without_a_seed_in_common_all_seeds_count() -> None:
-    settings, axis = settled([record("sft", 2, 0), record("talr", 7, 1), record("talr", 9, 2)])
-    change = from_plain(settings[1], settings, axis)
+def test_without_two_seeds_in_common_all_seeds_count() -> None:
+    for seeds in ((2, 3), (1, 2)):
+        records = [record("sft", 2, 0), record("sft", 4, 1), *(record("talr", 9, seed) for seed in seeds)]
+        settings, axis = settled(records)
+        _, change = from_plain(settings, axis)
+        assert change is not None
+        assert change.value == pytest.approx(6 / 60)
+        assert (change.paired, change.seeds, change.seed_effect_known) == (True, 2, True)
+
+
+def test_of_one_seed_nothing_is_known_of_another() -> None:
+    settings, axis = settled([record("sft", 2, 0), record("talr", 7, 0)])
+    _, change = from_plain(settings, axis)
     assert change is not None
-    assert change.value == pytest.approx(6 / 60)
+    assert (change.seeds, change.seed_effect) == (1, "unknown")
+    several = [record(label, flips + seed, seed) for label, flips in (("sft", 2), ("flow", 5)) for seed in (0, 1, 2)]
+    settings, axis = settled([*several, record("talr", 7, 0)])
+    change = from_plain(settings, axis)[2]
+    assert change is not None
+    assert (change.seeds, change.seed_effect) == (1, "borrowed")  # from the other settings of the study
+
+
+def test_a_family_is_corrected_for_its_size() -> None:
+    one = [record("talr", 6)]
+    many = [*one, *(record("talr", 0, rate=rate) for rate in (1e-6, 3e-6, 1e-4))]
+    alone, among = (from_initial(*settled(records))[0] for records in (one, many))
+    assert alone is not None
+    assert among is not None
+    assert (alone.low, alone.p) == (among.low, among.p)  # the interval stands by itself
+    assert (alone.p_family, alone.significant) == (alone.p, True)
+    assert (among.p_family, among.family, among.significant) == (pytest.approx(4 * (among.p or 0)), 4, False)
+    assert verdict(settled(many)[1], among) == "tied"
 
 
 def test_without_items_from_the_errors() -> None:
     records = [pair("sft", 1e-6, 0.7, 0.5), pair("talr", 1e-6, 0.8, 0.5)]
     settings, axis = settled(records)
-    change = from_plain(settings[1], settings, axis)
+    _, change = from_plain(settings, axis)
     assert change is not None
     assert not change.paired
     assert change.stderr == pytest.approx(math.hypot(0.01, 0.01))
-    start = from_initial(settings[1], settings, axis)
+    start = from_initial(settings, axis)[1]
     assert start is not None
     assert start.value == pytest.approx(0.4)
+
+
+def test_each_seeds_own_held_out_rows_are_paired_with_the_initial_model_on_them() -> None:
+    records = [
+        record("sft", 6 + seed, seed).model_copy(update={"hashes": {"test": f"rows of seed {seed}"}}) for seed in (0, 1)
+    ]
+    settings, axis = settled(records)
+    (change,) = from_initial(settings, axis)
+    assert change is not None
+    assert change.value == pytest.approx(6.5 / 60)
+    assert (change.paired, change.seeds) == (True, 2)
 
 
 def test_a_field_younger_than_a_record_counts_with_its_default() -> None:

@@ -1,45 +1,44 @@
-"""What a setting changed: against its initial model, and against plain SFT at the same learning rate."""
+"""What settings changed: against their initial model, against plain SFT, and against each other.
+
+Each function answers for a whole family of comparisons, which Holm's correction holds together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from gentletune.records import RunRecord
 from gentletune.report.axes import Axis
-from gentletune.report.settings import Setting, plain_twin, seed_pool
-from gentletune.statistics import Change
+from gentletune.report.settings import Reading, Setting, plain_twin, read_all
+from gentletune.stats import Change, compare, holm
 
 
-def of_run(record: RunRecord, axis: Axis) -> Change | None:
-    """A run minus its initial model, item by item where both have items; None where a score is missing."""
-    return from_initial(Setting((record,), (0,)), (), axis)
+def of_runs(records: Sequence[RunRecord], axis: Axis) -> list[Change | None]:
+    """Each run minus its initial model; None where a score is missing."""
+    settings = [Setting((record,), (place,)) for place, record in enumerate(records)]
+    return holm([_from_initial(setting, setting.reading(axis), axis) for setting in settings])
 
 
-def from_initial(setting: Setting, settings: Sequence[Setting], axis: Axis) -> Change | None:
-    """A setting minus its initial model; the variance between seeds is pooled over `settings`."""
-    mine, start = setting.reading(axis), setting.reading(axis, initial=True)
-    return mine.pooled(*seed_pool(settings, axis)).change(start) if mine and start else None
+def from_initial(settings: Sequence[Setting], axis: Axis) -> list[Change | None]:
+    """Each setting minus its initial model; None where a score is missing."""
+    readings = read_all(settings, axis)
+    return holm([_from_initial(s, reading, axis) for s, reading in zip(settings, readings, strict=True)])
 
 
-def from_plain(setting: Setting, settings: Sequence[Setting], axis: Axis) -> Change | None:
-    """A setting minus plain SFT that differs in nothing but the method, over the seeds that both have.
-
-    Where they have no seed in common, over those that each has. None for plain SFT itself, and where there is none.
-    """
-    place = None if setting.plain else plain_twin(setting, settings)
-    if place is None:
-        return None
-    seeds = {r.seed for r in setting.records} & {r.seed for r in settings[place].records}
-    pool = seed_pool(settings, axis)
-    mine, base = (_only(one, seeds).reading(axis) for one in (setting, settings[place]))
-    return mine.pooled(*pool).change(base.pooled(*pool)) if mine and base else None
+def from_plain(settings: Sequence[Setting], axis: Axis) -> list[Change | None]:
+    """Each setting minus plain SFT that differs in nothing but the method; None for SFT itself, and without such."""
+    twins = [None if setting.plain else plain_twin(setting, settings) for setting in settings]
+    pairs = [(place, twin) for place, twin in enumerate(twins) if twin is not None]
+    found = dict(zip(pairs, between(read_all(settings, axis), pairs), strict=True))
+    return [None if twin is None else found[place, twin] for place, twin in enumerate(twins)]
 
 
-def _only(setting: Setting, seeds: set[int]) -> Setting:
-    kept = [k for k, record in enumerate(setting.records) if record.seed in seeds]
-    if not kept or len(kept) == setting.seeds:
-        return setting
-    return replace(
-        setting, records=tuple(setting.records[k] for k in kept), indices=tuple(setting.indices[k] for k in kept)
-    )
+def between(readings: Sequence[Reading | None], pairs: Sequence[tuple[int, int]]) -> list[Change | None]:
+    """The first reading of each pair minus the second, by their places; None where one is missing."""
+    found = [(readings[a], readings[b]) for a, b in pairs]
+    return holm([mine.change(other) if mine and other else None for mine, other in found])
+
+
+def _from_initial(setting: Setting, reading: Reading | None, axis: Axis) -> Change | None:
+    start = setting.runs(axis, initial=True)
+    return compare(reading.runs, start, pool=reading.pool) if reading and start else None

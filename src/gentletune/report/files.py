@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from io import StringIO
 
 from gentletune.report.axes import Point
-from gentletune.report.changes import from_initial, from_plain, of_run
+from gentletune.report.changes import from_initial, from_plain, of_runs
 from gentletune.report.numbers import rate
 from gentletune.report.page import Part
 from gentletune.report.repeat import commands
 from gentletune.report.scene import Scene
 from gentletune.report.section import Section
 from gentletune.report.table import LEGEND, Table, error_of, score_axes
-from gentletune.statistics import Change
+from gentletune.stats import Change
 
 _CHANGE = ("change", "change low", "change high")
 _PLAIN = ("minus sft", "minus sft low", "minus sft high")
@@ -29,12 +29,13 @@ def runs_csv(sections: Sequence[Section]) -> str:
     names = ["", " stderr", " n", " initial", " initial stderr", *(f" {name}" for name in _CHANGE)]
     rows: list[list[object]] = [[*head, "error", *(axis.key + name for axis in axes for name in names)]]
     for section in sections:
-        for record in section.records:
+        changes = [of_runs(section.records, axis) for axis in axes]
+        for place, record in enumerate(section.records):
             figures: list[float | None] = []
-            for axis in axes:
+            for axis, found in zip(axes, changes, strict=True):
                 point, start = axis.point(record), axis.point(record, initial=True)
                 figures += [*_figures(point), point.n if point else None, *_figures(start)]
-                figures += _interval(of_run(record, axis))
+                figures += _interval(found[place])
             front = [section.name, record.label, record.method, record.learning_rate, record.seed, record.status]
             costs = [record.training.get("steps"), record.training.get("update_norm"), record.timings.get("train")]
             rows.append([*front, *map(_plain, costs), record.error or "", *map(_plain, figures)])
@@ -51,8 +52,11 @@ def settings_csv(sections: Sequence[Section], scenes: Sequence[Scene | None]) ->
         if scene is None:
             continue
         settings = [c.setting for c in scene.options if c.setting]
+        axes = scene.domain, scene.general
+        changes = [list(zip(from_initial(settings, a), from_plain(settings, a), strict=True)) for a in axes]
         for i, (option, share) in enumerate(zip(scene.options, scene.shares, strict=True)):
             s = option.setting
+            place = i - (len(scene.options) - len(settings))  # the initial model comes first
             peak = s.learning_rate if s else ""
             row: list[object] = [
                 section.name,
@@ -63,9 +67,9 @@ def settings_csv(sections: Sequence[Section], scenes: Sequence[Scene | None]) ->
                 int(i == scene.advised),
                 _plain(share),
             ]
-            for axis, point in ((scene.domain, option.x), (scene.general, option.y)):
-                changes = [from_initial(s, settings, axis), from_plain(s, settings, axis)] if s else [None, None]
-                figures = [*_figures(point), *_interval(changes[0]), *_interval(changes[1])]
+            for axis, point, known in zip(axes, (option.x, option.y), changes, strict=True):
+                start, plain = known[place] if s else (None, None)
+                figures = [*_figures(point), *_interval(start), *_interval(plain)]
                 row += [axis.key, *map(_plain, figures)]
             rows.append(row)
     return _csv(rows)

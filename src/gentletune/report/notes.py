@@ -14,8 +14,9 @@ from gentletune.report.settings import Setting
 
 READING = (
     "Error bars and ± are one standard error, over test items and, where any setting has several seeds, over seeds. "
-    "A change is measurable where its 95 % interval leaves out 0; it is taken item by item where both sides were "
-    "measured on the same items. The best of many settings looks a little better than it is."
+    "A change is taken by seed, and item by item where both sides were measured on the same items. It is a gain where "
+    "that holds at 5 % among all settings taken together (Holm), and a loss where its own 95 % interval leaves out 0. "
+    "The best of many settings looks a little better than it is."
 )
 BAND = (
     f"The band is where the front may lie, 95 % at each place, from {DRAWS} joint bootstrap draws over the test items "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gentletune.report.axes import Point
-from gentletune.statistics import Change
+from gentletune.stats import Change
 
 MISSING = "–"
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from statistics import NormalDist, median
 from typing import TYPE_CHECKING
 
-from gentletune.report.axes import Point, score_keys, single_axis
+from gentletune.report.axes import Axis, Point, score_keys, single_axis
 from gentletune.report.numbers import number, plus_minus, rate
 from gentletune.report.settings import plain_twin, verdict
-from gentletune.statistics import Change
+from gentletune.stats import Change, holm
 
 if TYPE_CHECKING:
     from gentletune.report.recommend import Choice
@@ -21,13 +21,16 @@ _POWER = 2.8  # standard errors that a difference must have to be found in 4 of 
 
 @dataclass(frozen=True)
 class Reasons:
-    """The sentences behind a choice, each with its uncertainty."""
+    """The sentences behind a choice, each with its uncertainty.
+
+    `wins` are all (better, worse) on general skill among the tied.
+    """
 
     choice: Choice
     chosen: int
     tied: Sequence[int]
     rivals: Sequence[int]
-    level: float
+    wins: Set[tuple[int, int]]
 
     def all(self) -> tuple[str, ...]:
         said = [self._budget(), self._method(), *self._same_rate(), self._cannot_tell(), self._views()]
@@ -65,18 +68,19 @@ class Reasons:
             apart = signed(c.change(c.domain, self.chosen, best))
             names = f"{c.name(self.chosen)} against {c.name(best)}"
             return f"Plain sft {why}: {names} is {apart} {c.domain.unit} on the domain."
-        winners = [i for i in others if c.better(general, i, plain, self.level)]
+        winners = [i for i in others if (i, plain) in self.wins]
         if winners and self.chosen not in winners:
             return (
-                f"{c.name(max(winners, key=c.rank))} is measurably better on general skill than plain sft at its best "
-                f"rate, {rate(c.settings[plain].learning_rate)}, but the data cannot tell it from the choice."
+                f"{c.name(max(winners, key=c.rank))} is significantly better on general skill than plain sft at its "
+                f"best rate, {rate(c.settings[plain].learning_rate)}, but the data cannot tell it from the choice."
             )
         if winners:
-            gap, level = c.change(general, self.chosen, plain, self.level), number(100 * self.level)
+            gap, pairs = c.change(general, self.chosen, plain), math.comb(len(self.tied), 2)
+            among = f", {pairs} comparisons taken together" if pairs > 1 else ""
             return (
                 f"{c.name(self.chosen)} is worth it: at a tied domain score its {general.label} differs from plain "
                 f"sft's at its best rate, {rate(c.settings[plain].learning_rate)}, by {signed(gap)} {general.unit}, "
-                f"measurably for the better at the {level} % level that so many comparisons ask for."
+                f"significantly for the better{among}."
             )
         small = "Plain sft with a small learning rate suffices" if self._small(plain) else "Plain sft suffices"
         if not others:
@@ -84,8 +88,8 @@ class Reasons:
         close = max(others, key=c.rank)
         apart = signed(c.change(general, close, plain))
         return (
-            f"{small}: of the other methods tied on the domain none keeps measurably more general skill than it does "
-            f"at {rate(c.settings[plain].learning_rate)} (the best of {len(others)}, {c.name(close)}, differs by "
+            f"{small}: of the other methods tied on the domain none keeps significantly more general skill than it "
+            f"does at {rate(c.settings[plain].learning_rate)} (the best of {len(others)}, {c.name(close)}, differs by "
             f"{apart} {general.unit})."
         )
 
@@ -125,14 +129,13 @@ class Reasons:
         head = f"What would tell it from {c.name(rival)} on general skill ({signed(gap)} {c.general.unit}): "
         if gap is None or not gap.stderr:
             return f"{head}a standard error, so score more items."
-        readings = [c.reading(c.general, i) for i in (self.chosen, rival)]
-        by_seed = math.fsum(r.seed_variance for r in readings if r) / gap.stderr**2
-        what = "seeds" if by_seed > 0.5 else f"items ({4 * gap.n} in place of {gap.n})"
+        by_seed = gap.seed_share > 0.5
+        what = "seeds" if by_seed else f"items ({4 * gap.n} in place of {gap.n})"
         text = f"{head}4 times the {what} halve its standard error"
         times = (_POWER * gap.stderr / gap.value) ** 2 if gap.value else math.inf
         if times > 100:
             return f"{text}, but a difference this small will hardly be resolved, and hardly matters."
-        more = "the seeds" if by_seed > 0.5 else f"the items ({math.ceil(times * gap.n)})"
+        more = "the seeds" if by_seed else f"the items ({math.ceil(times * gap.n)})"
         return (
             f"{text}, and a difference as large as the one seen takes about {number(max(times, 1.0))} times {more} to "
             "be found in 4 of 5 tries."
@@ -144,27 +147,30 @@ class Reasons:
         keys = [
             k for k in score_keys([r for s in c.settings for r in s.records], "general") if k not in c.general.sources
         ]
+        views = [axis for axis in (single_axis(c.records, key) for key in keys) if self._seen(axis)]
+        others = [i for i in self.tied if i != self.chosen]
+        # One family: all views of all other settings.
+        found = holm([c.change(axis, i, self.chosen) for axis in views for i in others])
         against: list[str] = []
-        told: list[str] = []
-        for key in keys:
-            axis = single_axis(c.records, key)
-            if any(c.reading(axis, i) is None for i in self.tied):
-                continue
-            told.append(axis.label)
-            better = [i for i in self.tied if c.better(axis, i, self.chosen, self.level)]
+        for place, axis in enumerate(views):
+            mine = dict(zip(others, found[place * len(others) : (place + 1) * len(others)], strict=True))
+            better = [i for i, change in mine.items() if verdict(axis, change) == "better"]
             if better:
                 sign = 1 if axis.higher_is_better else -1
                 best = max(better, key=lambda i: sign * c.point(axis, i).value)
                 values = (f"{c.point(axis, i).value:.2f}" for i in (best, self.chosen))
-                gap = signed(c.change(axis, best, self.chosen))
-                what = f"by {axis.label} {c.name(best)} is measurably better"
-                against.append(f"{what} ({' against '.join(values)} {axis.unit}, {gap})")
+                what = f"by {axis.label} {c.name(best)} is significantly better"
+                against.append(f"{what} ({' against '.join(values)} {axis.unit}, {signed(mine[best])})")
         if against:
             return f"Views of general skill disagree on the choice: {'; '.join(against)}; weigh what matters to you."
-        if not told or len(self.tied) < 2:
+        if not views or not others:
             return ""
-        named = ", ".join(told)
-        return f"Of the other views of general skill ({named}) none names a tied setting that is measurably better."
+        named = ", ".join(axis.label for axis in views)
+        return f"Of the other views of general skill ({named}) none names a tied setting that is significantly better."
+
+    def _seen(self, axis: Axis) -> bool:
+        readings = self.choice.readings(axis)
+        return all(readings[i] is not None for i in self.tied)
 
     def _many(self) -> str:
         """The best of many looks better than it is: by how much, were all alike (Blom's expected largest)."""
@@ -185,11 +191,9 @@ class Reasons:
                 "One seed each: the errors are over test items, and what another seed would change is in none of them."
             )
         if min(counts) < max(counts):
-            return (
-                f"Settings have {min(counts)} to {max(counts)} seeds; the change from seed to seed is pooled over all."
-            )
+            return f"Settings have {min(counts)} to {max(counts)} seeds; the change from seed to seed is seen over all."
         return (
-            f"Errors are over test items and {counts[0]} seeds, the change from seed to seed pooled over the settings."
+            f"Errors are over test items and {counts[0]} seeds; the change from seed to seed is seen over all settings."
         )
 
 

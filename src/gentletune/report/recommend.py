@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Literal
 
 from gentletune.errors import UserError
 from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, Point
+from gentletune.report.changes import between, from_initial
 from gentletune.report.numbers import number, plus_minus
 from gentletune.report.reasons import Reasons, signed
 from gentletune.report.settings import Reading, Setting, plain_twin, read_all, setting_name, settings_of, verdict
-from gentletune.statistics import Change
+from gentletune.stats import Change
 
 Reason = Literal["no_complete_runs", "no_scores", "unknown", "no_gain", "over_budget", "clear", "tied"]
 
@@ -42,14 +44,15 @@ def recommend(
 ) -> Advice:
     """Of the settings tied with the best domain score, the one that loses least general skill.
 
-    Runs that differ in their seed only are one setting (`statistics.over_seeds`), the variance between seeds is pooled
-    over the settings. Two scores tie where the 95 %
-    interval of their change holds 0, paired item by item where they are on the same items. A setting must itself be
-    measurably better than its initial model on the domain, and not measurably worse than any other such; one that
-    plain SFT at the same rate beats on one side and loses to on none is out. To
-    beat another of k tied settings on general skill it must at level 1 - 0.05/(k - 1) (Bonferroni). Where
-    general skill ties too, plain `sft` at the smallest learning rate is taken, being simplest. A missing standard
-    error counts as unknown.
+    Runs that differ in their seed only are one setting; settings are compared by `stats.compare`, by seed and item. A
+    setting must be significantly better than its initial model on the domain, and not significantly worse than any
+    other such; one that plain SFT at the same rate beats on one side and loses to on none is out. Of those left, one is
+    out that another significantly beats on general skill. Where general skill ties too, plain `sft` at the smallest
+    learning rate is taken, being simplest. A missing standard error counts as unknown.
+
+    Each of these three is a family of comparisons, corrected by Holm: all settings against the initial model, all pairs
+    on the domain, all pairs tied there on general skill. So where no setting has any effect, the chance that one is
+    advised is at most 5 %, however many there are.
 
     `budget` is the general skill that may be lost against the initial model, in the general axis's unit (0.01: one
     point of accuracy): settings that lost more, by their point estimate, are out.
@@ -83,22 +86,23 @@ class Choice:
 
     def advice(self) -> Advice:
         known = [i for i in self.places if self.point(self.domain, i).stderr is not None]
-        gained = [i for i in known if verdict(self.domain, self._gain(i)) == "better"]
+        gained = [i for i in known if verdict(self.domain, self.from_initial(self.domain, i)) == "better"]
         if not gained:
             best = max(known or self.places, key=lambda i: self.rank(i)[1:])
-            if not known or verdict(self.domain, self._gain(best)) == "unknown":
+            if not known or verdict(self.domain, self.from_initial(self.domain, best)) == "unknown":
                 return Advice(self._unknown(best), None, "unknown")
             return Advice(self._no_gain(best), None, "no_gain")
         allowed = [i for i in gained if self.within(i) and not self.against(i, gained)]
         if not allowed:
             return Advice(self._over_budget(gained), None, "over_budget")
-        tied = [i for i in allowed if not any(self.better(self.domain, j, i, 0.95) for j in allowed)]
-        level = 1 - 0.05 / max(len(tied) - 1, 1)
-        unbeaten = [i for i in tied if not any(self.better(self.general, j, i, level) for j in tied)]
-        chosen = self._simplest(unbeaten, tied, level)
+        beaten = {worse for _, worse in self.wins(self.domain, allowed)}
+        tied = [i for i in allowed if i not in beaten]
+        wins = self.wins(self.general, tied)
+        unbeaten = [i for i in tied if i not in {worse for _, worse in wins}]
+        chosen = self._simplest(unbeaten, tied, wins)
         rivals = [i for i in unbeaten if i != chosen]
         sentence = self._sentence(chosen, tied, rivals, len(self.settings) - len(known))
-        reasons = Reasons(self, chosen, tied, rivals, level).all()
+        reasons = Reasons(self, chosen, tied, rivals, wins).all()
         places = tuple(self._index(i) for i in tied), tuple(self._index(i) for i in rivals)
         return Advice(sentence, self._index(chosen), "tied" if rivals else "clear", *places, reasons)
 
@@ -106,31 +110,38 @@ class Choice:
     def places(self) -> range:
         return range(len(self.settings))
 
-    @cached_property
-    def _changes(self) -> dict[tuple[str, int, int, float], Change | None]:
-        return {}
-
-    def change(self, axis: Axis, a: int, b: int, level: float = 0.95) -> Change | None:
-        """Setting a minus setting b, None where a score is missing."""
-        key = axis.key, a, b, level
+    def change(self, axis: Axis, a: int, b: int) -> Change | None:
+        """Setting a minus setting b by itself, None where a score is missing."""
+        key = axis.key, a, b
         if key not in self._changes:
-            mine, other = self.reading(axis, a), self.reading(axis, b)
-            self._changes[key] = mine.change(other, level) if mine and other else None
+            (self._changes[key],) = between(self.readings(axis), [(a, b)])
         return self._changes[key]
 
+    @cached_property
+    def _changes(self) -> dict[tuple[str, int, int], Change | None]:
+        return {}
+
+    def wins(self, axis: Axis, among: Sequence[int]) -> set[tuple[int, int]]:
+        """All (better, worse) among these settings, every pair of them taken together (Holm)."""
+        pairs = list(combinations(among, 2))
+        found = set[tuple[int, int]]()
+        for (a, b), change in zip(pairs, between(self.readings(axis), pairs), strict=True):
+            if change is not None and change.significant:
+                found.add((a, b) if (change.value > 0) == axis.higher_is_better else (b, a))
+        return found
+
     def from_initial(self, axis: Axis, index: int) -> Change | None:
-        """The setting minus its initial model, None where that was not measured."""
-        mine, start = self.reading(axis, index), self.settings[index].reading(axis, initial=True)
-        return mine.change(start) if mine and start else None
+        """The setting minus its initial model, among all settings; None where that was not measured."""
+        if axis.key not in self._starts:
+            self._starts[axis.key] = from_initial(self.settings, axis)
+        return self._starts[axis.key][index]
 
-    def _gain(self, index: int) -> Change | None:
-        return self.from_initial(self.domain, index)
-
-    def better(self, axis: Axis, a: int, b: int, level: float) -> bool:
-        return a != b and verdict(axis, self.change(axis, a, b, level)) == "better"
+    @cached_property
+    def _starts(self) -> dict[str, list[Change | None]]:
+        return {}
 
     def against(self, index: int, among: Sequence[int]) -> bool:
-        """Whether plain SFT at the same rate is measurably better on one side and not measurably worse on the other.
+        """Whether plain SFT at the same rate is significantly better on one side and not worse on the other.
 
         Ties are not transitive: such a setting could be left over where a third puts plain SFT out.
         """
@@ -140,11 +151,11 @@ class Choice:
         verdicts = {verdict(axis, self.change(axis, index, twin)) for axis in (self.domain, self.general)}
         return "worse" in verdicts and "better" not in verdicts
 
-    def reading(self, axis: Axis, index: int) -> Reading | None:
-        """The setting's scores on an axis."""
+    def readings(self, axis: Axis) -> list[Reading | None]:
+        """The settings' scores on an axis, by place."""
         if axis.key not in self._readings:
             self._readings[axis.key] = read_all(self.settings, axis)
-        return self._readings[axis.key][index]
+        return self._readings[axis.key]
 
     @cached_property
     def _readings(self) -> dict[str, list[Reading | None]]:
@@ -152,7 +163,7 @@ class Choice:
 
     def point(self, axis: Axis, index: int) -> Point:
         """The setting's value on an axis, with its standard error over items and seeds."""
-        found = self.reading(axis, index)
+        found = self.readings(axis)[index]
         return found.point if found else Point(math.nan, None, 0)
 
     def _index(self, index: int) -> int:
@@ -182,13 +193,13 @@ class Choice:
             -self.settings[index].learning_rate,
         )
 
-    def _simplest(self, unbeaten: Sequence[int], tied: Sequence[int], level: float) -> int:
+    def _simplest(self, unbeaten: Sequence[int], tied: Sequence[int], wins: set[tuple[int, int]]) -> int:
         plain = [i for i in unbeaten if self.settings[i].plain]
         if plain:
             return min(plain, key=lambda i: (self.settings[i].learning_rate, i))
-        # Another method takes the place of plain SFT only where it is itself measurably better than it.
+        # Another method takes the place of plain SFT only where it is itself significantly better than it.
         beaten = [i for i in tied if self.settings[i].plain]
-        proven = [i for i in unbeaten if all(self.better(self.general, i, p, level) for p in beaten)]
+        proven = [i for i in unbeaten if all((i, p) in wins for p in beaten)]
         return max(proven or unbeaten, key=self.rank)
 
     def name(self, index: int) -> str:
@@ -211,10 +222,17 @@ class Choice:
 
     def _no_gain(self, index: int) -> str:
         return (
-            f"No run improved the domain measurably (the best, {self.name(index)}, took {self._move(index)}, "
-            "and the 95 % interval of that change holds 0), so ship none yet: train longer, with a larger "
-            "learning rate, or score more test rows."
+            f"No run improved the domain significantly (the best, {self.name(index)}, took {self._move(index)}, "
+            f"{self._chance(index)}), so ship none yet: train longer, with a larger learning rate, or score more test "
+            "rows."
         )
+
+    def _chance(self, index: int) -> str:
+        change = self.from_initial(self.domain, index)
+        if change is None or change.p_family is None:
+            return "whose chance is unknown"
+        among = f" among {change.family} settings" if change.family > 1 else ""
+        return f"which chance alone does{among} with p = {number(change.p_family)}"
 
     def _over_budget(self, gained: Sequence[int]) -> str:
         losses = {i: lost for i in gained if (lost := self.loss(i)) is not None}
@@ -247,9 +265,9 @@ class Choice:
 
     def _loss(self, change: Change | None) -> str:
         return {
-            "worse": "a measurable loss",
-            "tied": "no measurable loss",
-            "better": "a measurable gain",
+            "worse": "a significant loss",
+            "tied": "no significant loss",
+            "better": "a significant gain",
             "unknown": "and the data cannot tell whether that is a loss",
         }[verdict(self.general, change)]
 
@@ -267,5 +285,5 @@ class Choice:
             return "it is the only scored setting, so nothing says that another would not do better"
         limit = " and stays within the budget" if self.budget is not None else ""
         if len(tied) == 1:
-            return f"its domain score is measurably above that of every other run that improved{limit}"
-        return f"of the {len(tied)} runs tied on the domain score it measurably keeps the most general skill"
+            return f"its domain score is significantly above that of every other run that improved{limit}"
+        return f"of the {len(tied)} runs tied on the domain score it keeps significantly the most general skill"

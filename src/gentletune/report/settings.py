@@ -1,11 +1,11 @@
-"""Settings (method × learning rate, over their seeds) and the paired changes between them."""
+"""Settings: a method at a learning rate, over its seeds, and what it scored on an axis."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from gentletune.recipe import Recipe
 from gentletune.records import RunRecord, Score
 from gentletune.report.axes import Axis, Point, Verdict
 from gentletune.report.numbers import rate
-from gentletune.statistics import Change, mean_change, over_seeds, t_quantile
+from gentletune.stats import Change, Pool, Run, average, compare, mean_of, seed_pool
 
 # Recipe fields in which two runs of one setting may differ: none changes what is compared but for chance.
 _APART = frozenset({
@@ -24,51 +24,43 @@ _ASKED = ("general_prompts", "general_tokens", "general_rows", "limit")  # what 
 
 @dataclass(frozen=True)
 class Reading:
-    """An axis's scores of one setting averaged over its seeds, one for each of the axis's sources.
+    """What a setting, or an initial model, scored on an axis: a run for each seed, each with a score of every source.
 
-    The scores' errors are over items alone. `sample` says which items they are on: only readings with equal ones are
-    compared item by item. `between` is the variance of the mean over the sources from seed to seed, with `df` degrees
-    of freedom; an initial model has no seeds, and no such variance.
+    `pool` is the variance between seeds of all the study's settings.
     """
 
-    scores: tuple[Score, ...]
-    sample: tuple[Any, ...]
-    seeds: int = 0
-    between: float = 0.0
-    df: int = 0
+    runs: tuple[Run, ...]
+    pool: Pool | None = None
 
-    @property
-    def seed_variance(self) -> float:
-        """What the seeds add to the variance of the mean; 0 where no setting has several seeds to see it by."""
-        return self.between / self.seeds if self.seeds else 0.0
-
-    def pooled(self, variance: float, df: int) -> Reading:
-        """With the variance between seeds of all settings, or its own if that is larger (ours, cautious)."""
-        return replace(self, between=max(self.between, variance), df=df) if self.seeds else self
-
-    @property
+    @cached_property
     def point(self) -> Point:
-        """Mean over the sources, with its standard error over items and seeds."""
-        k = len(self.scores)
-        errors = [s.stderr for s in self.scores if s.stderr is not None]
-        stderr = math.sqrt(math.fsum(e * e for e in errors) / k**2 + self.seed_variance) if len(errors) == k else None
-        return Point(math.fsum(s.value for s in self.scores) / k, stderr, sum(s.n for s in self.scores))
+        """Mean over sources and seeds, with its standard error over items and seeds."""
+        found = mean_of(self.runs, self.pool)
+        return Point(found.value, found.stderr, found.n)
 
-    def change(self, base: Reading, level: float = 0.95) -> Change:
-        """This reading minus `base`, item by item where both are on the same items, else from their errors.
+    def change(self, base: Reading) -> Change:
+        """This reading minus another setting's."""
+        return compare(self.runs, base.runs, pool=self.pool)
 
-        The interval's half-width is the root of the sum of squares of the items' and the seeds', each with its own
-        Student's t (ours; exact where one of them is all, or both have many degrees of freedom).
-        """
-        same = self.sample == base.sample
-        pairs = [(a, b) if same else (_bare(a), _bare(b)) for a, b in zip(self.scores, base.scores, strict=True)]
-        found, variance = mean_change(pairs, level=level), self.seed_variance + base.seed_variance
-        if not variance or found.stderr is None or found.low is None or found.high is None:
-            return found
-        middle, half = (found.low + found.high) / 2, (found.high - found.low) / 2
-        half = math.hypot(half, t_quantile(level, max(self.df, base.df)) * math.sqrt(variance))
-        stderr = math.hypot(found.stderr, math.sqrt(variance))
-        return Change(found.value, stderr, middle - half, middle + half, found.n, found.paired)
+    @property
+    def sample(self) -> Any:
+        """Which items the scores are on: only readings on equal ones move together."""
+        return self.runs[0].sample
+
+    @cached_property
+    def scores(self) -> tuple[Score, ...]:
+        """A score of each source, averaged over the seeds, with the error over items alone."""
+        columns = zip(*(run.scores for run in self.runs), strict=True)
+        if len({run.sample for run in self.runs}) == 1:
+            return tuple(average(column) for column in columns)
+        bare = [[s.model_copy(update={"items": (), "clusters": ()}) for s in column] for column in columns]
+        return tuple(average(column) for column in bare)
+
+    @cached_property
+    def seed_variance(self) -> float:
+        """What the seeds add to the variance of the mean, beside the items."""
+        errors = [s.stderr or 0.0 for s in self.scores]
+        return max((self.point.stderr or 0.0) ** 2 - math.fsum(e * e for e in errors) / len(errors) ** 2, 0.0)
 
 
 @dataclass(frozen=True)
@@ -99,36 +91,40 @@ class Setting:
         return self.records[0].method == self.label == "sft"
 
     @cached_property
-    def _read(self) -> dict[tuple[str, bool], Reading | None]:
+    def _runs(self) -> dict[tuple[str, bool], tuple[Run, ...]]:
         return {}
+
+    def runs(self, axis: Axis, initial: bool = False) -> tuple[Run, ...]:
+        """Its runs' scores on the axis (those of its initial model if `initial`), none where one is missing.
+
+        An initial model has a run for each set of items that it was measured on.
+        """
+        key = axis.key, initial
+        if key not in self._runs:
+            self._runs[key] = self._initial(axis) if initial else self._tuned(axis)
+        return self._runs[key]
 
     def reading(self, axis: Axis, initial: bool = False) -> Reading | None:
         """Its scores on the axis (of its initial model if `initial`), None where one is missing."""
-        key = axis.key, initial
-        if key not in self._read:
-            self._read[key] = self._initial(axis) if initial else self._tuned(axis)
-        return self._read[key]
+        runs = self.runs(axis, initial)
+        return Reading(runs) if runs else None
 
-    def _tuned(self, axis: Axis) -> Reading | None:
-        rows = [[record.score(key) for key in axis.sources] for record in self.records]
-        scores = [[s for s in row if s is not None] for row in rows]
-        if any(len(row) < len(axis.sources) for row in scores):
-            return None
-        samples = [_sample(record, axis) for record in self.records]
-        same = all(sample == samples[0] for sample in samples)
-        means = [math.fsum(s.value for s in row) / len(row) for row in scores]
-        centre, seeds = math.fsum(means) / len(means), len(means)
-        between = math.fsum((m - centre) ** 2 for m in means) / (seeds - 1) if seeds > 1 else 0.0
-        columns = zip(*scores, strict=True)
-        return Reading(tuple(_seeds(column, same) for column in columns), samples[0], seeds, between, seeds - 1)
-
-    def _initial(self, axis: Axis) -> Reading | None:
+    def _tuned(self, axis: Axis) -> tuple[Run, ...]:
+        runs = []
         for record in self.records:
-            found = [record.score(key, initial=True) or _undrifted(record, key) for key in axis.sources]
-            scores = tuple(s for s in found if s is not None)
-            if len(scores) == len(found):
-                return Reading(scores, _sample(record, axis))
-        return None
+            scores = tuple(s for key in axis.sources if (s := record.score(key)) is not None)
+            runs.append(Run(scores, record.seed, _sample(record, axis)))
+        return tuple(runs) if all(len(run.scores) == len(axis.sources) for run in runs) else ()
+
+    def _initial(self, axis: Axis) -> tuple[Run, ...]:
+        found: dict[Any, Run] = {}
+        for record in self.records:
+            known = (record.score(key, initial=True) or _undrifted(record, key) for key in axis.sources)
+            scores = tuple(s for s in known if s is not None)
+            sample = _sample(record, axis)
+            if len(scores) == len(axis.sources) and sample not in found:
+                found[sample] = Run(scores, None, sample)
+        return tuple(found.values())
 
     def nearest(self, axes: Sequence[Axis]) -> int:
         """Place in the records of the run nearest to the mean over the seeds, each axis in its own spread."""
@@ -170,12 +166,16 @@ def plain_twin(setting: Setting, others: Sequence[Setting]) -> int | None:
 
 
 def verdict(axis: Axis, change: Change | None) -> Verdict:
-    """What a change means: tied where its interval holds 0, unknown where there is none."""
-    if change is None or change.low is None or change.high is None:
+    """What a change means: `tied` where it is no significant difference, `unknown` where nothing can be said.
+
+    What speaks for a setting must hold among all the comparisons of its family (Holm); what speaks against it need only
+    leave 0 out of its own 95 % interval, since a warning missed costs more than one too many (ours).
+    """
+    if change is None or change.excludes_zero is None:
         return "unknown"
-    if change.low <= 0 <= change.high:
-        return "tied"
-    return "better" if (change.value > 0) == axis.higher_is_better else "worse"
+    if (change.value > 0) == axis.higher_is_better:
+        return "better" if change.significant else "tied"
+    return "worse" if change.excludes_zero else "tied"
 
 
 def setting_name(setting: Setting, others: Sequence[Setting]) -> str:
@@ -193,37 +193,9 @@ def told_apart(setting: Setting, others: Sequence[Setting]) -> str:
 
 
 def read_all(settings: Sequence[Setting], axis: Axis) -> list[Reading | None]:
-    """Every setting's reading, with the variance between seeds pooled over the settings.
-
-    Pooled, because the variance of two seeds alone is hardly known, and because a setting of one seed has it, too.
-    """
-    pool = seed_pool(settings, axis)
-    return [reading and reading.pooled(*pool) for reading in (setting.reading(axis) for setting in settings)]
-
-
-def seed_pool(settings: Sequence[Setting], axis: Axis) -> tuple[float, int]:
-    """The variance between seeds pooled over the settings, and its degrees of freedom."""
-    known = [reading for setting in settings if (reading := setting.reading(axis)) is not None]
-    df = sum(reading.df for reading in known)
-    return math.fsum(reading.df * reading.between for reading in known) / df if df else 0.0, df
-
-
-def _seeds(scores: Sequence[Score], same: bool) -> Score:
-    """Average over the seeds, with the error over items alone."""
-    try:
-        found = over_seeds(scores if same else [_bare(s) for s in scores])
-    except ValueError:  # other items for each seed: only the values and their errors can be averaged
-        least = min(s.n for s in scores)
-        found = over_seeds([_bare(s).model_copy(update={"n": least, "details": {}}) for s in scores])
-    if found.stderr is None or len(scores) == 1:
-        return found
-    between = found.details["between_seed_sd"] ** 2 / found.details["seeds"]
-    within = math.sqrt(max(found.stderr**2 - between, 0.0))
-    return found.model_copy(update={"stderr": within, "details": found.details | {"between_seed_sd": 0.0}})
-
-
-def _bare(score: Score) -> Score:
-    return score.model_copy(update={"items": (), "clusters": ()})
+    """Every setting's reading, with the variance between seeds of all: a setting of one seed has it, too."""
+    pool = seed_pool([setting.runs(axis) for setting in settings])
+    return [Reading(runs, pool) if (runs := setting.runs(axis)) else None for setting in settings]
 
 
 def _sample(record: RunRecord, axis: Axis) -> tuple[Any, ...]:

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from gentletune.records import RunRecord
 from gentletune.report.axes import Axis, Verdict, score_keys, single_axis
 from gentletune.report.bootstrap import Estimate
-from gentletune.report.changes import from_initial, from_plain, of_run
+from gentletune.report.changes import from_initial, from_plain, of_runs
 from gentletune.report.numbers import MISSING, duration, number, plus_minus, rate, with_interval
 from gentletune.report.pareto import INITIAL_LABEL, Candidate, initial_of, labels_of
 from gentletune.report.scene import Scene
 from gentletune.report.settings import told_apart, verdict
 from gentletune.report.volume import Volume
-from gentletune.statistics import Change
+from gentletune.stats import Change
 
 SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "tied": "≈", "unknown": "?"}
 LEGEND = (
-    "± is one standard error, brackets are 95 % intervals: ▲ measurably better, ▼ measurably worse, ≈ no measurable "
-    "change, ? cannot tell"
+    "± is one standard error, brackets are 95 % intervals, each by itself: ▲ significantly better, among all of its "
+    "column (Holm), ▼ significantly worse, by itself, ≈ no significant difference, ? cannot tell"
 )
 
 
@@ -71,7 +71,8 @@ def settings_table(scene: Scene | None) -> Table:
     axes, settings = (scene.domain, scene.general), [c.setting for c in scene.options if c.setting]
     columns = [Column("Setting"), Column("Learning rate"), Column("Seeds")]
     columns += [Column(axis.side.capitalize(), f"{axis.key}: {_about(axis)}") for axis in axes]
-    compared = [(axis, [from_plain(s, settings, axis) for s in settings]) for axis in axes]
+    starts = [from_initial(settings, axis) for axis in axes]
+    compared = [(axis, from_plain(settings, axis)) for axis in axes]
     compared = [(axis, found) for axis, found in compared if any(found)]
     columns += [
         Column(f"{axis.side.capitalize()} − SFT", "plain SFT at the same learning rate") for axis, _ in compared
@@ -91,9 +92,8 @@ def settings_table(scene: Scene | None) -> Table:
         name = f"{s.label} ({told})" if told else s.label
         cells = [Cell(name, name), Cell(rate(s.learning_rate), s.learning_rate)]
         cells.append(Cell(str(s.seeds), s.seeds))
-        starts = [from_initial(s, settings, axis) for axis in axes]
         cells += [
-            _changed(cell, change, axis) for cell, change, axis in zip(_points(option), starts, axes, strict=True)
+            _changed(cell, found[place], axis) for cell, found, axis in zip(_points(option), starts, axes, strict=True)
         ]
         cells += [_difference(found[place], axis) for axis, found in compared]
         cells += [front, _mean(s.records, "steps"), _mean(s.records, "update_norm")]
@@ -129,7 +129,8 @@ def runs_table(records: Sequence[RunRecord], advised: int | None) -> Table:
     columns += [Column("Error")] if broken else []
     labels = labels_of(records)
     order = sorted(range(len(records)), key=lambda i: _run_key(records[i], labels))
-    rows = [_run_row(records[i], axes, broken, i == advised) for i in order]
+    changes = [of_runs(records, axis) for axis in axes]
+    rows = [_run_row(records[i], axes, [found[i] for found in changes], broken, i == advised) for i in order]
     starts = [initial_of(records, axis) for axis in axes]
     if any(starts):
         cells = [Cell(INITIAL_LABEL, INITIAL_LABEL), Cell(MISSING), Cell(MISSING), Cell("initial", "initial")]
@@ -154,14 +155,16 @@ def _run_key(record: RunRecord, labels: Sequence[str]) -> tuple[int, float, int]
     return labels.index(record.label), record.learning_rate, record.seed
 
 
-def _run_row(record: RunRecord, axes: Sequence[Axis], broken: bool, advised: bool) -> Row:
+def _run_row(
+    record: RunRecord, axes: Sequence[Axis], changes: Sequence[Change | None], broken: bool, advised: bool
+) -> Row:
     steps, norm, took = record.training.get("steps"), record.training.get("update_norm"), record.timings.get("train")
     cells = [
         Cell(record.label, record.label),
         Cell(rate(record.learning_rate), record.learning_rate),
         Cell(str(record.seed), record.seed),
         Cell(record.status, record.status),
-        *(_score(record, axis) for axis in axes),
+        *(_score(record, axis, change) for axis, change in zip(axes, changes, strict=True)),
         Cell(MISSING if steps is None else f"{steps:.0f}", steps),
         Cell(number(norm), norm),
         Cell(duration(took), took),
@@ -170,9 +173,9 @@ def _run_row(record: RunRecord, axes: Sequence[Axis], broken: bool, advised: boo
     return Row(cells, "failed" if record.status == "failed" else "run", advised)
 
 
-def _score(record: RunRecord, axis: Axis) -> Cell:
+def _score(record: RunRecord, axis: Axis, change: Change | None) -> Cell:
     point = axis.point(record)
-    return _changed(Cell(plus_minus(point), point.value if point else None), of_run(record, axis), axis)
+    return _changed(Cell(plus_minus(point), point.value if point else None), change, axis)
 
 
 def _points(option: Candidate) -> list[Cell]:

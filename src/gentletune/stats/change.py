@@ -26,12 +26,14 @@ class Change:
     """A score minus its base, in the score's unit, with an interval [low, high] at the level asked for.
 
     `stderr`, `low`, `high`, `p` (two-sided, of no change) and `df` (Satterthwaite's, of the whole error) are None when
-    unknown, `df` also where the error is exact. `n` counts items, `units` their groups, `seeds` what is averaged over; `paired` says whether items were
-    compared one by one. The interval of shares lies around a value drawn slightly to 0, so it is not symmetric.
+    unknown, `df` also where the error is exact. `n` counts items, `units` their groups, `seeds` what is averaged over;
+    `paired` says whether items were compared one by one. The interval of shares lies around a value drawn slightly to
+    0, so it is not symmetric.
 
     `seed_effect` says what is known of the chance of the training seed: `none` where nothing was trained, `known` from
     these seeds, `borrowed` from a pool of settings, or `unknown`: then all else holds for these weights only, and
-    another seed may do better or worse by an amount that the data cannot tell.
+    another seed may do better or worse by an amount that the data cannot tell. `seed_share` is the share of stderr²
+    that more seeds would make smaller.
 
     `p_family` is `p` as Holm adjusts it among `family` comparisons (`family.holm`); None outside a family.
     """
@@ -47,6 +49,7 @@ class Change:
     seeds: int = 1
     units: int = 0
     seed_effect: SeedEffect = "unknown"
+    seed_share: float = 0.0
     p_family: float | None = None
     family: int = 1
 
@@ -112,7 +115,10 @@ def compare(
     effect: SeedEffect = "unknown" if found.unseen else "borrowed" if found.borrowed else "known"
     effect = effect if plan.arms else "none"
     seeds = min(plan.arms, default=1)
-    rest = (seeds, found.units, effect)
+    share = 0.0
+    if contrast is not None and contrast.variance:
+        share = 1 - float(contrast.items / contrast.variance)
+    rest = (seeds, found.units, effect, share)
     if contrast is None:
         return Change(found.value, None, None, None, found.n, found.paired, None, None, *rest)
     half, centre, df = half_width(contrast, level), float(contrast.centre), float(contrast.satterthwaite)

@@ -10,9 +10,9 @@ import numpy as np
 
 from gentletune.stats.contrast import Contrast, seed_noise
 from gentletune.stats.items import SHARED, Array, Layout, layout_of, mean_error, pair_weight, share_error
-from gentletune.stats.pool import Pool
+from gentletune.stats.pool import Pool, variance
 from gentletune.stats.runs import Design, Part
-from gentletune.stats.scores import is_share, least_variance
+from gentletune.stats.scores import least_variance
 
 _Place = tuple[Hashable, ...]  # what scores must share to be summed item by item
 
@@ -68,7 +68,7 @@ def find(plan: Design, pool: Pool | None = None) -> Found:
 class _Error:
     """The error of a weighted sum of runs on the same items; `variance` None: unknown.
 
-    `spread` is V²/df. `scale` and `widened` are what the correction for shares does to the noise: times, and plus.
+    `scale` and `widened` are what the correction for shares does to the noise: times, and plus.
     """
 
     centre: float
@@ -82,6 +82,8 @@ class _Error:
 
 @dataclass(frozen=True)
 class _Task:
+    """The same of one task, over all its items; `spread` is Σ V²/df, `noise` N by arm."""
+
     centre: float
     variance: float | None
     spread: float
@@ -114,7 +116,7 @@ def _seeds(plan: Design, noise: Sequence[float], pool: Pool | None) -> tuple[flo
     """M over all arms with its degrees of freedom; whether an arm's seeds are unknown, and whether any is borrowed."""
     found, unseen, borrowed = list[tuple[float, float]](), False, False
     for arm, seeds in enumerate(plan.arms):
-        seen = (float(np.var(plan.unit_values(arm), ddof=1)) / seeds, seeds - 1.0) if seeds > 1 else (0.0, 0.0)
+        seen = (variance(plan.unit_values(arm)) / seeds, seeds - 1.0) if seeds > 1 else (0.0, 0.0)
         known = pool.moderated(*seen, seeds, noise[arm], plan.paired_by_seed) if pool else seen
         borrowed |= known != seen
         unseen |= not known[1]
@@ -165,10 +167,11 @@ def _error(parts: Sequence[Part], t: int) -> _Error:
         squares = [abs(w) * s.stderr**2 for w, s in zip(weights, scores, strict=True) if s.stderr is not None]
         return _Error(centre, size * math.fsum(squares) if len(squares) == len(parts) else None, df, paired=False)
     both = min(weights) < 0 < max(weights)
-    shares = all(map(is_share, scores))
+    rows = np.asarray([s.items for s in scores])
+    shares = bool(np.all((rows == 0) | (rows == 1)))
     if layout.units < 2:
         return _Error(centre, None, df, both, shares)
-    summed = np.asarray(weights) @ np.asarray([s.items for s in scores])
+    summed = np.asarray(weights) @ rows
     least = least_variance(scores[0])
     if not both:
         plain = share_error(summed / size, layout) if shares else layout.variance(summed / size)

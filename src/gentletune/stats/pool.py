@@ -20,8 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class Pool:
@@ -46,23 +44,23 @@ class Pool:
 
 
 def pool_of(settings: Sequence[Mapping[int, float]], noise: Sequence[float]) -> Pool | None:
-    """The pool of settings, each its means by seed, with the noise of one seed's mean; None where nothing is to borrow.
+    """The pool of settings, each its means by seed, with the noise of one seed's mean; None where nothing is known.
 
-    Settings of a single seed have no variance to give.
+    Settings of a single seed have no variance to give; they can only borrow.
     """
     known = [(values, n) for values, n in zip(settings, noise, strict=True) if len(values) > 1]
-    if len(known) < 2:
+    if not known:
         return None
-    spread = [float(np.var(list(values.values()), ddof=1)) for values, _ in known]
+    spread = [variance(list(values.values())) for values, _ in known]
     dfs = [len(values) - 1 for values, _ in known]
-    count, seen = len(known), float(np.mean(dfs))
+    count, seen = len(known), sum(dfs) / len(known)
     total = _mean(spread, dfs)
     quiet = _mean([n for _, n in known], dfs)
     apart = _apart([values for values, _ in known])
     own = min(apart, total) if apart is not None else total
     shared = total - own
     own_df = _combined([(shared + own / count, seen), (own * (1 - 1 / count), seen * (count - 1))])
-    pair_df = seen * (count - 1)
+    pair_df = seen * max(count - 1, 1)
     excess = max(total - quiet, 0.0)
     unlike = _unlike([s / (excess + n) if excess + n else 1.0 for s, (_, n) in zip(spread, known, strict=True)], dfs)
     limit = unlike / 2
@@ -75,23 +73,29 @@ def _apart(settings: Sequence[Mapping[int, float]]) -> float | None:
     for a, b in combinations(settings, 2):
         gaps = [a[seed] - b[seed] for seed in a if seed in b]
         if len(gaps) > 1:
-            spread.append(float(np.var(gaps, ddof=1)) / 2)
+            spread.append(variance(gaps) / 2)
             dfs.append(len(gaps) - 1)
     return _mean(spread, dfs) if spread else None
 
 
 def _unlike(ratios: Sequence[float], dfs: Sequence[int]) -> float:
     """The squared coefficient of variation of the true variances, from that of the seen ones less their own chance."""
-    count, mean = len(ratios), float(np.mean(ratios))
+    count, mean = len(ratios), math.fsum(ratios) / len(ratios)
     if not mean:
         return 0.0
-    chance = float(np.mean([1 + 2 / df for df in dfs])) / (1 + 2 / sum(dfs))
-    return max(float(np.mean(np.square(ratios))) / mean**2 / chance - 1, 0.0) if count > 1 else 0.0
+    chance = math.fsum(1 + 2 / df for df in dfs) / count / (1 + 2 / sum(dfs))
+    return max(math.fsum(r * r for r in ratios) / count / mean**2 / chance - 1, 0.0)
 
 
 def _combined(parts: Sequence[tuple[float, float]]) -> float:
-    total, spread = math.fsum(v for v, _ in parts), math.fsum(v * v / df for v, df in parts)
+    total, spread = math.fsum(v for v, _ in parts), math.fsum(v * v / df for v, df in parts if v)
     return total**2 / spread if spread else math.fsum(df for _, df in parts)
+
+
+def variance(values: Sequence[float]) -> float:
+    """Sample variance of at least two values, by n - 1."""
+    mean = math.fsum(values) / len(values)
+    return math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
 
 
 def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
