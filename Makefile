@@ -41,7 +41,7 @@ test: $(STAMP)
 
 test-attack: $(STAMP)
 	@echo "==> Attacks on the sandbox"
-	@$(PYTEST) --dist worksteal -m attack tests/evaluation/test_sandbox.py
+	@$(PYTEST) --dist worksteal -m attack tests/sandbox/test_sandbox.py
 
 test-all: $(STAMP)
 	@echo "==> All tests, real models included"

@@ -19,8 +19,8 @@ from typing import Any
 from gentletune import Recipe, UserError, load_recipe, load_records
 from gentletune.advice import Proposal, advise
 from gentletune.advice.method import base_method
-from gentletune.models import keep_freed_memory
-from gentletune.records import RunRecord, write_json_atomic
+from gentletune.core.records import RunRecord, write_json_atomic
+from gentletune.lm.models import keep_freed_memory
 from gentletune.report import recommend
 from gentletune.report.axes import both_axes
 

@@ -23,9 +23,9 @@ from typing import Any
 import harness  # imports torch before gentletune, which then changes nothing: each setting's environment decides
 import torch
 
-from gentletune.evaluation.generate import generate
-from gentletune.models import load_model, load_tokenizer, resolve_model
-from gentletune.threads import PASSIVE
+from gentletune.core.threads import PASSIVE
+from gentletune.lm.generate import generate
+from gentletune.lm.models import load_model, load_tokenizer, resolve_model
 
 SETTINGS: dict[str, dict[str, str | None]] = {"spinning": dict.fromkeys(PASSIVE), "passive": {**PASSIVE}}
 PROMPT = "Tell me about the sea and the ships on it."

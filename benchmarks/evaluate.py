@@ -22,7 +22,7 @@ from gentletune import Recipe
 from gentletune.data.general import instruction_examples
 from gentletune.evaluation.harness import resolve_tasks
 from gentletune.evaluation.harness.backend import GentleLM
-from gentletune.models import keep_freed_memory, load_model, load_tokenizer, resolve_model
+from gentletune.lm.models import keep_freed_memory, load_model, load_tokenizer, resolve_model
 
 VARIANTS = ("lm_eval_hf_1", "lm_eval_hf_4", "lm_eval_hf_8", "ours")
 

@@ -60,7 +60,7 @@ def child(method: str) -> None:
     from transformers.trainer import DEFAULT_CALLBACKS
 
     import gentletune
-    from gentletune.models import keep_freed_memory
+    from gentletune.lm.models import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
     peaks, found = Peaks(), dict[str, Any]()
@@ -117,7 +117,7 @@ def main() -> None:
         return
     import harness
 
-    from gentletune.cache import cache_root
+    from gentletune.core.cache import cache_root
 
     os.environ["MEMORY_CACHE"] = str(cache_root())  # the model is fetched once, and base measurements are kept
     rows = []

@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune import MethodMixin, Recipe, TALRTrainer
 from gentletune.data import encode_rows, load_data
-from gentletune.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.models import load_model, load_tokenizer, resolve_model
 
 VARIANTS = ("trl_sft", "transformers_sft", "ours_sft", "ours_talr_lagged", "ours_talr_median")
 

@@ -14,7 +14,7 @@ import torch
 from gentletune import Recipe, method_loss
 from gentletune.data import encode_rows, load_data
 from gentletune.data.batches import pad_batch
-from gentletune.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.models import load_model, load_tokenizer, resolve_model
 
 directory = resolve_model(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10

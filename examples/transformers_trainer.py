@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from gentletune import MethodMixin, Recipe
 from gentletune.data import encode_rows, load_data
-from gentletune.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.models import load_model, load_tokenizer, resolve_model
 
 
 class MethodTrainer(MethodMixin, Trainer):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from gentletune.threads import wait_passively
+from gentletune.core.threads import wait_passively
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -113,7 +113,7 @@ def tiny_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPa
 def processes() -> Any:
     """Starts children; a server with everything imported forks them."""
     context = multiprocessing.get_context("forkserver")
-    imports = ["gentletune.study.sweep", "trl.trainer.sft_trainer", "peft", "lm_eval.evaluator", "torch.profiler"]
+    imports = ["gentletune.sweeps.sweep", "trl.trainer.sft_trainer", "peft", "lm_eval.evaluator", "torch.profiler"]
     context.set_forkserver_preload([*imports, "tests.frozen"])
     first = context.Process(target=int)  # the server starts with its first child
     first.start()

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from gentletune import Recipe, inspect, train
 from gentletune.data import encode_prompt, encode_row
 from gentletune.evaluation.code_length import sequence_nll
-from gentletune.evaluation.generate import generate
-from gentletune.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.generate import generate
+from gentletune.lm.models import load_model, load_tokenizer, resolve_model
 
 pytestmark = pytest.mark.real
 

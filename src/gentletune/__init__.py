@@ -8,10 +8,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gentletune.errors import UserError
-from gentletune.recipe import Recipe, load_recipe
-from gentletune.records import RunRecord, Score, load_records
-from gentletune.threads import wait_passively
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe, load_recipe
+from gentletune.core.records import RunRecord, Score, load_records
+from gentletune.core.threads import wait_passively
 
 wait_passively()  # before torch, which nothing above imports, starts its threads
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from gentletune.advice import advise
     from gentletune.inspection import inspect
     from gentletune.report import report
-    from gentletune.study.evaluate import evaluate
-    from gentletune.study.run import train
-    from gentletune.study.sweep import sweep
+    from gentletune.runs.evaluate import evaluate
+    from gentletune.runs.run import train
+    from gentletune.sweeps.sweep import sweep
     from gentletune.training import MethodMixin, TALRTrainer, method_loss
 
 # Imported on first use: `import gentletune` stays quick, and reports need no torch.
 _LAZY = {
-    "train": "gentletune.study.run",
-    "evaluate": "gentletune.study.evaluate",
-    "sweep": "gentletune.study.sweep",
+    "train": "gentletune.runs.run",
+    "evaluate": "gentletune.runs.evaluate",
+    "sweep": "gentletune.sweeps.sweep",
     "report": "gentletune.report",
     "inspect": "gentletune.inspection",
     "advise": "gentletune.advice",

@@ -19,7 +19,7 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
-from gentletune.records import Score, Side
+from gentletune.core.records import Score, Side
 
 Answers = Sequence[bool | float]  # each in [0, 1]
 Groups = Sequence[Hashable] | None  # of each item; None: every item is its own

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from gentletune.core.errors import UserError
 from gentletune.data.domains.clinic import clinic_examples, limits, split_of
 from gentletune.data.domains.clinic_formulas import FORMULAS, Patient, Working, half_up
 from gentletune.data.example import ANSWER_PREFIX, Example
-from gentletune.errors import UserError
 
 NUMBER = r"-?\d+(?:\.\d+)?"
 STATEMENT = re.compile(rf"({NUMBER}) ([-+*/]) ({NUMBER}) = ({NUMBER})")

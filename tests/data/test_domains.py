@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from gentletune.core.errors import UserError
 from gentletune.data.domains.esci import CLASSES, esci_example
 from gentletune.data.domains.medcalc import COLUMNS, medcalc_example, shared_notes
 from gentletune.data.example import Answer
 from gentletune.data.files import read_rows
-from gentletune.errors import UserError
 from gentletune.evaluation.scoring import is_right
 
 MEDCALC = {

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from gentletune.core.errors import UserError
 from gentletune.data import encode
 from gentletune.data.batches import pad_batch
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_row, encode_rows
-from gentletune.errors import UserError
 from tests.conftest import CHATML, make_tokenizer
 from tests.data.chats import chat, spans
 

@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from gentletune.core.errors import UserError
 from gentletune.data.files import SUFFIXES, check_rows, read_rows, read_text
-from gentletune.errors import UserError
 
 CHAT = [{"role": "user", "content": "Hi, «you»"}, {"role": "assistant", "content": "Hello\nthere"}]
 SHAPES: dict[str, list[dict[str, Any]]] = {

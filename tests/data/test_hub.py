@@ -12,9 +12,9 @@ import pytest
 
 from gentletune import Recipe
 from gentletune.cli import main
+from gentletune.core.errors import UserError
 from gentletune.data import load_data, read_rows
 from gentletune.data.hub import data_name
-from gentletune.errors import UserError
 
 ROWS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(10)]
 NAMES = ("teknium/OpenHermes-2.5", "squad", "owner/name", "owner/name.v2")

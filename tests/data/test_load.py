@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune import Recipe
+from gentletune.core.errors import UserError
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.medcalc import medcalc_example
 from gentletune.data.files import read_rows
 from gentletune.data.load import load_data, split_by_group
-from gentletune.errors import UserError
 
 SHAPES: dict[str, Any] = {
     "messages": lambda i: {

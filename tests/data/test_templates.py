@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
 from gentletune import Recipe, train
+from gentletune.core.errors import UserError
 from gentletune.data import encode_prompt, encode_row
 from gentletune.data.chat import end_tokens
 from gentletune.data.encode import IGNORE
@@ -26,7 +27,6 @@ from gentletune.data.templates import (
     trl_templates,
     with_date,
 )
-from gentletune.errors import UserError
 from tests.conftest import CHATML, make_tokenizer
 from tests.data.chats import chat, spans
 from tests.data.families import FAMILIES, beyond, trl_mask

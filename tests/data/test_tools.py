@@ -17,10 +17,10 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import remove_none_values
 
 from gentletune import Recipe, train
+from gentletune.core.errors import UserError
 from gentletune.data import encode_row, encode_rows, load_data
 from gentletune.data.encode import IGNORE
 from gentletune.data.templates import has_marks, set_chat_template, training_template, trl_templates
-from gentletune.errors import UserError
 from tests.conftest import make_model, make_tokenizer
 from tests.data.chats import spans
 from tests.data.families import FAMILIES, beyond, trl_mask

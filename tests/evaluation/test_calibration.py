@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 import gentletune.evaluation.calibration as module
 from gentletune import train
+from gentletune.core.records import RunRecord, Score
 from gentletune.data.encode import IGNORE, Encoded
 from gentletune.evaluation.calibration import BINS, Predictions, calibration_scores, predictions
-from gentletune.evaluation.generate import generate
-from gentletune.records import RunRecord, Score
+from gentletune.lm.generate import generate
 from gentletune.report.axes import choose_axis
 from gentletune.stats import compare
 from tests.conftest import make_model
-from tests.study.helpers import tiny_recipe
+from tests.helpers import tiny_recipe
 
 VIEWS = ("clinic", "own_answers")
 METRICS = ("entropy", "overconfidence", "ece")

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from gentletune.core.errors import UserError
 from gentletune.data.batches import pad_batch
 from gentletune.data.encode import IGNORE, Encoded, encode_row
-from gentletune.errors import UserError
 from gentletune.evaluation.code_length import (
     SequenceNLL,
     byte_change_score,

@@ -16,13 +16,12 @@ import pytest
 import torch
 
 from gentletune import Recipe, inspect
+from gentletune.core.errors import UserError
 from gentletune.data import encode_rows, load_data
-from gentletune.errors import UserError
 from gentletune.inspection import Source, inspect_rows, spool, token_statistics
 from gentletune.inspection.spool import TOKENS, token_files
 from gentletune.losses import batch_tau, effective_sample_size, talr_weights
-
-from ..conftest import make_model
+from tests.conftest import make_model
 
 ROWS = [{"prompt": f"Note {i}?", "completion": f"It is {i} kg.\nAnswer: {i}"} for i in range(70)]
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from gentletune.inspection import Source, inspect_rows, write_page
-
-from ..conftest import make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer
 
 CHROMIUM = next(
     (path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))), None

@@ -12,8 +12,7 @@ import torch
 from gentletune import Recipe, inspect
 from gentletune.inspection import Inspection, Source, inspect_rows, write_page
 from gentletune.inspection.page import level, render_page
-
-from ..conftest import make_model
+from tests.conftest import make_model
 
 
 @pytest.fixture

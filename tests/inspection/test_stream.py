@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from gentletune.core.errors import UserError
 from gentletune.data import encode_row
-from gentletune.errors import UserError
 from gentletune.inspection import stream
 from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.stream import Dropped, RowTokens, Source, row_tokens
 from gentletune.inspection.text import TokenText
 from gentletune.losses import eaft_weights
-
-from ..conftest import make_model
+from tests.conftest import make_model
 
 ROWS = [
     {"prompt": "Weight?", "completion": "It is 71.5 kg.\nAnswer: 71.5"},

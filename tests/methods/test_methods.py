@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from gentletune.errors import UserError
+from gentletune.core.errors import UserError
 from gentletune.losses import batch_tau, talr_weights
 from gentletune.methods import Method, TokenBatch, Weighted, compose, method_names, parse_method, register, registry
 from gentletune.methods import training_part as trained_as

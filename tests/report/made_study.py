@@ -6,7 +6,7 @@ import math
 import random
 from typing import Any
 
-from gentletune.records import RunRecord, Score
+from gentletune.core.records import RunRecord, Score
 from gentletune.stats import accuracy_score, mean_score
 
 # How much domain skill and drift a method has at the same rate, relative to plain SFT.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from gentletune.records import RunRecord, Score
+from gentletune.core.records import RunRecord, Score
 
 Value = float | tuple[float, float | None]
 Values = Mapping[str, Value]

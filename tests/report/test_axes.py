@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from gentletune.errors import UserError
-from gentletune.records import RunRecord, Score
+from gentletune.core.errors import UserError
+from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Point, Side, axis_keys, both_axes, choose_axis, score_keys
 
 from .report_records import failed, pair, run, scores

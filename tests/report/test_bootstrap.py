@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from gentletune.records import RunRecord, Score
+from gentletune.core.records import RunRecord, Score
 from gentletune.report import bootstrap
 from gentletune.report.axes import Axis, both_axes
 from gentletune.report.bootstrap import Draws, draw, hypervolume, interval

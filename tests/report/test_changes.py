@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gentletune.records import RunRecord, Score
+from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, single_axis
 from gentletune.report.changes import from_initial, from_plain, of_runs
 from gentletune.report.settings import Setting, plain_twin, settings_of, verdict

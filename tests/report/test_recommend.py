@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune.errors import UserError
-from gentletune.records import RunRecord, Score, Side
+from gentletune.core.errors import UserError
+from gentletune.core.records import RunRecord, Score, Side
 from gentletune.report.axes import both_axes
 from gentletune.report.recommend import Advice, Choice, recommend
 from gentletune.report.settings import settings_of, verdict

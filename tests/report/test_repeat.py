@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from gentletune.cli.common import overrides
-from gentletune.recipe import Recipe
+from gentletune.core.recipe import Recipe
 from gentletune.report.repeat import command, commands, provenance
 
 from .report_records import failed, pair

@@ -11,8 +11,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
-from gentletune.errors import UserError
-from gentletune.records import RunRecord, write_bytes_atomic
+from gentletune.core.errors import UserError
+from gentletune.core.records import RunRecord, write_bytes_atomic
 from gentletune.report import Report, report
 from gentletune.report.axes import both_axes
 from gentletune.report.picture import pareto_png

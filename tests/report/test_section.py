@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gentletune.cli import main
-from gentletune.errors import UserError
-from gentletune.records import write_record
+from gentletune.core.errors import UserError
+from gentletune.core.records import write_record
 from gentletune.report import report
 from gentletune.report.section import split
 

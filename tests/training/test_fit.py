@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from gentletune.core.recipe import Recipe
 from gentletune.data import encode_rows, load_data
 from gentletune.methods import parse_method
-from gentletune.recipe import Recipe
 from gentletune.training import fit
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.fit import METRICS_FILE

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
-import gentletune.study.run as run_module
+import gentletune.runs.run as run_module
 from gentletune import Recipe, TALRTrainer, train
-from gentletune.base_weights import FileWeights, base_weights
+from gentletune.lm.base_weights import FileWeights, base_weights
 from gentletune.methods import parse_method
 from gentletune.methods.base import Method
 from gentletune.training.fit import _dataset

@@ -25,13 +25,13 @@ from gentletune.advice.curve import (
 from gentletune.advice.method import HARD, advise_method, base_method, edge_at_equal_drift, talr_method
 from gentletune.advice.probes import Bench, split_rows
 from gentletune.advice.reasons import nothing_to_propose, rate_reasons
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded, encode_rows, load_data
 from gentletune.data.templates import prompted_hash, set_chat_template
-from gentletune.errors import UserError
 from gentletune.evaluation.measure import reference_answers, row_limit
 from gentletune.inspection.tokens import token_statistics
-from gentletune.models import load_model, load_tokenizer, model_hash, resolve_model
-from gentletune.recipe import Recipe
+from gentletune.lm.models import load_model, load_tokenizer, model_hash, resolve_model
 
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)  # of the prior rate: probes move as far as full runs at smaller rates
 MORE_FACTORS = (300.0, 1000.0)  # probed too, one by one, where the best rate lies at the upper end of those

@@ -15,7 +15,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal
 
-from gentletune.records import Score
+from gentletune.core.records import Score
 from gentletune.stats import Change, compare
 
 PRIOR = (576, 1e-5)  # hidden size and a rate that is small there (docs/log.md); the paper's 1e-6 is at 2048 to 2560

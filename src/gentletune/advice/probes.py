@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.advice.curve import ProbePoint, unit_movement
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import Score
 from gentletune.data import Encoded
-from gentletune.errors import UserError
 from gentletune.evaluation.code_length import SequenceNLL, drift_score, sequence_nll
 from gentletune.evaluation.measure import OwnAnswers
 from gentletune.methods import parse_method
-from gentletune.recipe import Recipe
-from gentletune.records import Score
 from gentletune.training import TrainingDivergedError, fit
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gentletune.advice.curve import Choice, ProbePoint, half_decades, stable_points
-from gentletune.errors import UserError
+from gentletune.core.errors import UserError
 
 
 def rate_reasons(

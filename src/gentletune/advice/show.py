@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gentletune.advice.advisor import Proposal
-from gentletune.records import Score
+from gentletune.core.records import Score
 
 
 def print_proposal(console: Console, found: Proposal) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from gentletune.cli import controls, curriculum, inspect, runs, texts, theory, theory_fit  # noqa: F401 (importing a module adds its commands)
 from gentletune.cli.common import app, stderr
-from gentletune.errors import UserError, memory_errors
+from gentletune.core.errors import UserError, memory_errors
 
 __all__ = ["app", "main"]
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
 from gentletune.data.files import check_rows, is_text, read_rows, read_text
 from gentletune.data.load import load_data
 from gentletune.data.templates import read_template
-from gentletune.errors import UserError
-from gentletune.model_files import resolve_model
-from gentletune.recipe import Recipe
+from gentletune.lm.model_files import resolve_model
 
 
 def check_recipe(
@@ -50,7 +50,7 @@ def check_recipe(
 
 def check_output(run: Path) -> None:
     """Raises `UserError` where a run directory is a file, or another process is at it."""
-    from gentletune.study.locks import check_free
+    from gentletune.core.locks import check_free
 
     with suppress(OSError):  # what the file system refuses is told by whoever writes there
         if run.is_file():
@@ -71,9 +71,9 @@ def check_study(config: Path, output: Path, *, files: bool = True) -> None:
 
     Raises `UserError`.
     """
-    from gentletune.records import read_record
-    from gentletune.study.plan import plan, read_settings, read_study
-    from gentletune.study.search import read_search
+    from gentletune.core.records import read_record
+    from gentletune.sweeps.plan import plan, read_settings, read_study
+    from gentletune.sweeps.search import read_search
 
     study, where = read_study(config), str(config)
     read_settings(study, where)

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from gentletune.errors import UserError, unknown
-from gentletune.recipe import ALIASES, Recipe
+from gentletune.core.errors import UserError, unknown
+from gentletune.core.recipe import ALIASES, Recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 stdout, stderr = Console(), Console(stderr=True)
@@ -108,7 +108,7 @@ def seed_list(text: str) -> list[int]:
 
 def prepare() -> None:
     """Quiet the libraries' own chatter and keep memory; before any model is touched."""
-    from gentletune.models import keep_freed_memory
+    from gentletune.lm.models import keep_freed_memory
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     keep_freed_memory()

@@ -23,7 +23,7 @@ from gentletune.cli.common import (
     stderr,
     stdout,
 )
-from gentletune.recipe import load_recipe
+from gentletune.core.recipe import load_recipe
 
 
 @app.command("controls", context_settings=FREE)
@@ -57,8 +57,8 @@ def controls_command(
     named, given, temperatures = split_methods(methods), numbers("--rates", rates), numbers("--taus", taus)
     chosen = seed_list(seeds)
     check_recipe(recipe, methods=[recipe.method, *named], tasks=recipe.evaluate)
-    from gentletune.study.control_text import cells, sentences
-    from gentletune.study.controls import controls
+    from gentletune.research.ablations.run import controls
+    from gentletune.research.ablations.text import cells, sentences
 
     prepare()
     with stages() as stage:

@@ -20,8 +20,8 @@ from gentletune.cli.common import (
     stderr,
     stdout,
 )
-from gentletune.errors import UserError
-from gentletune.recipe import load_recipe
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import load_recipe
 
 
 @app.command("curriculum", context_settings=FREE)
@@ -56,8 +56,8 @@ def curriculum_command(
         raise UserError("a curriculum needs at least one method and one seed")
     recipe = load_recipe(config, given)
     check_recipe(recipe, methods=names)
-    from gentletune.study.curriculum import curriculum
-    from gentletune.study.curriculum_table import verdicts
+    from gentletune.research.dynamics.run import curriculum
+    from gentletune.research.dynamics.table import verdicts
 
     prepare()
     found = curriculum(

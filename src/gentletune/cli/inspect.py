@@ -13,9 +13,9 @@ from rich.text import Text
 
 from gentletune.cli.check import check_recipe
 from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, say, stages, stdout
-from gentletune.errors import UserError
-from gentletune.recipe import load_recipe
-from gentletune.records import write_json_atomic
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import load_recipe
+from gentletune.core.records import write_json_atomic
 
 if TYPE_CHECKING:
     from gentletune.inspection import Inspection

@@ -25,9 +25,9 @@ from gentletune.cli.common import (
     stderr,
     stdout,
 )
-from gentletune.recipe import load_recipe
-from gentletune.records import load_records, write_json_atomic, write_text_atomic
-from gentletune.score_table import print_scores
+from gentletune.cli.scores import print_scores
+from gentletune.core.recipe import load_recipe
+from gentletune.core.records import load_records, write_json_atomic, write_text_atomic
 
 
 @app.command("train", context_settings=FREE, epilog=recipe_help())
@@ -48,7 +48,7 @@ def train_command(context: typer.Context, config: ConfigOption = None) -> None:
     check_recipe(recipe, tasks=recipe.evaluate)
     import torch
 
-    from gentletune.study.run import train
+    from gentletune.runs.run import train
 
     prepare()
     if recipe.processes == 1 and (gpus := torch.cuda.device_count()) > 1:
@@ -94,7 +94,7 @@ def evaluate_command(
     has_data = recipe.data is not None or recipe.data_path is not None
     name, alone = model or recipe.model, not (has_data or initial)
     check_recipe(recipe, models=[name] if alone else [name, recipe.model], data=has_data, tasks=True)
-    from gentletune.study.evaluate import evaluate
+    from gentletune.runs.evaluate import evaluate
 
     prepare()
     with stages() as stage:
@@ -130,9 +130,9 @@ def sweep_command(
       gentletune sweep -c study.yaml --executor pool --workers 4
     """
     check_study(config, output, files=probe or not dry_run)
-    from gentletune.study.estimate import estimate
-    from gentletune.study.plan import read_study
-    from gentletune.study.sweep import Queue, sweep
+    from gentletune.sweeps.estimate import estimate
+    from gentletune.sweeps.plan import read_study
+    from gentletune.sweeps.sweep import Queue, sweep
 
     study = read_study(config)
     if dry_run:

@@ -9,9 +9,9 @@ import typer
 
 from gentletune.cli.check import check_file
 from gentletune.cli.common import app, prepare, say, stages, stderr, stdout
-from gentletune.model_files import resolve_model
-from gentletune.records import write_json_atomic
-from gentletune.score_table import print_code_length
+from gentletune.cli.scores import print_code_length
+from gentletune.core.records import write_json_atomic
+from gentletune.lm.model_files import resolve_model
 
 
 @app.command("code-length")
@@ -32,7 +32,7 @@ def code_length_command(
     check_file(path)
     for name in filter(None, (model, initial)):
         resolve_model(name)
-    from gentletune.study.code_length import code_length
+    from gentletune.evaluation.file_code_length import code_length
 
     prepare()
     try:

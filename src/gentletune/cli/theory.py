@@ -9,11 +9,11 @@ import typer
 from rich.table import Table
 
 from gentletune.cli.common import app, say, stdout
-from gentletune.records import write_json_atomic
+from gentletune.core.records import write_json_atomic
 
 if TYPE_CHECKING:
-    from gentletune.theory.tally import Finding
-    from gentletune.theory.verify import Verification
+    from gentletune.research.theory.tally import Finding
+    from gentletune.research.theory.verify import Verification
 
 theory_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", help="Code lengths along fine-tuning: the theorems, checked."
@@ -36,7 +36,7 @@ def verify_command(
 
       gentletune theory verify --trees 10000 --seed 0 --json verify.json
     """
-    from gentletune.theory.verify import verify
+    from gentletune.research.theory.verify import verify
 
     found = verify(trees, seed)
     _print_findings(found)

@@ -10,7 +10,7 @@ import typer
 from gentletune.cli.check import check_recipe
 from gentletune.cli.common import FREE, ConfigOption, numbers, overrides, prepare, say, seed_list, stages, stdout
 from gentletune.cli.theory import theory_app
-from gentletune.recipe import load_recipe
+from gentletune.core.recipe import load_recipe
 
 
 @theory_app.command("fit", context_settings=FREE)
@@ -39,9 +39,9 @@ def fit_command(
     recipe = load_recipe(config, overrides(context.args))
     learning_rates, chosen = numbers("--rates", rates), seed_list(seeds)
     check_recipe(recipe)
-    from gentletune.study.tilting import fit_tilting
-    from gentletune.study.tilting_files import write_tilting
-    from gentletune.study.tilting_reading import reading
+    from gentletune.research.tilting.files import write_tilting
+    from gentletune.research.tilting.reading import reading
+    from gentletune.research.tilting.run import fit_tilting
 
     prepare()
     with stages() as stage:

@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 import jinja2
 
+from gentletune.core.errors import UserError
 from gentletune.data.templates import has_marks, training_template
-from gentletune.errors import UserError
 
 Message = dict[str, Any]
 _USUAL_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<turn|>", "<|end_of_turn|>")

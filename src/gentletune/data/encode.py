@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gentletune.core.errors import UserError
 from gentletune.data.chat import encode_chat, render_prompt
 from gentletune.data.files import Row
-from gentletune.errors import UserError
 
 IGNORE = -100  # the label that torch's losses skip
 

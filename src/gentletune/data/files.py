@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from gentletune.core.errors import UserError, check_text
 from gentletune.data.hub import hub_rows, is_hub_name
-from gentletune.errors import UserError, check_text
 
 Row = dict[str, Any]
 Shape = Literal["messages", "prompt_completion", "text"]

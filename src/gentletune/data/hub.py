@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
 
-from gentletune.errors import UserError
+from gentletune.core.errors import UserError
 
 # What ends so is meant as a file, also where there is none.
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv", ".xlsx", ".arrow", ".gz", ".zip", ".zst")

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from gentletune.cache import digest
+from gentletune.core.cache import digest
+from gentletune.core.errors import UserError, unknown
+from gentletune.core.recipe import Recipe
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.esci import esci_example
 from gentletune.data.domains.medcalc import medcalc_example
 from gentletune.data.example import Example
 from gentletune.data.files import Row, Shape, check_rows, read_rows, shaped
 from gentletune.data.hub import data_name, is_hub_name
-from gentletune.errors import UserError, unknown
-from gentletune.recipe import Recipe
 
 _DEFAULT_CLINIC_ROWS = 1000
 _FROM_FILE: Mapping[str, Callable[..., Example]] = {"medcalc": medcalc_example, "esci": esci_example}

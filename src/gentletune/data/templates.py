@@ -12,8 +12,8 @@ from typing import Any
 
 import jinja2
 
-from gentletune.cache import digest
-from gentletune.errors import UserError, unknown
+from gentletune.core.cache import digest
+from gentletune.core.errors import UserError, unknown
 
 _TRAINING = "_training"  # how TRL names the variant of a template that marks what the assistant says
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")

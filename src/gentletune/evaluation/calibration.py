@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gentletune.core.records import Score, Side
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import Encoded
-from gentletune.evaluation.generate import Progress
+from gentletune.lm.generate import Progress
+from gentletune.lm.models import Head, hidden_states, lm_head
 from gentletune.losses import label_tokens
-from gentletune.models import Head, hidden_states, lm_head
-from gentletune.records import Score, Side
 from gentletune.stats import ratio_score
 
 BINS = 15

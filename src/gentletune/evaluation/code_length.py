@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from gentletune.core.errors import UserError
+from gentletune.core.records import Score, Side
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import IGNORE, Encoded, EncodedRows, encode_rows
 from gentletune.data.files import check_rows, is_text, read_rows, read_text, shaped
-from gentletune.errors import UserError
-from gentletune.evaluation.generate import Progress
+from gentletune.lm.generate import Progress
+from gentletune.lm.models import hidden_states, lm_head, quiet
 from gentletune.losses import label_tokens, token_nll
-from gentletune.models import hidden_states, lm_head, quiet
-from gentletune.records import Score, Side
 from gentletune.stats import ratio_score
 
 

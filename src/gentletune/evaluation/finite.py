@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from gentletune.errors import NotFiniteError
-from gentletune.records import Score
+from gentletune.core.errors import NotFiniteError
+from gentletune.core.records import Score
 
 BROKEN = "the model's probabilities are not finite; its weights are broken, or diverged in training"
 

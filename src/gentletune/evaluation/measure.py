@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gentletune.cache import cached_json, digest
+from gentletune.core.cache import cached_json, digest
+from gentletune.core.errors import UserError, memory_errors
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import Score, Side
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_rows
 from gentletune.data.general import general_prompts
 from gentletune.data.load import DomainData
-from gentletune.errors import UserError, memory_errors
 from gentletune.evaluation.calibration import calibration_scores, predictions
 from gentletune.evaluation.code_length import (
     SequenceNLL,
@@ -22,7 +24,6 @@ from gentletune.evaluation.code_length import (
     text_rows,
 )
 from gentletune.evaluation.finite import check_model, check_rows, check_scores
-from gentletune.evaluation.generate import Progress, generate
 from gentletune.evaluation.harness import (
     EvalTask,
     Stage,
@@ -32,8 +33,7 @@ from gentletune.evaluation.harness import (
     run_tasks,
     wrap_own,
 )
-from gentletune.recipe import Recipe
-from gentletune.records import Score, Side
+from gentletune.lm.generate import Progress, generate
 
 GENERAL_SEED = 20250920  # the sampled answers are the same in every run
 _VERSION = 4  # raise when what is cached would come out differently

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
 from gentletune.data import load_data
 from gentletune.data.files import Row
 from gentletune.data.load import draw
 from gentletune.data.templates import set_chat_template
-from gentletune.errors import UserError
 from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.hardest import Hardest, HardToken
 from gentletune.inspection.spool import Spool, TokenFiles, token_files
@@ -33,9 +34,8 @@ from gentletune.inspection.summary import (
 )
 from gentletune.inspection.tokens import QUANTILES, THRESHOLDS, TokenStatistics
 from gentletune.inspection.weights import HARD, METHODS, MethodWeight, WeightTotals, method_weights
+from gentletune.lm.models import load_model, load_tokenizer, resolve_model
 from gentletune.losses import batch_tau
-from gentletune.models import load_model, load_tokenizer, resolve_model
-from gentletune.recipe import Recipe
 
 Progress = Callable[[int, int], None]
 Stage = Callable[[str], Progress | None]

@@ -13,13 +13,13 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from gentletune.core.records import write_text_atomic
 from gentletune.inspection import tables
 from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.inspector import Inspection
 from gentletune.inspection.stream import RowTokens
 from gentletune.inspection.summary import DECADES, LINEAR_EDGES
 from gentletune.inspection.weights import METHODS, method_weights
-from gentletune.records import write_text_atomic
 
 # Probabilities between which a token's colour changes, the strongest below the first.
 _STEPS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)

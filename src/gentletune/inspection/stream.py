@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gentletune.core.errors import UserError
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import IGNORE, Encoded, encode_row
 from gentletune.data.files import Row
-from gentletune.errors import UserError
 from gentletune.inspection.classes import classify
 from gentletune.inspection.text import TokenText
 from gentletune.inspection.weights import EAFT_K
+from gentletune.lm.models import Head, hidden_states, lm_head
 from gentletune.losses import eaft_weights, label_tokens
-from gentletune.models import Head, hidden_states, lm_head
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gentletune.data import Encoded
 from gentletune.data.batches import length_batches, pad_batch
+from gentletune.lm.models import hidden_states, lm_head
 from gentletune.losses import batch_tau, effective_sample_size, label_tokens, talr_weights, token_nll
-from gentletune.models import hidden_states, lm_head
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 THRESHOLDS = (0.001, 0.01, 0.1, 0.5)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
-from gentletune.errors import UserError, unknown
+from gentletune.core.errors import UserError, unknown
 from gentletune.methods.base import Method, compose
 
 Factory = Callable[..., Method]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gentletune.records import RunRecord, write_bytes_atomic, write_text_atomic
+from gentletune.core.records import RunRecord, write_bytes_atomic, write_text_atomic
 from gentletune.report.axes import Axis, Point, choose_axis, score_keys
 from gentletune.report.files import runs_csv, settings_csv, to_markdown
 from gentletune.report.notes import notes
@@ -83,7 +83,7 @@ def report(
     initial models or data sets are not compared: each gets a section of its own.
     Raises `UserError` on an unknown key or a bad budget, `OSError` where `output` cannot be written.
 
-        from gentletune.records import load_records
+        from gentletune.core.records import load_records
         print(report(load_records([Path("runs")]), Path("report"), budget=0.01).sentence)
     """
     sections = split(records, domain, general, budget)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gentletune.errors import UserError, unknown
-from gentletune.records import RunRecord, Score
+from gentletune.core.errors import UserError, unknown
+from gentletune.core.records import RunRecord, Score
 
 Side = Literal["domain", "general"]
 Verdict = Literal["better", "worse", "tied", "unknown"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gentletune.records import Score
+from gentletune.core.records import Score
 from gentletune.report.axes import Axis
 from gentletune.report.pareto import Candidate
 from gentletune.report.settings import Reading

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gentletune.records import RunRecord
+from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis
 from gentletune.report.settings import Reading, Setting, plain_twin, read_all
 from gentletune.stats import Change, compare, holm

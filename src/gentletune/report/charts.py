@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gentletune.records import RunRecord
+from gentletune.core.records import RunRecord
 from gentletune.report.axes import GENERAL_FALLBACK, Axis, Point, complete, score_keys, single_axis
 from gentletune.report.marks import Figure, bars, dots, figure, line, quiet_axis, rate_axis, score_axis, text, title
 from gentletune.report.numbers import plus_minus, rate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gentletune.records import RunRecord
+from gentletune.core.records import RunRecord
 from gentletune.report.marks import Figure, bars, dots, figure, score_axis, short, text
 from gentletune.report.numbers import plus_minus, rate
 from gentletune.report.pareto import Candidate

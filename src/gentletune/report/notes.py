@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gentletune.records import RunRecord
+from gentletune.core.records import RunRecord
 from gentletune.report.axes import CALIBRATION, Axis, complete, score_keys, single_axis
 from gentletune.report.bootstrap import DRAWS, SEED
 from gentletune.report.numbers import rate

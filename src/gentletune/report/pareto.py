@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gentletune.records import RunRecord
+from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, Point, complete
 from gentletune.report.numbers import rate
 from gentletune.report.settings import Reading, Setting, read_all, settings_of, told_apart

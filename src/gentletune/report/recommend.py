@@ -9,8 +9,8 @@ from functools import cached_property
 from itertools import combinations
 from typing import Literal
 
-from gentletune.errors import UserError
-from gentletune.records import RunRecord
+from gentletune.core.errors import UserError
+from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, Point
 from gentletune.report.changes import between, from_initial
 from gentletune.report.numbers import number, plus_minus

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from gentletune.recipe import Recipe
-from gentletune.records import RunRecord
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import RunRecord
 
 _ALWAYS = ("model", "data", "data_path", "method", "learning_rate", "seed")
 _SHORT = {"learning_rate": "lr"}
@@ -21,7 +21,7 @@ def command(record: RunRecord) -> str:
 
     The run directory is left out: in the old one the same command would only return the record that is there.
 
-    >>> from gentletune.records import RunRecord
+    >>> from gentletune.core.records import RunRecord
     >>> recipe = {"data": "clinic", "method": "talr", "learning_rate": 1e-5, "seed": 1, "cot": False}
     >>> command(RunRecord(status="complete", method="talr", label="talr", learning_rate=1e-5, seed=1, recipe=recipe))
     'gentletune train --model smollm2-135m --data clinic --method talr --lr 1e-05 --seed 1 --no-cot'

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gentletune.records import RunRecord
+from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, Point
 from gentletune.report.bootstrap import Draws, draw
 from gentletune.report.labels import Box, place_labels

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gentletune.records import RunRecord
+from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, axis_keys, both_axes
 from gentletune.report.recommend import Advice, recommend
 from gentletune.report.settings import Setting, settings_of

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gentletune.recipe import Recipe
-from gentletune.records import RunRecord, Score
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, Point, Verdict
 from gentletune.report.numbers import rate
 from gentletune.stats import Change, Pool, Run, average, compare, mean_of, seed_pool

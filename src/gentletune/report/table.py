@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gentletune.records import RunRecord
+from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, Verdict, score_keys, single_axis
 from gentletune.report.bootstrap import Estimate
 from gentletune.report.changes import from_initial, from_plain, of_runs

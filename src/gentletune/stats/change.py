@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from gentletune.records import Score
+from gentletune.core.records import Score
 from gentletune.stats.contrast import half_width, p_value
 from gentletune.stats.evidence import find
 from gentletune.stats.items import layout_of, share_error

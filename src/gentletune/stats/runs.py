@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from gentletune.records import Score
+from gentletune.core.records import Score
 
 
 @dataclass(frozen=True)

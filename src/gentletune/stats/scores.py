@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gentletune.records import Score, Side
+from gentletune.core.records import Score, Side
 from gentletune.stats.items import Array, layout_of, share_error
 
 Answers = Sequence[bool | float]  # each in [0, 1]

@@ -15,8 +15,8 @@ from accelerate.utils import get_mixed_precision_context_manager
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from gentletune.lm.models import base_causal_lm, hidden_states, lm_head
 from gentletune.losses import Backend, Weigh, label_tokens, token_nll, weighted_nll
-from gentletune.models import base_causal_lm, hidden_states, lm_head
 
 _MARK = "_gentletune_token_nll"
 

@@ -14,7 +14,7 @@ import pytest
 
 from gentletune.evaluation.harness import Subject
 from gentletune.evaluation.harness.backend import GentleLM
-from gentletune.models import load_model, load_tokenizer, model_hash
+from gentletune.lm.models import load_model, load_tokenizer, model_hash
 
 GSM8K = [
     {

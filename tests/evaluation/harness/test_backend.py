@@ -13,9 +13,9 @@ from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 
 import gentletune.evaluation.harness.backend as backend
+from gentletune.core.errors import UserError
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.templates import trl_templates
-from gentletune.errors import UserError
 from gentletune.evaluation.harness import Subject
 from gentletune.evaluation.harness.backend import GentleLM, make_lm
 from tests.conftest import make_model, make_tokenizer

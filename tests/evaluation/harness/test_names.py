@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gentletune.errors import UserError
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
 from gentletune.evaluation.harness import tasks
 from gentletune.evaluation.harness.names import may_be_a_task, written_names
-from gentletune.recipe import Recipe
 
 
 @pytest.mark.parametrize("folder", ["gsm8k", "humaneval", "acpbench", "kbl", "hellaswag"])

@@ -14,10 +14,10 @@ from lm_eval.tasks import TaskManager
 
 import gentletune.evaluation.harness.run as run
 import gentletune.evaluation.harness.tasks as tasks_module
-from gentletune.errors import UserError
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
 from gentletune.evaluation.harness import Subject, TaskResult, code_walls, resolve_tasks, run_tasks
-from gentletune.evaluation.sandbox import Isolation
-from gentletune.recipe import Recipe
+from gentletune.sandbox.host import Isolation
 from tests.evaluation.harness.conftest import GSM8K, HUMANEVAL, write_csv, write_jsonl
 
 Says = Callable[[Callable[[str], str]], list[str]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gentletune.errors import UserError
+from gentletune.core.errors import UserError
 from gentletune.evaluation.harness.user import UserTask, user_task
 from tests.evaluation.harness.conftest import write_jsonl
 

@@ -10,9 +10,9 @@ from decimal import Decimal
 from random import Random
 from typing import Literal
 
+from gentletune.core.errors import unknown
 from gentletune.data.domains.clinic_formulas import FORMULAS, Case, Fact, Formula, Patient
 from gentletune.data.example import ANSWER_PREFIX, Answer, Example
-from gentletune.errors import unknown
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")

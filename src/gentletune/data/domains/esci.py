@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gentletune.core.errors import UserError
 from gentletune.data.example import ANSWER_PREFIX, Answer, Example
-from gentletune.errors import UserError
 
 CLASSES = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
 _TEXT = ("product_title", "product_brand", "product_bullet_point", "product_description")

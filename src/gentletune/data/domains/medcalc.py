@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from gentletune.core.errors import UserError
 from gentletune.data.example import ANSWER_PREFIX, Answer, AnswerKind, Example
-from gentletune.errors import UserError
 
 COLUMNS = (
     *("Patient Note", "Question", "Ground Truth Answer", "Lower Limit", "Upper Limit"),

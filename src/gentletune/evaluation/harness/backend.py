@@ -14,14 +14,14 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
+from gentletune.core.errors import NotFiniteError, UserError, check_text
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.chat import as_contents
 from gentletune.data.encode import IGNORE, Encoded
-from gentletune.errors import NotFiniteError, UserError, check_text
 from gentletune.evaluation.finite import BROKEN
-from gentletune.evaluation.generate import Progress, generate
+from gentletune.lm.generate import Progress, generate
+from gentletune.lm.models import hidden_states, lm_head
 from gentletune.losses import label_tokens
-from gentletune.models import hidden_states, lm_head
 
 Backend = Literal["gentletune", "hf", "vllm"]
 BACKENDS: tuple[Backend, ...] = ("gentletune", "hf", "vllm")

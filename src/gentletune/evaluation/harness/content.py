@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gentletune.cache import digest, file_digest
+from gentletune.core.cache import digest, file_digest
 
 _LONGEST_PATH = 4096
 _DATA_KEYS = ("data_files", "data_dir")  # of `dataset_kwargs`

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import comb
 from typing import Any
 
-from gentletune.evaluation.sandbox import humaneval_program, run_many
+from gentletune.sandbox.host import humaneval_program, run_many
 
 DATASET = "openai/openai_humaneval"
 

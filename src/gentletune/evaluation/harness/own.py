@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gentletune.cache import digest
+from gentletune.core.cache import digest
+from gentletune.core.errors import UserError
+from gentletune.core.records import Score
 from gentletune.data.example import Example
-from gentletune.errors import UserError
 from gentletune.evaluation.constraints import satisfied
 from gentletune.evaluation.scoring import is_readable, is_right, said
-from gentletune.records import Score
 from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown
 
 Side = Literal["domain", "general"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gentletune.cache import cache_root, whole_directory
-from gentletune.errors import UserError
+from gentletune.core.cache import cache_root, whole_directory
+from gentletune.core.errors import UserError
 
 _MODEL = "tokenizers/punkt_tab/english"
 

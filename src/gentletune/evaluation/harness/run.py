@@ -12,15 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gentletune.cache import cache_root, cached_json, digest
-from gentletune.errors import NotFiniteError, OutOfMemoryError, UserError, memory_errors
+from gentletune.core.cache import cache_root, cached_json, digest
+from gentletune.core.errors import NotFiniteError, OutOfMemoryError, UserError, memory_errors
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import Score
 from gentletune.evaluation.finite import check_model, check_scores
-from gentletune.evaluation.generate import Progress
 from gentletune.evaluation.harness.backend import GentleLM, make_lm
 from gentletune.evaluation.harness.own import own_score
 from gentletune.evaluation.harness.tasks import EvalTask
-from gentletune.recipe import Recipe
-from gentletune.records import Score
+from gentletune.lm.generate import Progress
 from gentletune.stats import accuracy_score, mean_score, ratio_score
 
 Stage = Callable[[str], Progress | None]

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gentletune.cache import cache_root, digest, file_digest
+from gentletune.core.cache import cache_root, digest, file_digest
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
+from gentletune.core.yaml_file import read_yaml
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.esci import esci_example
 from gentletune.data.domains.medcalc import medcalc_example, shared_notes
@@ -19,7 +22,6 @@ from gentletune.data.example import Example
 from gentletune.data.files import read_rows
 from gentletune.data.general import arithmetic_examples, instruction_examples
 from gentletune.data.load import draw
-from gentletune.errors import UserError
 from gentletune.evaluation.harness.content import content_hash
 from gentletune.evaluation.harness.humaneval import DATASET as HUMANEVAL
 from gentletune.evaluation.harness.humaneval import humaneval_task
@@ -27,9 +29,7 @@ from gentletune.evaluation.harness.names import may_be_a_task, tasks_folder, wri
 from gentletune.evaluation.harness.own import OwnTask, Side, as_harness_task, example_task
 from gentletune.evaluation.harness.punkt import ensure_punkt
 from gentletune.evaluation.harness.user import user_task
-from gentletune.evaluation.sandbox import probe_isolation, require_isolation
-from gentletune.recipe import Recipe
-from gentletune.yaml_file import read_yaml
+from gentletune.sandbox.host import probe_isolation, require_isolation
 
 GENERAL_SEED = 20250920  # the generated tasks are the same rows in every run
 _IFEVAL = "google/IFEval"

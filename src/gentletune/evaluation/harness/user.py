@@ -11,12 +11,12 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gentletune.core.errors import UserError, check_text
+from gentletune.core.yaml_file import read_yaml
 from gentletune.data.files import Row, read_rows
 from gentletune.data.load import draw
-from gentletune.errors import UserError, check_text
 from gentletune.evaluation.harness.own import Item, OwnMetric, OwnTask, Side, Verdict
 from gentletune.evaluation.scoring import answer_text, read_number
-from gentletune.yaml_file import read_yaml
 
 
 class UserTask(BaseModel):

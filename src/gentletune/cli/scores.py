@@ -1,0 +1,88 @@
+"""Scores on a terminal: one table, then what stands behind each accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gentletune.core.records import Score
+from gentletune.stats import compare
+
+
+def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Score], title: str) -> None:
+    """Scores with standard errors and, where the initial model has them, the paired change with its 95 % interval."""
+    if not scores:
+        return
+    before = {score.key: score for score in initial}
+    headings = ["side", "score (↑ higher, ↓ lower is better)", "value ± s.e.", "n"]
+    headings[2:2] = ["initial"] if before else []
+    headings += ["change [95 %]"] if before else []
+    table = Table(title=title)
+    for heading in headings:
+        # The name is what a reader looks for: in a narrow window it is the last to be cut.
+        table.add_column(heading, no_wrap=heading.startswith("score"), overflow="fold")
+    for score in scores:
+        base = before.get(score.key)
+        cells = [score.side, f"{score.key} {'↑' if score.higher_is_better else '↓'}"]
+        cells += [_figure(base.value) if base else ""] if before else []
+        cells += [_with_error(score), str(score.n)]
+        cells += [_change(score, base)] if before else []
+        table.add_row(*cells)
+    console.print(table)
+    for score in scores:
+        for line in _details(score):
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def print_code_length(
+    console: Console, scores: Sequence[Score], initial: Sequence[Score], changes: Sequence[Score], title: str
+) -> None:
+    """Code lengths with their paired changes, which are scores of their own."""
+    table = Table(title=title)
+    for heading in ("score", "value ± s.e.", "initial", "change ± s.e.", "sequences"):
+        table.add_column(heading)
+    before, change = ({score.metric: score for score in found} for found in (initial, changes))
+    for score in scores:
+        cells = (score, before.get(score.metric), change.get(score.metric))
+        table.add_row(score.metric, *(_with_error(cell) for cell in cells), str(score.n))
+    console.print(table)
+
+
+def _with_error(score: Score | None) -> str:
+    if score is None:
+        return ""
+    return _figure(score.value) + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _change(score: Score, base: Score | None) -> str:
+    if base is None or score.task.startswith("drift_"):  # drift is a change already
+        return ""
+    change = compare(score, base)
+    span = "" if change.low is None or change.high is None else f" [{change.low:+.4f}, {change.high:+.4f}]"
+    return f"{change.value:+.4f}{span}"
+
+
+def _details(score: Score) -> list[str]:
+    found: dict[str, Any] = score.details
+    lines = []
+    if found.get("unreadable"):
+        lines.append(f"{score.task}: {found['unreadable']} of {score.n} answers could not be read and count as wrong")
+    if "leaked_notes" in found:
+        done = "left out" if found["leaked_dropped"] else "kept; --drop-leaked leaves them out"
+        lines.append(
+            f"{score.task}: {found['leaked_notes']} notes stand in the training file too, "
+            f"with {found['leaked_items']} questions ({done})"
+        )
+    for name, cell in found.get("by_category", {}).items():
+        error = "" if cell["stderr"] is None else f" ± {cell['stderr']:.4f}"
+        lines.append(f"{score.task}, {name}: {cell['value']:.4f}{error} (n = {cell['n']})")
+    for wanted, read in found.get("confusion", {}).items():
+        lines.append(f"{score.task}, right answer {wanted}: " + ", ".join(f"{k} {n}" for k, n in read.items()))
+    return lines

@@ -1,0 +1,1 @@
+"""Recipe, records, errors, cache, provenance: frozen values and files. No torch."""

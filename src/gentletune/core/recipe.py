@@ -1,0 +1,222 @@
+"""The recipe: model + data + method + optimisation + measurement, as one frozen value.
+
+YAML files, CLI flags and Python share these field names; `lr` is accepted for `learning_rate`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gentletune.core.errors import UserError, check_text, unknown
+from gentletune.core.yaml_file import read_yaml
+
+ALIASES = {"lr": "learning_rate"}
+
+# Fields that change neither the trained weights nor any score.
+_BOOKKEEPING = frozenset(
+    {"output", "report_to", "log_every", "save_every", "keep_checkpoints", "probe_every", "probe_rows"}
+)
+# Fields that change scores but not the trained weights.
+_MEASUREMENT = frozenset(
+    {
+        "evaluate",
+        "domain_tokens",
+        "general_prompts",
+        "general_tokens",
+        "task_tokens",
+        "general_rows",
+        "reference_path",
+        "eval_batch_tokens",
+        "tasks",
+        "task_data",
+        "limit",
+        "num_fewshot",
+        "max_gen_toks",
+        "apply_chat_template",
+        "backend",
+        "drop_leaked",
+        "allow_unsafe_code",
+        "calibration",
+    }
+)
+# Fields younger than runs on disk. While one holds its default it is left out of what identifies a run, so that those
+# go on, and count as done, as if it had always been there.
+_YOUNGER = frozenset({"optimizer", "calibration", "processes", "data_config"})
+
+DATE = "2024-07-26"  # the default of Llama 3.1's and 3.2's own templates where no clock is at hand
+Processes = int | Literal["auto"]
+
+
+class Recipe(BaseModel):
+    """Everything that determines a run.
+
+    >>> Recipe(model="smollm2-135m", data="clinic", method="talr", lr=1e-5).learning_rate
+    1e-05
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # --- model
+    model: str = Field("smollm2-135m", min_length=1, description="Directory, bundled alias or hub name.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off unless you say so.")
+
+    # --- data
+    data: str | None = Field(None, description="Domain recipe: clinic, medcalc or esci. None: the file's own shape.")
+    data_path: str | None = Field(None, description="JSONL, JSON, CSV or Parquet file, or a data set of the hub.")
+    data_split: str = Field("train", description="Split to train on, where data_path is a hub name.")
+    data_config: str | None = Field(None, min_length=1, description="Configuration (subset) of a hub data set.")
+    test_path: str | None = Field(None, description="Held-out file; None splits data_path by group (patient note).")
+    test_rows: int = Field(64, ge=1, description="Held-out rows the domain side is measured on.")
+    train_rows: int | None = Field(None, ge=1, description="Use only this many training rows (None: all).")
+    cot: bool = Field(True, description="Train on the worked chain of thought (false: on the label only).")
+    max_length: int | None = Field(None, ge=8, description="Longest row in tokens; longer rows are dropped, counted.")
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="To train, prompt and save with: a Jinja file, a name that TRL ships, or Jinja. None: the model's.",
+    )
+    date: str = Field(DATE, description="Day that dated chat templates print, so that rows are the same on any day.")
+
+    # --- method
+    method: str = Field("sft", min_length=1, description="For example sft, talr, talr(tau=1.0)+lora(r=8)+wise_ft.")
+
+    # --- optimisation
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="Peak learning rate.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD without momentum.")
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps.")
+    max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
+    batch_size: int = Field(8, ge=1, description="Rows per process and micro-batch.")
+    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
+    processes: Processes = Field(
+        1, description="Processes that train and sweep train in, each on a GPU of its own; auto: one a visible GPU."
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up.")
+    weight_decay: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Weight decay: AdamW's is decoupled, SGD's is not."
+    )
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="Gradient clipping norm.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 is autocast over fp32 weights.")
+    gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
+    head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
+    seed: int = Field(0, ge=0, description="Seeds data order, splits, adapters and sampling.")
+
+    # --- bookkeeping
+    output: str | None = Field(None, description="Run directory.")
+    report_to: tuple[str, ...] = Field((), description="trackio, wandb, tensorboard, …")
+    log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
+    save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(1, ge=1, description="Checkpoints kept while training.")
+    probe_every: int = Field(10, ge=0, description="Steps between probes of domain NLL and drift (0: none).")
+    probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
+
+    # --- measurement
+    evaluate: bool = Field(True, description="Measure the initial and the tuned model after training.")
+    domain_tokens: int = Field(160, ge=1, description="Longest answer generated for a domain row.")
+    general_prompts: int = Field(200, ge=1, description="Shipped general prompts whose answers measure drift.")
+    general_tokens: int = Field(48, ge=1, description="Longest answer drift is measured on.")
+    task_tokens: int = Field(64, ge=1, description="Longest answer to a generated general task.")
+    general_rows: int = Field(64, ge=1, description="Rows of each generated general task.")
+    reference_path: str | None = Field(None, description="File of reference answers to measure code length on.")
+    eval_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per evaluation batch.")
+    tasks: tuple[str, ...] = Field(
+        ("arithmetic", "instructions"),
+        description="arithmetic, instructions, clinic, medcalc, esci, a YAML file, or any task of lm-eval's: gsm8k, …",
+    )
+    task_data: str | None = Field(None, description="Directory of the tasks' official files; None asks the hub.")
+    limit: int | None = Field(None, ge=1, description="Documents per task (None: all).")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples in lm-eval's prompts (None: the task's own).")
+    max_gen_toks: int | None = Field(None, ge=1, description="Longest answer to any task (None: the task's own).")
+    apply_chat_template: bool | None = Field(
+        None, description="Chat template for lm-eval's tasks (None: where there is one, but for plain humaneval)."
+    )
+    backend: Literal["gentletune", "hf", "vllm"] = Field("gentletune", description="What generates: ours or lm-eval's.")
+    drop_leaked: bool = Field(False, description="Leave out MedCalc test questions on notes of its training file.")
+    allow_unsafe_code: bool = Field(False, description="Run generated code even where nothing isolates it.")
+    calibration: bool = Field(False, description="Also measure entropy and calibration (ECE) of the predictions.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _aliases(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+        if len(renamed) != len(values):
+            raise ValueError("give learning_rate or lr, not both")
+        return renamed
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _some_processes(cls, value: Any) -> Any:
+        text = str(value)
+        if text != "auto" and not (text.isascii() and text.isdigit() and int(text)):
+            raise ValueError("must be a whole number from 1, or auto")
+        return text if text == "auto" else int(text)
+
+    @field_validator("*")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        try:
+            check_text(value, "")
+        except UserError as error:
+            raise ValueError(str(error).removeprefix(": ")) from error
+        return value
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _a_day(cls, value: Any) -> Any:
+        try:
+            return datetime.date.fromisoformat(str(value)).isoformat()  # YAML reads one without quotes as a date
+        except ValueError as error:
+            raise ValueError(f"must be a day such as {DATE}") from error
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Self:
+        """Validate `values`; every mistake becomes one `UserError` line that begins with `where`."""
+        for key in values:
+            if ALIASES.get(key, key) not in cls.model_fields:
+                problem = unknown("key", str(key), [*cls.model_fields, *ALIASES])
+                raise UserError(f"{where}: {problem}")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or "recipe"
+            message = first["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
+            raise UserError(f"{where}: {key}: {message} (got {first['input']!r})") from error
+
+    def override(self, values: Mapping[str, Any]) -> Self:
+        """A copy with `values` replaced, validated."""
+        return self.parse({**self.model_dump(), **_renamed(values, "recipe")})
+
+    def training_fields(self) -> dict[str, Any]:
+        """The fields that determine the trained weights; without those of `_YOUNGER` that hold their default."""
+        return self._without(_BOOKKEEPING | _MEASUREMENT)
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that determine weights and scores; without those of `_YOUNGER` that hold their default."""
+        return self._without(_BOOKKEEPING)
+
+    def _without(self, left_out: frozenset[str]) -> dict[str, Any]:
+        plain = {name for name in _YOUNGER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=set(left_out | plain))
+
+
+def _renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+    if len(renamed) != len(values):
+        raise UserError(f"{where}: give learning_rate or lr, not both")
+    return renamed
+
+
+def load_recipe(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe from a YAML file (or the defaults) with `overrides` on top."""
+    where = str(path) if path else "recipe"
+    values = read_yaml(path) if path else {}
+    return Recipe.parse({**_renamed(values, where), **_renamed(overrides or {}, "recipe")}, where=where)

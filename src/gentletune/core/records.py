@@ -1,0 +1,181 @@
+"""Scores and run records: what a run was and what came of it, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gentletune.core.errors import NotFiniteError, UserError
+
+RECORD_FILE = "record.json"
+Side = Literal["domain", "general"]
+
+
+class Score(BaseModel):
+    """One measured number with its uncertainty.
+
+    `value` and `stderr` share a unit, named by `metric` (`accuracy` in [0, 1], `bits_per_token` in bits);
+    `stderr` is None when it cannot be estimated (fewer than two items, or than two groups of items).
+
+    `items` are the n linearised items, in the value's unit: their mean is `value`, up to rounding, and the
+    variance of their mean is that of `value` (`gentletune.stats`). `clusters` numbers the group of each
+    item; empty, every item is its own. Both are empty in old records. `details` holds breakdowns, fit for JSON.
+
+    Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    side: Side
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool
+    items: tuple[float, ...] = ()
+    clusters: tuple[int, ...] = ()
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if len(self.items) not in (0, self.n):
+            raise ValueError(f"score '{self.key}' has {len(self.items)} items, but n is {self.n}")
+        if len(self.clusters) not in (0, len(self.items)):
+            raise ValueError(f"score '{self.key}' has {len(self.clusters)} clusters for {len(self.items)} items")
+        return self
+
+    @property
+    def key(self) -> str:
+        """`task/metric`, the name of this score across runs."""
+        return f"{self.task}/{self.metric}"
+
+    @property
+    def units(self) -> int:
+        """How many independent units there are: groups of items, or the items where they are not grouped."""
+        return len(set(self.clusters)) or self.n
+
+
+class RunRecord(BaseModel):
+    """What a run was and what came of it. `scores` are the tuned model's, `initial_scores` the initial's.
+
+    `method` is the canonical composed name (`talr+lora`), `recipe` every field of the recipe, `hashes` content
+    hashes (SHA-256), `timings` in seconds. `label` names the point in a report when the method alone does not
+    (a Wise-FT point: `sft+wise_ft(alpha=0.5)`). `sandbox` says what isolated generated code, where any was run.
+    `curves` are what was logged in training, thinned: `{name: [(step, value), …]}`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: Literal["complete", "failed"]
+    method: str
+    label: str
+    learning_rate: float
+    seed: int
+    recipe: dict[str, Any]
+    versions: dict[str, str] = Field(default_factory=dict)
+    hashes: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    timings: dict[str, float] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, float] = Field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
+    scores: list[Score] = Field(default_factory=list)
+    initial_scores: list[Score] = Field(default_factory=list)
+    created: str = ""
+    git_commit: str | None = None
+    sandbox: str = ""
+    error: str | None = None
+
+    def score(self, key: str, initial: bool = False) -> Score | None:
+        """The score named `task/metric`, or None."""
+        pool = self.initial_scores if initial else self.scores
+        return next((s for s in pool if s.key == key), None)
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the whole new one.
+
+    Raises `OSError` where the directory cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """`write_bytes_atomic` of `text` in UTF-8."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """`write_text_atomic` of `value` as strict JSON. Raises `NotFiniteError` with the place of a NaN or infinity."""
+    if found := _not_finite(value):
+        raise NotFiniteError(f"{path.name}: {'.'.join(found[0])} is {found[1]}, which JSON has no number for")
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _not_finite(value: Any) -> tuple[list[str], float] | None:
+    """The keys that lead to the first number that is not finite, and the number."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ([], value)
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    for key, part in parts:
+        if found := _not_finite(part):
+            return [str(key), *found[0]], found[1]
+    return None
+
+
+def write_record(directory: Path, record: RunRecord) -> None:
+    """Write `record.json` into the run directory, whole or not at all."""
+    write_json_atomic(directory / RECORD_FILE, record.model_dump(mode="json"))
+
+
+def read_record(directory: Path) -> RunRecord | None:
+    """The run's record, or None where there is none. Raises `UserError` on a broken file."""
+    path = directory / RECORD_FILE
+    if not path.exists():
+        return None
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again") from error
+
+
+def load_records(directories: Iterable[Path]) -> list[RunRecord]:
+    """Every `record.json` at or below the given directories, in path order.
+
+    Raises `UserError` where a directory is missing or none is found.
+    """
+    records: list[RunRecord] = []
+    roots = list(directories)
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"no such directory: {root}; give a run or study directory")
+        for path in sorted(root.rglob(RECORD_FILE)):
+            record = read_record(path.parent)
+            if record is not None:
+                records.append(record)
+    if not records:
+        raise UserError(f"no {RECORD_FILE} under {', '.join(map(str, roots))}; run `gentletune train` first")
+    return records

@@ -1,0 +1,71 @@
+"""The one reader of YAML files: YAML 1.2's core schema, where only `true` and `false` are booleans.
+
+PyYAML reads YAML 1.1, which takes `yes`, `no`, `on` and `off` for booleans, `5e-6` for text, `010` for 8, `1:30` for 90
+and `2024-01-01` for a date. Source: https://yaml.org/spec/1.2.2/#103-core-schema.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gentletune.core.errors import UserError
+
+# The scalars that are no text, with the characters they may begin with ("": an empty value).
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "null": (r"~|null|Null|NULL|", [*"~nN", ""]),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        [*"-+.0123456789"],
+    ),
+    "merge": (r"<<", ["<"]),  # of YAML 1.1: `<<: *base`
+}
+
+
+class _Reader(yaml.SafeLoader):
+    """PyYAML's safe reader with the scalars above."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own table, which subclasses share otherwise
+
+
+def _whole_number(reader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = reader.construct_scalar(node)
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _function_name(reader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    """A function in a task file of lm-eval's form, which resolves it itself."""
+    return str(reader.construct_scalar(node))
+
+
+for _name, (_pattern, _first) in _SCALARS.items():
+    _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
+_Reader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Reader.add_constructor("!function", _function_name)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from `path`. Raises `UserError` with the line of a syntax error.
+
+    >>> yaml.load("choices: [yes, no, on, true]", Loader=_Reader)
+    {'choices': ['yes', 'no', 'on', True]}
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; give a YAML file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Reader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}: line {line}: broken YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML does not allow; `!!int text`
+        raise UserError(f"{path}: broken YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: give a mapping of keys to values, such as `model: smollm2-135m`")
+    return {str(key): value for key, value in values.items()}

@@ -1,0 +1,32 @@
+"""Language models as compressors: token trees, their code lengths and coder, tilting and its bounds (numpy only)."""
+
+from gentletune.research.theory.bounds import (
+    RiseBound,
+    exchange_rate_bound,
+    hard_token_bound,
+    noisy_steps_bound,
+    rise_bound,
+    safe_lambda,
+)
+from gentletune.research.theory.code_length import code_length_change, expected_code_length, kl, node_kl
+from gentletune.research.theory.coding import decode_path, encode_path, path_interval
+from gentletune.research.theory.tilting import Tuning
+from gentletune.research.theory.tree import TokenTree
+
+__all__ = [
+    "RiseBound",
+    "TokenTree",
+    "Tuning",
+    "code_length_change",
+    "decode_path",
+    "encode_path",
+    "exchange_rate_bound",
+    "expected_code_length",
+    "hard_token_bound",
+    "kl",
+    "node_kl",
+    "noisy_steps_bound",
+    "path_interval",
+    "rise_bound",
+    "safe_lambda",
+]

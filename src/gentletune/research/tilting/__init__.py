@@ -1,0 +1,1 @@
+"""Real fine-tuning read as exponential tilting: the effective λ."""

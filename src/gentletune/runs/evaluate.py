@@ -1,0 +1,118 @@
+"""Measure any model on both sides, and against the model it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gentletune.core.errors import UserError
+from gentletune.core.provenance import provenance
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import Score
+from gentletune.data import DomainData, load_data
+from gentletune.data.templates import prompted_hash, set_chat_template
+from gentletune.evaluation.finite import of_model
+from gentletune.evaluation.harness import Stage, Subject, code_walls, resolve_tasks
+from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, row_limit, silent
+from gentletune.lm.models import load_model, load_tokenizer, model_hash, resolve_model
+from gentletune.stats import Change, compare, mean_over_tasks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of a model and of its initial model (none where it was measured alone).
+
+    `sandbox` says what isolated generated code, where any was run; `samples` what each task asked and got; `hashes`
+    what was measured, on what: SHA-256 by content.
+    """
+
+    model: str
+    initial_model: str | None
+    scores: list[Score]
+    initial_scores: list[Score]
+    sandbox: str = ""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> dict[str, Change]:
+        """The change of each score from the initial model, paired by item, by `task/metric`; drift is one itself."""
+        before = {score.key: score for score in self.initial_scores}
+        pairs = [(s, before[s.key]) for s in self.scores if s.key in before and not s.task.startswith("drift_")]
+        return {score.key: compare(score, base) for score, base in pairs}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the samples, fit for JSON, with what it was measured with."""
+        return {
+            "model": self.model,
+            "initial_model": self.initial_model,
+            "sandbox": self.sandbox,
+            "hashes": self.hashes,
+            "scores": [s.model_dump(mode="json") for s in self.scores],
+            "initial_scores": [s.model_dump(mode="json") for s in self.initial_scores],
+            "changes": {key: vars(change) for key, change in self.changes.items()},
+            **provenance(),
+        }
+
+
+def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = silent) -> Evaluation:
+    """Scores of any model on the recipe's domain and tasks, beside those of the recipe's initial model.
+
+    A recipe without data measures its tasks only. `alone` leaves the initial model out, and with it drift.
+
+    Raises:
+        UserError: bad input; no isolation for generated code.
+    """
+    tasks = resolve_tasks(recipe)
+    sandbox = code_walls(tasks, recipe)
+    has_data = recipe.data is not None or recipe.data_path is not None
+    data = load_data(recipe) if has_data else None
+    if data is None and not recipe.tasks:
+        raise UserError("nothing to measure: give --tasks, or --data with its --data-path")
+    if data is not None and alone:
+        raise UserError("a domain is measured with the drift from an initial model; give --initial, or --tasks alone")
+    subject, weights = _load(model, recipe)
+    hashes = {"model": weights}
+    hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
+    if alone:
+        with of_model(model):
+            found = measure(subject, None, recipe, None, stage=stage)
+        return Evaluation(model, None, _with_mean(found.scores), [], sandbox, found.samples, hashes)
+    initial, hashes["initial model"] = (subject, weights) if model == recipe.model else _load(recipe.model, recipe)
+    with of_model(f"the initial model {recipe.model}"):
+        reference = _reference(subject, initial, data, recipe, model, stage)
+        before = measure(initial, data, recipe, reference, stage=lambda name: stage(f"initial model: {name}"))
+    same = subject.hash == initial.hash
+    with of_model(model):
+        found = before if same else measure(subject, data, recipe, reference, stage=stage)
+    scores, base = _with_mean(found.scores), _with_mean(before.scores)
+    return Evaluation(model, recipe.model, scores, base, sandbox, found.samples, hashes)
+
+
+def _load(name: str, recipe: Recipe) -> tuple[Subject, str]:
+    """The model to measure, and the hash of its files."""
+    trust = recipe.trust_remote_code
+    directory: Path = resolve_model(name, trust_remote_code=trust)
+    model = load_model(directory, trust_remote_code=trust)
+    plain = load_tokenizer(directory, trust_remote_code=trust)
+    tokenizer = set_chat_template(plain, recipe.chat_template, recipe.date)
+    files = model_hash(directory)
+    mine = prompted_hash(files, tokenizer)
+    return Subject(model, tokenizer, directory, mine, row_limit(model, recipe)), files
+
+
+def _reference(
+    subject: Subject, initial: Subject, data: DomainData | None, recipe: Recipe, name: str, stage: Stage
+) -> Reference | None:
+    if data is None:
+        return None
+    if subject.tokenizer.get_vocab() != initial.tokenizer.get_vocab():
+        raise UserError(f"{name} and {recipe.model} have different vocabularies, so drift is not defined between them")
+    return reference_answers(initial.model, initial.tokenizer, recipe, initial.hash, stage=stage)
+
+
+def _with_mean(scores: list[Score]) -> list[Score]:
+    """The scores, and the mean of the general accuracies where there are several: the paper's general score."""
+    general = [s for s in scores if s.side == "general" and s.metric == "accuracy"]
+    return [*scores, mean_over_tasks(general, task="general_mean", side="general")] if len(general) > 1 else scores

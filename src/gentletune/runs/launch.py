@@ -1,0 +1,99 @@
+"""One training in several processes: `accelerate launch` on GPUs, torch's own launcher on a CPU (gloo)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gentletune.core.errors import RunFailedError, UserError
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import write_json_atomic
+from gentletune.training import TrainingDivergedError
+from gentletune.training.fit import CHECKPOINTS
+
+WORKER = "gentletune.runs.worker"
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Where the ranks left the tuned weights, and the figures of their training."""
+
+    model: Path
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The files by which launcher and ranks speak, inside the run directory; they go with its checkpoints."""
+
+    run: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self.run / CHECKPOINTS / "launch"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe to train."""
+        return self.folder / "recipe.json"
+
+    @property
+    def model(self) -> Path:
+        """The tuned weights, written whole by rank 0."""
+        return self.folder / "model"
+
+    @property
+    def answer(self) -> Path:
+        """`figures`; or why training `diverged`, was `refused`, or found no `memory`."""
+        return self.folder / "answer.json"
+
+
+def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
+    """Train the recipe in `processes` ranks from the run's last checkpoint; they end with this process.
+
+    Raises:
+        TrainingDivergedError: as in one process.
+        UserError: as in one process.
+        MemoryError: a rank's GPU, or the machine, is full.
+        RunFailedError: a rank died; the run's `checkpoints/launch/log.txt` has its last words.
+    """
+    exchange = Exchange(run)
+    if not exchange.answer.exists():
+        write_json_atomic(exchange.recipe, recipe.model_dump(mode="json"))
+        log = exchange.folder / "log.txt"
+        with log.open("ab") as out:
+            # Each rank watches its standard input, which the kernel closes when this process ends.
+            command = [*command_line(processes), "-m", WORKER, str(run)]
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
+            try:
+                code = child.wait()
+            finally:
+                child.kill()
+                if child.stdin:
+                    child.stdin.close()
+        if not exchange.answer.exists():
+            raise RunFailedError(
+                f"training in {processes} processes ended with code {code}; what they said last is in {log}"
+            )
+    answer = json.loads(exchange.answer.read_text(encoding="utf-8"))
+    if "figures" not in answer:
+        exchange.answer.unlink()  # the next call tries again
+        ((kind, why),) = answer.items()
+        raise {"diverged": TrainingDivergedError, "memory": MemoryError, "refused": UserError}[kind](why)
+    return Launched(exchange.model, answer["figures"])
+
+
+def command_line(processes: int) -> list[str]:
+    """The launcher with its options, for as many ranks."""
+    if torch.cuda.device_count() == 0:  # accelerate's launcher starts several CPU processes through MPI alone
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    # The recipe decides on precision, and a free port lets two trials of one machine train at once.
+    return [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+            "--main_process_port", "0"]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Running untrusted code where it can do no harm."""

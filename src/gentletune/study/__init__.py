@@ -1,1 +1,0 @@
-"""Runs and studies: plan, execute, keep the records."""

@@ -1,0 +1,282 @@
+"""What a study would cost in time and disk, from a short timed probe of its trials."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import read_record
+from gentletune.data import DomainData
+from gentletune.evaluation.code_length import sequence_nll
+from gentletune.evaluation.harness import EvalTask, resolve_tasks, run_tasks
+from gentletune.evaluation.measure import measure, reference_answers, silent
+from gentletune.methods import parse_method
+from gentletune.runs.inputs import Inputs, Shared
+from gentletune.sweeps.plan import Trial, read_settings
+from gentletune.training import fit
+from gentletune.training.fit import CHECKPOINTS
+
+STEPS = 2  # the first is slower: it touches its memory for the first time
+SIZES = (2, 8)  # two, since a batch of many rows costs less a row
+_ALIKE = ("model", "data", "data_path", "cot", "max_length")  # what makes a step of so many rows cost the same
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of so many rows: fixed, and for each.
+
+    >>> Line(1.0, 0.5).at(10)
+    6.0
+    """
+
+    fixed: float
+    each: float
+
+    def at(self, rows: int) -> float:
+        """Seconds of `rows` rows."""
+        return self.fixed + self.each * rows
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured, in seconds: loading, writing a checkpoint, a step of `step_rows` rows; bytes on disk.
+
+    `domain` is by held-out row, `drift` by general prompt, `answers` by prompt that the initial model answers, `tasks`
+    by name and question.
+    """
+
+    load: float
+    save: float
+    step: float
+    step_rows: int
+    domain: Line
+    drift: Line
+    answers: Line
+    tasks: Mapping[str, Line]
+    model_bytes: int
+    checkpoint_bytes: int
+
+    def measuring(self, recipe: Recipe, questions: Mapping[str, int]) -> float:
+        """Seconds to measure one model."""
+        if not recipe.evaluate:
+            return 0.0
+        own = self.domain.at(recipe.test_rows) + self.drift.at(recipe.general_prompts)
+        return own + sum(self.tasks[name].at(count) for name, count in questions.items() if name in self.tasks)
+
+    def training(self, recipe: Recipe, rows: int) -> float:
+        """Seconds to train on so many rows, checkpoints and probes included."""
+        step_rows = recipe.batch_size * recipe.gradient_accumulation
+        steps = recipe.max_steps or math.ceil(recipe.epochs * math.ceil(rows / step_rows))
+        looks = steps // recipe.probe_every if recipe.probe_every else 0
+        saves = steps // recipe.save_every
+        return (
+            steps * self.step * step_rows / self.step_rows
+            + looks * self.drift.at(recipe.probe_rows)
+            + (saves * self.save)
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of what is still to run, one trial at a time; `peak_bytes` counts a trial's checkpoints."""
+
+    trials: int
+    trainings: int
+    seconds: float
+    initial_seconds: float
+    kept_bytes: int
+    peak_bytes: int
+    probes: tuple[Probe, ...]
+
+    def lines(self) -> list[str]:
+        """What to tell the user: the figures, and where they come from."""
+        head = (
+            f"{self.trials} trials to run, {self.trainings} with a training of their own: about "
+            f"{_duration(self.seconds)} one at a time, {_duration(self.initial_seconds)} of it for the initial model"
+        )
+        if not self.probes:
+            return ["nothing to run: every trial is complete"]
+        p = self.probes[0]
+        return [
+            head,
+            f"disk: about {_size(self.kept_bytes)} kept, {_size(self.peak_bytes)} at most while a trial runs",
+            f"measured, {len(self.probes)} probe{'s' * (len(self.probes) > 1)}: loading the model {p.load:.1f} s, step "
+            f"{STEPS} of a training ({p.step_rows} rows) {p.step:.2f} s, a checkpoint {p.save:.1f} s; answers and "
+            f"code lengths of {SIZES[0]} and {SIZES[1]} rows of each kind; a model of {_size(p.model_bytes)}, "
+            f"a checkpoint of {_size(p.checkpoint_bytes)}",
+            "extrapolated: all else, in proportion to steps, rows and questions; rows of like length, answers as long "
+            "as the initial model's, every method as the first trial's; work that trials share counts once",
+        ]
+
+
+def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *, where: str = "study") -> Estimate:
+    """Time and disk of the trials that have no complete record yet; work that they share counts once.
+
+    For each model and kind of data it loads the model, takes a few optimiser steps in a temporary directory and
+    measures a small share of what a trial measures, all outside the cache.
+
+    Raises:
+        UserError: bad input met by a trial.
+    """
+    left = [t for t in trials if not _complete(output / t.name)]
+    shared, probes = Shared(), dict[str, Probe]()
+    seconds, initial, kept, peak = 0.0, 0.0, 0, 0
+    keep = read_settings(study, where).keep_models
+    for trial in left:
+        recipe = trial.recipe
+        kind = repr([getattr(recipe, name) for name in _ALIKE])
+        known = kind in probes
+        inputs = Inputs(recipe, shared)
+        if not known:
+            probes[kind] = probe_trial(inputs)
+        probe = probes[kind]
+        questions = {task.name: _questions(task, recipe) for task in resolve_tasks(recipe)} if recipe.evaluate else {}
+        measuring = probe.measuring(recipe, questions)
+        if not known and len(left) == len(trials):  # another trial has measured the initial model already
+            initial += measuring + (probe.answers.at(recipe.general_prompts) if recipe.evaluate else 0)
+        seconds += probe.load + probe.save + measuring
+        if trial.trains_like is None:
+            seconds += probe.training(recipe, len(inputs.train.rows))
+        size = probe.model_bytes * (2 if parse_method(recipe.method).merge else 1)
+        kept += size * keep
+        peak = max(peak, probe.checkpoint_bytes * (recipe.keep_checkpoints + 1) + size)
+    trainings = sum(t.trains_like is None for t in left)
+    return Estimate(len(left), trainings, seconds + initial, initial, kept, kept + peak, tuple(probes.values()))
+
+
+def _complete(run: Path) -> bool:
+    record = read_record(run)
+    return record is not None and record.status == "complete"
+
+
+def probe_trial(inputs: Inputs) -> Probe:
+    """Time the parts of one trial. Raises `UserError` on bad input."""
+    recipe, none = inputs.recipe, Line(0.0, 0.0)
+    domain, drift, answers, tasks = none, none, none, dict[str, Line]()
+    begun = time.perf_counter()
+    inputs.initial_model()
+    load = time.perf_counter() - begun
+    with _elsewhere() as scratch:
+        if recipe.evaluate:
+            domain, drift, answers = _time_measures(inputs)
+            tasks = {task.name: _time_task(inputs, task.name) for task in resolve_tasks(recipe)}
+        step, save, checkpoint = _time_steps(inputs, scratch / "run")
+    size = sum(file.stat().st_size for file in inputs.directory.glob("*.safetensors"))
+    rows = recipe.batch_size * recipe.gradient_accumulation
+    return Probe(load, save, step, rows, domain, drift, answers, tasks, size, checkpoint)
+
+
+def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
+    """Seconds of the last step and of a checkpoint, and its bytes."""
+    run.mkdir()
+    ends: list[float] = []
+
+    def look(_model: Any) -> dict[str, float]:
+        ends.append(time.perf_counter())
+        return {}
+
+    short = {"max_steps": STEPS, "save_every": STEPS, "probe_every": 1, "report_to": ()}
+    weights = [1.0] * len(inputs.train.rows) if inputs.method.sequence_weights else None
+    base = inputs.base_weights() if inputs.method.parameterisation.needs_base else None
+    fit(
+        inputs.recipe.override(short), inputs.method, inputs.model_to_train(), inputs.tokenizer, inputs.train.rows, run,
+        base=base, sequence_weights=weights, probe=look, title="probe",
+    )  # fmt: skip
+    save = time.perf_counter() - ends[-1]
+    files = [file for file in (run / CHECKPOINTS).rglob("*") if file.is_file()]
+    return ends[-1] - ends[-2], save, sum(file.stat().st_size for file in files)
+
+
+def _time_measures(inputs: Inputs) -> tuple[Line, Line, Line]:
+    """By held-out row, by prompt of drift, by prompt that the initial model answers."""
+    model, tokenizer, recipe = inputs.initial_model(), inputs.tokenizer, inputs.recipe
+
+    def answer(count: int) -> int:
+        few = recipe.override({"general_prompts": count})
+        return len(reference_answers(model, tokenizer, few, inputs.model_hash).sampled.rows)
+
+    answers = _line(answer)
+    one = recipe.override({"tasks": (), "general_prompts": 1})
+    reference = reference_answers(model, tokenizer, recipe.override({"general_prompts": SIZES[1]}), inputs.model_hash)
+    single = reference_answers(model, tokenizer, one, inputs.model_hash)
+
+    def drift(count: int) -> int:
+        for own in (reference.sampled, reference.greedy):
+            sequence_nll(model, own.rows[:count], pad_id=tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens)
+        return count
+
+    def held_out(count: int) -> int:
+        data = inputs.data
+        share = DomainData(data.name, data.train, data.test[:count], data.examples[:count])
+        measure(replace(inputs.subject(model), hash=f"probe-{count}"), share, one, single)
+        return len(share.test)
+
+    return _line(held_out), _line(drift), answers
+
+
+def _time_task(inputs: Inputs, name: str) -> Line:
+    def ask(count: int) -> int:
+        few = inputs.recipe.override({"tasks": (name,), "limit": count})
+        subject = replace(inputs.subject(inputs.initial_model()), hash=f"probe-{count}")
+        (result,) = run_tasks(subject, resolve_tasks(few), few, silent)
+        return len(result.samples)
+
+    return _line(ask)
+
+
+def _line(run: Callable[[int], int]) -> Line:
+    """A line through the times of two sizes; `run` gives how many rows it really had."""
+    points = []
+    for size in SIZES:
+        begun = time.perf_counter()
+        count = run(size)
+        points.append((count, time.perf_counter() - begun))
+    (few, short), (many, long) = points
+    if many <= few or long <= short:  # too few rows, or too quick, to tell fixed costs apart
+        return Line(0.0, long / max(1, many))
+    each = (long - short) / (many - few)
+    return Line(max(0.0, short - each * few), each)
+
+
+def _questions(task: EvalTask, recipe: Recipe) -> int:
+    if task.own is not None:
+        return len(task.own.items)
+    leaves: list[Any] = []
+    for one in task.load():
+        leaves += one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one]
+    return sum(min(len(leaf.eval_docs), recipe.limit or len(leaf.eval_docs)) for leaf in leaves)
+
+
+@contextmanager
+def _elsewhere() -> Iterator[Path]:
+    """A temporary directory that is also the cache: the probe neither profits from what is known nor leaves a trace."""
+    before = os.environ.get("GENTLETUNE_CACHE")
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["GENTLETUNE_CACHE"] = scratch
+        try:
+            yield Path(scratch)
+        finally:
+            del os.environ["GENTLETUNE_CACHE"]
+            if before is not None:
+                os.environ["GENTLETUNE_CACHE"] = before
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"

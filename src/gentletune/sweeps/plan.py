@@ -1,0 +1,151 @@
+"""A study's plan: a pure function from study.yaml to a list of recipes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gentletune.core.errors import UserError, unknown
+from gentletune.core.recipe import Processes, Recipe
+from gentletune.core.yaml_file import read_yaml
+from gentletune.methods import parse_method, training_part
+
+M = TypeVar("M", bound=BaseModel)
+_KEYS = ("base", "axes", "also", "search", "resources", "keep_models")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study. `trains_like` names an earlier trial with the same training, whose weights it takes."""
+
+    name: str
+    recipe: Recipe
+    trains_like: str | None = None
+
+
+class Resources(BaseModel):
+    """What one trial gets. None: a GPU for each of its processes where there are any; an even share of the cores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpus: int | None = Field(None, ge=0)
+    cpus: int | None = Field(None, ge=1)
+
+    def gpus_of(self, total: int, processes: Sequence[Processes]) -> int:
+        """GPUs of a trial where there are `total`, enough for the trial with the most processes.
+
+        >>> Resources().gpus_of(8, [1, 2]), Resources().gpus_of(8, ["auto"]), Resources(gpus=4).gpus_of(8, [1])
+        (2, 8, 4)
+        """
+        if self.gpus is not None:
+            return self.gpus
+        return max((total if wanted == "auto" else wanted for wanted in processes), default=1) if total else 0
+
+
+class Settings(BaseModel):
+    """How a study is run, as far as study.yaml says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resources: Resources = Resources()
+    keep_models: bool = True
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """study.yaml as a mapping. Raises `UserError` on broken YAML."""
+    return read_yaml(path)
+
+
+def read_settings(study: Mapping[str, Any], where: str = "study") -> Settings:
+    """The study's `resources` and `keep_models`. Raises `UserError` for what they do not know.
+
+    >>> read_settings({"resources": {"cpus": 2}}).resources.cpus
+    2
+    """
+    check_keys(study, where)
+    return validated(Settings, {k: study[k] for k in ("resources", "keep_models") if k in study}, where)
+
+
+def plan(study: Mapping[str, Any], output: Path, where: str = "study") -> list[Trial]:
+    """Trials of a study: the product of its `axes` over its `base` recipe, then each entry of `also`.
+
+    Trials whose recipes differ only in the method's merge share one training. The trials of a `search` are asked
+    for one by one while it runs (`gentletune.sweeps.search`); of such a study this is `also` alone.
+
+    Raises:
+        UserError: an unknown key, an axis without values, a recipe that is not valid.
+
+    >>> study = {"base": {"data": "clinic"}, "axes": {"method": ["sft", "wise_ft"], "lr": [1e-5]}}
+    >>> [(trial.name, trial.trains_like) for trial in plan(study, Path("runs"))]
+    [('sft-lr1e-05', None), ('wise_ft-lr1e-05', 'sft-lr1e-05')]
+    """
+    check_keys(study, where)
+    base, axes, also = study.get("base") or {}, study.get("axes") or {}, study.get("also") or []
+    if study.get("search") and axes:
+        raise UserError(f"{where}: give axes or a search, not both; a list in the search's space is an axis")
+    for axis, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{where}: axis '{axis}' needs a list of values")
+    changes = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if study.get("search"):
+        changes = []
+    trials: list[Trial] = []
+    for change in [*changes, *also]:
+        trials.append(make_trial(base, change, output, trials, where))
+    names = [trial.name for trial in trials]
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: two trials are the same; remove one")
+    return trials
+
+
+def make_trial(
+    base: Mapping[str, Any],
+    change: Mapping[str, Any],
+    output: Path,
+    earlier: Sequence[Trial],
+    where: str,
+    prefix: str = "",
+) -> Trial:
+    """The trial of `base` with a change; it takes the weights of an earlier one that is trained alike."""
+    recipe = Recipe.parse({**base, **change}, where=where)
+    name = prefix + _name(recipe, change)
+    recipe = recipe.override({"output": str(output / name)})
+    mine = _training(recipe)
+    like = next((t.name for t in earlier if t.trains_like is None and _training(t.recipe) == mine), None)
+    return Trial(name, recipe, like)
+
+
+def _training(recipe: Recipe) -> dict[str, Any]:
+    return recipe.training_fields() | {"method": training_part(recipe.method)}
+
+
+def _name(recipe: Recipe, change: Mapping[str, Any]) -> str:
+    label = parse_method(recipe.method).label
+    parts = [label, f"lr{recipe.learning_rate:g}"]
+    parts += [f"{k}{v}" for k, v in sorted(change.items()) if k not in ("method", "learning_rate", "lr")]
+    return "".join(c if c.isalnum() or c in "+-._=" else "_" for c in "-".join(parts))
+
+
+def check_keys(study: Mapping[str, Any], where: str) -> None:
+    """Raises `UserError` for a key no study has."""
+    for key in study:
+        if key not in _KEYS:
+            raise UserError(f"{where}: {unknown('key', str(key), _KEYS)}")
+
+
+def validated(model: type[M], values: Any, where: str) -> M:
+    """A pydantic model of `values`; every mistake becomes one `UserError` line."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "study"
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown key '{key}'; leave it out") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {key}: {message[0].lower()}{message[1:]} (got {first['input']!r})") from error

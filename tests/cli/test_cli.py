@@ -1,0 +1,224 @@
+"""The command line: overrides, and one line on stderr with exit code 2 for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from gentletune.cli import main
+from gentletune.core.records import read_record
+
+SMALL = [
+    "--max-steps", "2", "--batch-size", "2", "--test-rows", "2", "--domain-tokens", "4", "--general-prompts", "3",
+    "--general-tokens", "4", "--task-tokens", "4", "--general-rows", "2", "--probe-every", "0",
+]  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `gentletune ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["gentletune", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr of a call that must exit with 2."""
+    assert run(monkeypatch, *arguments) == 2
+    error = capfd.readouterr().err.strip()
+    assert error.startswith("gentletune: ")
+    assert "\n" not in error
+    return error
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+GOOD = "".join(json.dumps({"prompt": f"Say {i}.", "completion": f"It is {i}."}) + "\n" for i in range(10))
+
+
+def test_train_without_a_file_and_report(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write(tmp_path / "train.jsonl", GOOD), tmp_path / "runs" / "a"
+    call = ["train", "--model", str(tiny_dir), "--data-path", data, "--method", "talr", "--lr", "1e-3", *SMALL]
+    assert run(monkeypatch, *call, "--output", str(out)) == 0
+    record = read_record(out)
+    assert record is not None
+    assert (record.method, record.learning_rate, record.recipe["max_steps"]) == ("talr", 1e-3, 2)
+    assert record.score("train/bits_per_token") is not None
+    assert record.score("train/accuracy") is None  # a plain file has no answers to judge
+    assert "train/bits_per_token" in capfd.readouterr().out.replace("\n", "")
+    assert run(monkeypatch, "report", str(tmp_path / "runs"), "--output", str(tmp_path / "report")) == 0
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {
+        "report.html", "pareto.png", "results.csv", "settings.csv", "results.md",
+    }  # fmt: skip
+
+
+def test_yaml_with_an_override_and_evaluate(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write(tmp_path / "r.yaml", f"model: {tiny_dir}\ndata: clinic\ntrain_rows: 8\nlr: 1e-3\n")
+    out = tmp_path / "run"
+    assert run(monkeypatch, "train", "-c", recipe, "--lr", "5e-6", "--output", str(out), *SMALL) == 0
+    record = read_record(out)
+    assert record is not None
+    assert record.learning_rate == 5e-6
+    scores = tmp_path / "scores.json"
+    call = ["evaluate", "-c", recipe, "--model", str(out / "model"), "--json", str(scores), *SMALL]
+    assert run(monkeypatch, *call) == 0
+    found = {s["task"] + "/" + s["metric"]: s["value"] for s in json.loads(scores.read_text())["scores"]}
+    assert {k: v for k, v in found.items() if k != "general_mean/accuracy"} == {s.key: s.value for s in record.scores}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lr", "0"], "learning_rate"),
+        (["--lr", "-1e-5"], "learning_rate"),
+        (["--lr", "nan"], "learning_rate"),
+        (["--method", "tarl"], "did you mean 'talr'?"),
+        (["--method", "wise_ft(alpha=1.5)"], "alpha must be a number in [0, 1]"),
+        (["--method", "talr(tau=0)"], "tau must be a number > 0"),
+        (["--method", "talr(tua=1)"], "did you mean 'tau'?"),
+        (["--data", "clinc"], "did you mean 'clinic'?"),
+        (["--learning-rat", "1"], "did you mean '--learning-rate'?"),
+        (["--model", "smollm2-135"], "did you mean 'smollm2-135m'?"),
+        (["--model", "/no/such/model"], "no such model directory"),
+        (["--lr"], "needs a value"),
+        (["stray"], "unexpected argument"),
+        (["--data", "medcalc"], "needs data_path"),
+        (["--data-path", "missing.jsonl"], "no such data file: missing.jsonl"),
+        (["-c", "missing.yaml"], "no such file: missing.yaml"),
+        (["--max-steps", "many"], "max_steps"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = [] if {"--data", "--data-path"} & set(arguments) else ["--data", "clinic"]
+    assert words in refused(monkeypatch, capfd, "train", *data, *arguments, "--output", "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no rows"),
+        (GOOD + '{"prompt": "broken', "line 11: broken JSON"),
+        ('{"question": "2 + 2?", "answer": "4"}\n', "row 1: columns question, answer fit no shape"),
+        (GOOD + '{"prompt": "x", "completion": " "}\n', "row 11: the completion is empty"),
+        ("".join(json.dumps({"prompt": f"{i} zq" * 600, "completion": "y"}) + "\n" for i in range(9)), "no row left"),
+    ],
+)
+def test_bad_data(
+    text: str, words: str, tiny_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data, out = write(tmp_path / "d.jsonl", text), tmp_path / "out"
+    error = refused(monkeypatch, capfd, "train", "--model", str(tiny_dir), "--data-path", data, "--output", str(out))
+    assert words in error
+    assert not out.exists()
+
+
+def test_long_rows_are_dropped_and_counted(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "".join(json.dumps({"prompt": f"{i} zq" * 600, "completion": "y"}) + "\n" for i in range(3))
+    data = write(tmp_path / "d.jsonl", GOOD + GOOD.replace("Say", "Tell") + long)
+    test = write(tmp_path / "t.jsonl", GOOD.replace("Say", "Test"))
+    call = ["train", "--model", str(tiny_dir), "--data-path", data, "--test-path", test, *SMALL]
+    assert run(monkeypatch, *call, "--output", str(tmp_path / "out")) == 0
+    record = read_record(tmp_path / "out")
+    assert record is not None
+    assert record.data["train"] == {"rows": 20, "dropped_too_long": 3, "dropped_no_label": 0}
+
+
+def test_a_template_without_an_assistant_mask_is_refused(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    model = shutil.copytree(tiny_dir, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for m in messages|reverse %}{{ m['content'] }}{% endfor %}"  # the prompt comes last
+    tokenizer.save_pretrained(model)
+    data = write(tmp_path / "d.jsonl", GOOD)
+    error = refused(
+        monkeypatch, capfd, "train", "--model", str(model), "--data-path", data, "--output", str(tmp_path / "o")
+    )
+    assert "no assistant mask" in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_output_that_cannot_be_written(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "d.jsonl", GOOD)
+    call = ["train", "--model", str(tiny_dir), "--data-path", data, *SMALL, "--output"]
+    assert "is a file" in refused(monkeypatch, capfd, *call, data)
+    assert "cannot write to" in refused(monkeypatch, capfd, *call, f"{data}/run")
+    assert "cannot write to" in refused(monkeypatch, capfd, *call, "/proc/run")
+
+
+def test_a_run_of_another_recipe_in_the_directory(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "d.jsonl", GOOD)
+    call = ["train", "--model", str(tiny_dir), "--data-path", data, *SMALL, "--output", str(tmp_path / "o")]
+    assert run(monkeypatch, *call) == 0
+    capfd.readouterr()
+    before = (tmp_path / "o" / "record.json").read_bytes()
+    assert "different: learning_rate" in refused(monkeypatch, capfd, *call, "--lr", "0.5")
+    assert (tmp_path / "o" / "record.json").read_bytes() == before
+
+
+def test_report_and_sweep_refuse_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "no such directory" in refused(monkeypatch, capfd, "report", str(tmp_path / "none"))
+    assert "no record.json" in refused(monkeypatch, capfd, "report", str(tmp_path))
+    study = write(tmp_path / "s.yaml", "base: {data: clinic}\naxis: {}\n")
+    assert "did you mean 'axes'?" in refused(monkeypatch, capfd, "sweep", "-c", study)
+    study = write(tmp_path / "s.yaml", "base: {data: clinic}\naxes: {learning_rate: []}\n")
+    assert "axis 'learning_rate' needs a list of values" in refused(monkeypatch, capfd, "sweep", "-c", study)
+    study = write(tmp_path / "s.yaml", "base: {data: clinic, leraning_rate: 1}\n")
+    assert "did you mean 'learning_rate'?" in refused(monkeypatch, capfd, "sweep", "-c", study)
+    assert "No such command" in refused(monkeypatch, capfd, "trian")
+
+
+def test_sweep_dry_run_prints_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = write(
+        tmp_path / "s.yaml",
+        "base: {data: clinic}\naxes: {method: [sft, talr], lr: [1e-5]}\nalso: [{method: wise_ft, lr: 1e-5}]\n",
+    )
+    assert run(monkeypatch, "sweep", "-c", study, "--dry-run", "--no-probe") == 0
+    assert capfd.readouterr().out.split("\n")[:3] == [
+        "sft-lr1e-05", "talr-lr1e-05", "wise_ft-lr1e-05  (weights of sft-lr1e-05)",
+    ]  # fmt: skip
+
+
+def test_inspect_and_advise(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    common: list[Any] = ["--model", str(tiny_dir), "--data", "clinic", "--train-rows", "6", *SMALL]
+    assert run(monkeypatch, "inspect", *common) == 0
+    assert "share of tokens with p < 0.1" in capfd.readouterr().out
+    assert run(monkeypatch, "advise", "--steps", "2", *common) == 0
+    assert "Start from learning rate" in capfd.readouterr().out
+
+
+def test_the_installed_command_and_its_help() -> None:
+    command = [sys.executable, "-c", "from gentletune.cli import main; main()", "train", "--help"]
+    env = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert "--learning-rate" in done.stdout
+    assert "gentletune train -c recipe.yaml" in done.stdout

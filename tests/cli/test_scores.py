@@ -1,0 +1,62 @@
+"""The table of scores on a terminal: what it says, and what it leaves out."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from gentletune.cli.scores import print_code_length, print_scores
+from gentletune.core.records import Score
+from gentletune.stats import accuracy_score, ratio_score
+
+
+def shown(*scores: Score, initial: tuple[Score, ...] = ()) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_scores(console, scores, initial, "title")
+    return console.file.getvalue()
+
+
+def test_changes_are_paired_and_have_an_interval() -> None:
+    before, after = (accuracy_score(r, task="t", side="domain") for r in ([0, 0, 1, 0] * 10, [1, 0, 1, 0] * 10))
+    text = shown(after, initial=(before,))
+    assert "0.2500" in text
+    assert "0.5000 ± 0.07" in text
+    assert "+0.2500 [+0." in text
+    assert "change" not in shown(after)
+
+
+def test_drift_is_a_change_already() -> None:
+    drift = ratio_score([1.0, 2.0], [4, 4], task="drift_sampled", side="general", metric="m", higher_is_better=False)
+    line = next(line for line in shown(drift, initial=(drift,)).splitlines() if "drift_sampled" in line)
+    assert "+0.0000" not in line
+
+
+def test_what_stands_behind_an_accuracy_is_said() -> None:
+    details = {
+        "unreadable": 2,
+        "leaked_notes": 4,
+        "leaked_items": 6,
+        "leaked_dropped": False,
+        "by_category": {"lab": {"value": 0.5, "stderr": 0.1, "n": 2}, "risk": {"value": 1.0, "stderr": None, "n": 1}},
+        "confusion": {"E": {"E": 3, "unreadable": 1}},
+    }
+    text = shown(accuracy_score([1, 0, 1], task="medcalc", side="domain", details=details))
+    assert "2 of 3 answers could not be read" in text
+    assert "4 notes stand in the training file too, with 6 questions (kept" in text
+    assert "medcalc, lab: 0.5000 ± 0.1000 (n = 2)" in text
+    assert "medcalc, risk: 1.0000 (n = 1)" in text
+    assert "right answer E: E 3, unreadable 1" in text
+
+
+def test_code_lengths_stand_beside_their_changes() -> None:
+    def of(bits: list[float], metric: str) -> Score:
+        return ratio_score(bits, [4, 4], task="f", side="general", metric=metric, higher_is_better=False)
+
+    console = Console(file=io.StringIO(), width=200)
+    scores, initial = [of([8, 9], "bits_per_token")], [of([4, 6], "bits_per_token")]
+    print_code_length(console, scores, initial, [of([4, 3], "bits_per_token")], "file")
+    line = next(line for line in console.file.getvalue().splitlines() if "bits_per_token" in line)
+    assert "2.1250 ± 0.1250" in line
+    assert "1.2500" in line
+    assert "0.8750 ± 0.1250" in line

@@ -1,0 +1,159 @@
+"""Mistakes are told, and threads told how to wait, before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gentletune.core.threads import PASSIVE, VARIABLES, wait_passively
+
+Told = tuple[list[Any], dict[str, str], str]
+# Runs `gentletune` with each list of arguments; says after each what it printed, its code, and whether torch is there.
+MANY = """
+import contextlib, io, json, sys
+from gentletune.cli import main
+for arguments in json.load(open(sys.argv[1])):
+    sys.argv = ["gentletune", *arguments]
+    said, code = io.StringIO(), None
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+    print(json.dumps([code, said.getvalue(), "torch" in sys.modules]), flush=True)
+import os, torch
+print(json.dumps({name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}))
+"""
+GOOD = "".join(json.dumps({"prompt": f"Say {i}.", "completion": f"It is {i}."}) + "\n" for i in range(10))
+FILES = {
+    "good.jsonl": GOOD,
+    "broken.jsonl": GOOD + '{"prompt": "x',
+    "empty.jsonl": "",
+    "odd.jsonl": GOOD + '{"question": "q", "answer": "a"}\n',
+    "chat.jsonl": '{"messages": [{"role": "user", "content": "x"}]}\n',
+    "short.csv": "prompt,completion\na\n",
+    "notes.csv": "Patient Note,Question\nnote,question\n",
+    "key.yaml": "data: clinic\nleraning_rate: 1e-5\n",
+    "value.yaml": "data: clinic\nlr: fast\n",
+    "line.yaml": "data: [clinic\nlr: 1\n",
+    "task.yaml": "task: ask\nfile: none.jsonl\nprompt: '{{q}}'\nanswer: '{{a}}'\n",
+    "method.yaml": "base: {data: clinic}\naxes: {method: [sft, tarl]}\n",
+    "data.yaml": "base: {data_path: empty.jsonl}\naxes: {method: [sft, talr]}\n",
+    "search.yaml": (
+        "base: {data_path: empty.jsonl, method: 'talr(tau={tau})'}\n"
+        "search: {trials: 2, space: {tau: {low: 0.5, high: 2}}}\n"
+    ),
+}
+TRAIN = ("train", "--model", "model", "--output", "out", "--data-path")
+CLINIC = ("--model", "model", "--data", "clinic")
+MISTAKES: list[tuple[list[str], str]] = [
+    (["train", "-c", "key.yaml"], "key.yaml: unknown key 'leraning_rate'; did you mean 'learning_rate'?"),
+    (["train", "-c", "value.yaml"], "learning_rate: input should be a valid number"),
+    (["train", "-c", "line.yaml"], "line.yaml: line 2: broken YAML"),
+    (["train", *CLINIC, "--method", "tarl"], "unknown method 'tarl'; did you mean 'talr'?"),
+    (["train", *CLINIC, "--method", "lora(r=0)+wise_ft"], "r must be a whole number >= 1"),
+    (["train", *CLINIC, "--chat-template", "none.jinja"], "chat_template: no such file: none.jinja"),
+    (["train", *CLINIC, "--output", "good.jsonl"], "output good.jsonl is a file"),
+    ([*TRAIN, "none.jsonl"], "no such data file: none.jsonl"),
+    ([*TRAIN, "broken.jsonl"], "broken.jsonl: line 11: broken JSON"),
+    ([*TRAIN, "empty.jsonl"], "empty.jsonl: no rows"),
+    ([*TRAIN, "odd.jsonl"], "odd.jsonl: row 11: columns question, answer fit no shape"),
+    ([*TRAIN, "chat.jsonl"], "chat.jsonl: row 1: no assistant message"),
+    ([*TRAIN, "short.csv"], "short.csv: line 2: fewer fields"),
+    ([*TRAIN, "notes.csv", "--data", "medcalc"], "row 1: MedCalc column 'Ground Truth Answer' is missing"),
+    ([*TRAIN, "good.jsonl", "--test-path", "none.csv"], "no such data file: none.csv"),
+    ([*TRAIN, "good.jsonl", "--reference-path", "none.txt"], "no such data file: none.txt"),
+    ([*TRAIN, "good.jsonl", "--model", "./none"], "no such model directory: ./none"),
+    ([*TRAIN, "good.jsonl", "--model", "hollow"], "model directory hollow has no safetensors"),
+    ([*TRAIN, "good.jsonl", "--tasks", "gsm8kk"], "unknown task 'gsm8kk'; did you mean 'gsm8k'?"),
+    ([*TRAIN, "good.jsonl", "--tasks", "task.yaml"], "no such data file: none.jsonl"),
+    (["evaluate", "--model", "./none", "--data", "clinic"], "no such model directory: ./none"),
+    (["evaluate", "--model", "model", "--tasks", "medcalc"], "task 'medcalc' needs medcalc/test.csv"),
+    (["sweep", "-c", "method.yaml"], "unknown method 'tarl'"),
+    (["sweep", "-c", "data.yaml"], "empty.jsonl: no rows"),
+    (["sweep", "-c", "search.yaml"], "empty.jsonl: no rows"),
+    (["advise", "--data-path", "empty.jsonl"], "empty.jsonl: no rows"),
+    (["inspect", "--data-path", "broken.jsonl"], "line 11: broken JSON"),
+    (["curriculum", *CLINIC, "--methods", "sft,tarl"], "unknown method 'tarl'"),
+    (["controls", "norm", *CLINIC, "--methods", "sft,tarl"], "unknown method 'tarl'"),
+    (["theory", "fit", "--data-path", "empty.jsonl"], "empty.jsonl: no rows"),
+    (["code-length", "none.txt", "--model", "model"], "no such data file: none.txt"),
+    (["code-length", "good.jsonl", "--model", "./none"], "no such model directory: ./none"),
+]
+
+
+def plain_environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what decides how threads wait."""
+    return {k: v for k, v in os.environ.items() if k not in VARIABLES} | changes
+
+
+@pytest.fixture(scope="module")
+def told(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """What each mistake ended in; then, with torch, the variables, and what its OpenMP runtime said of itself."""
+    work = tmp_path_factory.mktemp("mistakes")
+    for name, text in FILES.items():
+        (work / name).write_text(text, encoding="utf-8")
+    shutil.copytree(tiny_dir, work / "model")
+    shutil.copytree(tiny_dir, work / "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
+    before = sorted(work.rglob("*"))
+    calls = tmp_path_factory.mktemp("calls") / "calls.json"
+    calls.write_text(json.dumps([["--help"], ["train", "--help"], *(arguments for arguments, _ in MISTAKES)]))
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, str(calls)], cwd=work, capture_output=True, text=True, check=True,
+        env=plain_environment(OMP_DISPLAY_ENV="VERBOSE"),
+    )  # fmt: skip
+    *ends, variables = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(work.rglob("*")) == before  # nothing was written
+    return ends, variables, done.stderr
+
+
+def test_help_and_mistakes_need_no_torch(told: Told) -> None:
+    ends = told[0]
+    assert [code for code, _, torch in ends[:2]] == [0, 0]
+    assert [torch for *_, torch in ends] == [False] * len(ends)
+    for (arguments, words), (code, said, _) in zip(MISTAKES, ends[2:], strict=True):
+        assert code == 2, (arguments, said)
+        assert said.startswith("gentletune: "), (arguments, said)
+        assert said.count("\n") == 1, (arguments, said)
+        assert words in said, (arguments, said)
+
+
+def test_threads_of_the_command_line_sleep_while_they_wait(told: Told) -> None:
+    _, variables, runtime = told
+    assert variables == PASSIVE
+    if "GOMP_SPINCOUNT" in runtime:  # torch brings libgomp, which has obeyed
+        assert "GOMP_SPINCOUNT = '0'" in runtime
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_what_the_user_says_of_threads_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(os, "environ", plain_environment(**{name: "7"}))
+    wait_passively()
+    assert os.environ == plain_environment(**{name: "7"})
+
+
+def test_a_variable_of_the_user_reaches_a_process_of_the_command_line() -> None:
+    script = "import os, gentletune.cli; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('KMP_BLOCKTIME'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        env=plain_environment(OMP_WAIT_POLICY="ACTIVE"),
+    )  # fmt: skip
+    assert done.stdout.split() == ["ACTIVE", "None"]
+
+
+def test_public_names_are_functions_and_classes() -> None:
+    script = (
+        "from gentletune import report, advise, train, TALRTrainer\n"
+        "import gentletune, gentletune.report.axes\n"
+        "print([callable(getattr(gentletune, name)) for name in gentletune.__all__].count(False))\n"
+        "print(report is gentletune.report, gentletune.train is train)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True", "True"]

@@ -1,0 +1,113 @@
+"""Records written whole or not at all, and read back, old ones too."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gentletune.core.errors import UserError
+from gentletune.core.records import RunRecord, Score, load_records, read_record, write_json_atomic, write_record
+
+SCORE = Score(task="clinic", side="domain", metric="accuracy", value=0.5, stderr=None, n=2, higher_is_better=True)
+
+
+def record(label: str = "sft", **fields: Any) -> RunRecord:
+    values: dict[str, Any] = {
+        "method": "sft",
+        "learning_rate": 1e-5,
+        "seed": 0,
+        "recipe": {"lr": 1e-5, "note": "naïve"},
+    }
+    return RunRecord(status="complete", label=label, **(values | fields))
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    whole = record(scores=[SCORE], timings={"train": 1.5}, hashes={"model": "ab"}, error=None, git_commit="c0ffee")
+    write_record(tmp_path / "new" / "run", whole)
+    assert read_record(tmp_path / "new" / "run") == whole
+    assert whole.score("clinic/accuracy") == SCORE
+    assert whole.score("clinic/accuracy", initial=True) is None
+    assert read_record(tmp_path) is None
+
+
+def test_items_groups_and_details_come_back(tmp_path: Path) -> None:
+    fields = {"items": (0.0, 1.0), "clusters": (0, 0), "details": {"by_category": {"a": {"value": 0.5, "n": 2}}}}
+    whole = record(scores=[SCORE.model_copy(update=fields)])
+    write_record(tmp_path, whole)
+    back = read_record(tmp_path)
+    assert back == whole
+    assert back.scores[0].model_dump() == SCORE.model_dump() | fields
+    assert (SCORE.units, back.scores[0].units) == (2, 1)
+
+
+def test_a_record_from_before_items_is_read(tmp_path: Path) -> None:
+    write_record(tmp_path, record(scores=[SCORE]))
+    old = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    for field in ("items", "clusters", "details"):
+        del old["scores"][0][field]
+    write_json_atomic(tmp_path / "record.json", old)
+    back = read_record(tmp_path)
+    assert back is not None
+    assert (back.scores[0].items, back.scores[0].clusters, back.scores[0].details) == ((), (), {})
+
+
+@pytest.mark.parametrize(("items", "clusters"), [((1.0,), ()), ((0.0, 1.0), (0,)), ((), (0, 1))])
+def test_items_and_groups_that_do_not_match_are_refused(items: tuple[float, ...], clusters: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"score 'clinic/accuracy' has \d items?|clusters for"):
+        Score.model_validate(SCORE.model_dump() | {"items": items, "clusters": clusters})
+
+
+@pytest.mark.parametrize("broken", ["dumps", "fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    write_record(tmp_path, record("old"))
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*{"dumps": (json, "dumps"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[broken], fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_record(tmp_path, record("new"))
+    assert read_record(tmp_path) == record("old")
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json: x\.1\.y is nan, which JSON has no number for"):
+        write_json_atomic(tmp_path / "a.json", {"v": 1.0, "x": [0, {"y": math.nan}]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_written_file_is_readable_by_others(tmp_path: Path) -> None:
+    write_record(tmp_path, record())
+    assert (tmp_path / "record.json").stat().st_mode & 0o777 == 0o644
+    assert "naïve" in (tmp_path / "record.json").read_text(encoding="utf-8")
+
+
+def test_records_are_found_at_any_depth_in_path_order(tmp_path: Path) -> None:
+    for name in ("b", "a/deep/er", "c"):
+        write_record(tmp_path / "study" / name, record(name))
+    write_record(tmp_path / "other", record("alone"))
+    (tmp_path / "study" / "empty").mkdir()
+    found = load_records([tmp_path / "study", tmp_path / "other"])
+    assert [r.label for r in found] == ["a/deep/er", "b", "c", "alone"]
+
+
+def test_missing_and_empty_directories_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such directory: .*none"):
+        load_records([tmp_path, tmp_path / "none"])
+    with pytest.raises(UserError, match=r"no record\.json under"):
+        load_records([tmp_path])
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[]", b'{"status": "complete"}', b'{"a": "\xff"}', b"null"])
+def test_a_corrupt_record_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"record\.json is not a run record") as caught:
+        load_records([tmp_path])
+    assert "\n" not in str(caught.value)

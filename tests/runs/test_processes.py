@@ -1,0 +1,107 @@
+"""How many processes train, and on which GPUs: as the recipe says, on a machine that is made to show several."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gentletune.runs.run as run_module
+from gentletune import Recipe, UserError, sweep, train
+from gentletune.core import provenance
+from gentletune.core.records import read_record
+from gentletune.runs.launch import command_line
+from gentletune.training import TrainingDivergedError
+from gentletune.training.trainer import GentleTrainer
+from tests.cli.test_cli import SMALL, refused, run
+from tests.helpers import tiny_recipe, tiny_study
+
+fit_module = importlib.import_module("gentletune.training.fit")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer is told that there are two; all else still runs on the CPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU")
+    monkeypatch.setattr(fit_module, "device", lambda: torch.device("cuda"))
+    provenance._hardware.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def hardware_as_it_is() -> Any:
+    yield
+    provenance._hardware.cache_clear()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_one_process_trains_on_one_gpu(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wrapped: list[tuple[int, type]] = []
+    plain = GentleTrainer.training_step
+
+    def step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        wrapped.append((self.args.n_gpu, type(model)))
+        return plain(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(GentleTrainer, "training_step", step)
+    out = tmp_path / "run"
+    call = ["train", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "8", *SMALL, "--output", str(out)]
+    assert run(monkeypatch, *call) == 0
+    assert "2 GPUs can be seen, one trains; --processes auto uses all" in capfd.readouterr().err
+    assert {n for n, _ in wrapped} == {1}
+    assert not any(issubclass(kind, torch.nn.DataParallel) for _, kind in wrapped)
+    record = read_record(out)
+    assert record is not None
+    assert record.training["steps"] == 2
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("processes", [2, "auto"])
+def test_several_processes_take_a_gpu_each(
+    processes: Any, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def launched(_recipe: Recipe, _run: Path, count: int) -> Any:
+        asked.append(count)
+        raise TrainingDivergedError("stop here")
+
+    monkeypatch.setattr(run_module, "launch", launched)
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", evaluate=False, probe_every=0, processes=processes)
+    assert train(recipe).status == "failed"
+    assert asked == [2]
+    words = command_line(2)
+    assert "accelerate.commands.launch" in words
+    assert words[words.index("--num_processes") + 1] == "2"
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_more_processes_than_gpus_are_refused_before_anything_is_measured(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "reference_answers", None)
+    call = ["train", "--model", str(tiny_dir), "--data", "clinic", "--processes", "3", "--output", str(tmp_path / "o")]
+    assert "processes: 3 need as many GPUs, and 2 can be seen" in refused(monkeypatch, capfd, *call)
+    assert not (tmp_path / "o").exists()
+
+
+def test_auto_is_one_process_without_gpus(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(run_module, "launch", None)
+    record = train(tiny_recipe(tiny_dir, tmp_path / "run", evaluate=False, probe_every=0, processes="auto"))
+    assert record.status == "complete"
+    assert record.recipe["processes"] == "auto"
+    assert "processes" not in record.training
+
+
+def test_train_under_a_launcher_is_refused(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="starts its own processes"):
+        train(tiny_recipe(tiny_dir, tmp_path / "run"))
+    with pytest.raises(UserError, match="starts its own processes"):
+        sweep(tiny_study(tiny_dir), tmp_path / "study")
