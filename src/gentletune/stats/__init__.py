@@ -5,7 +5,7 @@ from __future__ import annotations
 from gentletune.stats.change import LEVEL, Change, Mean, SeedEffect, average, compare, mean_of
 from gentletune.stats.family import adjusted, holm, seed_pool
 from gentletune.stats.pool import Pool
-from gentletune.stats.runs import Run
+from gentletune.stats.runs import Run, measured
 from gentletune.stats.scores import (
     accuracy_score,
     balanced_accuracy_score,
@@ -32,6 +32,7 @@ __all__ = [
     "mean_of",
     "mean_over_tasks",
     "mean_score",
+    "measured",
     "ratio_score",
     "seed_pool",
 ]

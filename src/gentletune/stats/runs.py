@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gentletune.core.records import Score
 
@@ -26,6 +27,12 @@ class Run:
     def value(self) -> float:
         """Mean over the tasks."""
         return math.fsum(s.value for s in self.scores) / len(self.scores)
+
+
+def measured(values: Mapping[int, float]) -> list[Run]:
+    """Runs by seed that have no items, only a number each: what can be known is how it differs from seed to seed."""
+    kind: dict[str, Any] = {"task": "number", "side": "general", "metric": "value", "higher_is_better": True}
+    return [Run((Score(value=value, stderr=None, n=1, **kind),), seed, seed) for seed, value in values.items()]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gentletune.core.records import Score
-from gentletune.statistics import accuracy_score, balanced_accuracy_score, mean_score, ratio_score
+from gentletune.stats import accuracy_score, balanced_accuracy_score, mean_score, ratio_score
 
 
 def accuracy(right: Sequence[float], groups: Sequence[object] | None = None, task: str = "t") -> Score:
