@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
 
 import gentletune.runs.run as run_module
-from gentletune import Recipe, TALRTrainer, train
+from gentletune import MethodMixin, Recipe, TALRTrainer, train
+from gentletune.core.errors import UserError
 from gentletune.lm.base_weights import FileWeights, base_weights
 from gentletune.methods import parse_method
 from gentletune.methods.base import Method
@@ -84,6 +86,36 @@ def test_training_reads_the_base_weights_a_tensor_at_a_time(
     record = train(Recipe(model=str(tiny_dir), method=method, output=str(tmp_path / "run"), evaluate=False, **SHORT))
     assert alive
     assert record.training["update_norm"] == pytest.approx(distance_from_base(tmp_path / "run", tiny_dir), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["l2", "wise_ft(alpha=0.5)"])
+def test_a_base_model_replaced_meanwhile_is_one_line(
+    method: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model at the base's place is not taken for θ⁰."""
+    base, other = tmp_path / "base", tmp_path / "other"
+    for seed, folder in enumerate((base, other)):
+        make_model(len(tokenizer), seed).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    original = GentleTrainer.training_step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 1 and other.exists():
+            base.rename(tmp_path / "was")
+            other.rename(base)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(GentleTrainer, "training_step", step)
+    with pytest.raises(UserError, match="was replaced or deleted while a run that needs it"):
+        train(Recipe(model=str(base), method=method, output=str(tmp_path / "run"), evaluate=False, **SHORT))
+
+
+def test_files_that_are_no_weights_are_passed_over(tokenizer: Any, tmp_path: Path) -> None:
+    model = make_model(len(tokenizer))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "consolidated.safetensors").symlink_to(tmp_path / "gone")
+    (tmp_path / "extra.safetensors").write_bytes(b"")
+    assert isinstance(base_weights(model, tmp_path), FileWeights)
 
 
 # --- what is let go of
@@ -186,6 +218,30 @@ def test_gradients_out_of_reach_are_refused(
     with pytest.raises(ValueError, match=message):
         GentleTrainer(
             make_model(len(tokenizer)), settings(tmp_path), method=parse_method(method),
+            train_dataset=_dataset(ROWS, None), processing_class=tokenizer,
+        )  # fmt: skip
+
+
+def test_several_gpus_in_one_process_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    class MethodTrainer(MethodMixin, Trainer):
+        """On transformers' own trainer, which would wrap the model in DataParallel."""
+
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
+    arguments._n_gpu = 2
+    with pytest.raises(ValueError, match="2 GPUs in one process are torch's DataParallel"):
+        MethodTrainer(make_model(len(tokenizer)), arguments, method="sft", train_dataset=_dataset(ROWS, None))
+
+
+def test_a_penalty_needs_the_weights_on_every_rank(tokenizer: Any, tmp_path: Path) -> None:
+    class Empty(GentleTrainer):
+        """As a rank that FSDP will send its shards to."""
+
+        def _move_model_to_device(self, model: Any, device: Any) -> None:
+            pass
+
+    with pytest.raises(ValueError, match="cpu_ram_efficient_loading: false"):
+        Empty(
+            make_model(len(tokenizer)).to("meta"), settings(tmp_path), method=parse_method("l2"),
             train_dataset=_dataset(ROWS, None), processing_class=tokenizer,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -95,6 +96,38 @@ def test_method_loss_runs_under_accelerates_autocast(method: str, taught_first: 
         method_loss(copy.deepcopy(model), batch, method)
     assert seen == {torch.bfloat16}
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)], ids=["bf16 first", "fp32 first"])
+@pytest.mark.parametrize("kind", ["ours", "transformers", "peft"])
+def test_a_second_trainer_on_the_same_model_has_its_own_precision(
+    kind: str, order: tuple[bool, bool], tokenizer: Any, tmp_path: Path
+) -> None:
+    model: Any = lively_model(tokenizer)
+    if kind == "peft":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    for bf16 in order:
+        with dtypes_in_training() as seen:
+            if kind == "transformers":
+                arguments = TrainingArguments(tmp_path, use_cpu=True, bf16=bf16, max_steps=1, report_to="none")
+                collator = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
+                rows = _dataset(ROWS, None)
+                MethodTrainer(model, arguments, method="talr", train_dataset=rows, data_collator=collator).train()
+            else:
+                one_step(model, tokenizer, tmp_path / str(bf16), "talr", bf16=bf16)
+        assert (torch.bfloat16 in seen) == bf16
+
+
+@pytest.mark.parametrize("taught_first", [True, False], ids=["before prepare", "after prepare"])
+def test_accelerate_can_unwrap_the_model_again(taught_first: bool, tokenizer: Any) -> None:
+    model, batch = lively_model(tokenizer), pad_batch(ROWS, tokenizer.pad_token_id)
+    expected = model(batch["input_ids"]).logits
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    if taught_first:
+        add_token_nll(model)
+    method_loss(accelerator.prepare_model(model), batch, "sft")
+    plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    assert torch.equal(plain(batch["input_ids"]).logits, expected)
 
 
 def test_a_deep_copy_runs_its_own_weights(tokenizer: Any, tmp_path: Path) -> None:

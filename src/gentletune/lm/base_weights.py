@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from gentletune.core.errors import UserError
 
 
 class FileWeights(Mapping[str, Tensor]):
     """The tensors of a model directory's safetensors, in the dtype they were published in.
 
     Nothing is kept: each look reads the tensor from its file, which the system's page cache makes cheap, and the
-    caller drops it.
+    caller drops it. Files that cannot be read are passed over.
+
+    Raises:
+        UserError: at a look, where the file is gone or another by now: it would no longer be θ⁰.
     """
 
     def __init__(self, directory: Path) -> None:
         self._files: dict[str, Path] = {}
+        self._known: dict[Path, tuple[int, int, int]] = {}
         for path in sorted(directory.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
+            with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+                self._known[path] = _signature(path)
                 self._files |= dict.fromkeys(file.keys(), path)
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._files[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        path = self._files[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                same = _signature(path) == self._known[path]
+                tensor: Tensor = file.get_tensor(name)
+        except (OSError, SafetensorError):
+            same = False
+        if not same:
+            raise UserError(
+                f"the base model's {path} was replaced or deleted while a run that needs it was at work; put it back, "
+                "or start again from a model that stays"
+            )
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -58,6 +76,12 @@ def host_copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     torch.bfloat16
     """
     return {name: _compact(value) for name, value in parameters.items()}
+
+
+def _signature(path: Path) -> tuple[int, int, int]:
+    """What tells a file from another at its place."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _same(published: Tensor, loaded: Tensor) -> bool:

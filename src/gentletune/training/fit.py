@@ -94,12 +94,12 @@ def fit(
     try:
         if checkpoint is None or not _finished(trainer, checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        figures = _figures(trainer, run)
     finally:
         progress.close()
-    figures = _figures(trainer, run)
-    _release(trainer)
-    # Give the plain forward back before the model is saved, generates or trains again.
-    remove_token_nll(wrapped)
+        _release(trainer)
+        # Give the plain forward back before the model is saved, generates or trains again.
+        remove_token_nll(wrapped)
     return Fitted(method.parameterisation.unwrap(wrapped).eval(), figures)
 
 

@@ -11,7 +11,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from accelerate.utils import get_mixed_precision_context_manager
+from accelerate.state import AcceleratorState
+from accelerate.utils import extract_model_from_parallel, get_mixed_precision_context_manager
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
@@ -59,9 +60,9 @@ def add_token_nll(model: Any, backend: Backend = "auto") -> None:
         return
     _drop_fused_head(base)
     before = base.__dict__.get("forward")
-    forward = _forward_of(base.forward)
-    # accelerate leaves `_original_forward` where it put autocast around the forward.
-    base.__dict__[_MARK] = _Taught(backend, forward, before, autocast="_original_forward" in base.__dict__)
+    autocast = "_original_forward" in base.__dict__  # where accelerate put autocast around the forward
+    forward = _forward_of(base.forward, autocast)
+    base.__dict__[_MARK] = _Taught(backend, forward, before, autocast)
     base.forward = MethodType(forward, base)
 
 
@@ -78,11 +79,22 @@ def remove_token_nll(model: Any) -> None:
         base.__dict__.pop("_original_forward", None)
 
 
+def unprepare(model: Any) -> None:
+    """Forget that accelerate, or a trainer of ours, prepared `model` before: its precision is the next one's choice.
+
+    accelerate leaves a model that it prepared once as it is, in the precision of that time.
+    """
+    remove_token_nll(model)
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    model.__dict__.pop("_is_accelerate_prepared", None)
+
+
 def _drop_fused_head(base: Any) -> None:
     """Take TRL's fused head off: its loss is not used here, and through it a deep copy would run the first model."""
     forward = getattr(base.__dict__.get("forward"), "__func__", None)
     if forward is not None and "fused_lm_head" in forward.__code__.co_varnames:
         del base.forward
+        base.__dict__.pop("_original_forward", None)  # of an autocast that was put around a forward now gone
 
 
 def _reaches(outer: Any, ours: Callable[..., Any]) -> bool:
@@ -95,7 +107,7 @@ def _reaches(outer: Any, ours: Callable[..., Any]) -> bool:
     return False
 
 
-def _forward_of(original: Any) -> Callable[..., Any]:
+def _forward_of(original: Any, autocast: bool) -> Callable[..., Any]:
     """`original` with the flag, as a function of the model: bound to a deep copy, it runs the copy's weights."""
     bound = isinstance(original, MethodType)
 
@@ -104,14 +116,21 @@ def _forward_of(original: Any) -> Callable[..., Any]:
         if not token_nll:
             return original.__func__(self, *args, **kwargs) if bound else original(*args, **kwargs)
         taught: _Taught = self.__dict__[_MARK]
-        with get_mixed_precision_context_manager(native_amp=True) if taught.autocast else contextlib.nullcontext():
+        with _autocast() if taught.autocast else contextlib.nullcontext():
             return _nll_uncompiled(self, taught.backend, **kwargs)
 
-    # Trainers read the signature to choose columns; accelerate unwraps along `__wrapped__`, past ours if it were there.
+    # Trainers read the signature to choose columns.
     signature, first = inspect.signature(original), inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     forward.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # type: ignore[attr-defined]
-    del forward.__wrapped__
+    if not autocast:  # accelerate unwraps along `__wrapped__`: as far as ours, or through ours to what it had wrapped
+        del forward.__wrapped__
     return forward
+
+
+def _autocast() -> Any:
+    """accelerate's autocast, as long as its state asks for one: asked under "no" it would give torch's default."""
+    on = AcceleratorState._shared_state != {} and AcceleratorState().mixed_precision != "no"
+    return get_mixed_precision_context_manager(native_amp=True) if on else contextlib.nullcontext()
 
 
 def _nll(

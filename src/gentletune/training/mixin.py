@@ -13,7 +13,7 @@ from gentletune.lm.base_weights import host_copies
 from gentletune.losses import Backend
 from gentletune.methods import Method, parse_method
 from gentletune.methods.base import deviation_norm
-from gentletune.training.forward import add_token_nll
+from gentletune.training.forward import add_token_nll, unprepare
 from gentletune.training.loss import MethodLoss, method_loss
 from gentletune.training.rows import row_groups
 
@@ -76,7 +76,13 @@ class MethodMixin:
             self._check_slots()
         self._check_gradients()
         if base is None and self.method.penalty is not None and self.method.parameterisation.needs_base:
-            base = host_copies({n: p for n, p in self.model.named_parameters() if p.requires_grad})
+            trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+            if any(parameter.is_meta for parameter in trained.values()):
+                raise ValueError(
+                    f"method '{self.method.label}': this rank has no weights yet to copy; load the model on every rank "
+                    "(fsdp cpu_ram_efficient_loading: false), or pass `base`"
+                )
+            base = host_copies(trained)
         self.base = base or {}
         self.backend = backend
         self.previous: Tensor | None = None  # sequence means of the previous global batch
@@ -89,10 +95,16 @@ class MethodMixin:
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
+        unprepare(self.model)
         add_token_nll(self.model, backend)
 
     def _check_arguments(self) -> None:
-        """Refuse what would choose another loss and be passed over in silence."""
+        """Refuse what would choose another loss and be passed over in silence, and what could not be exact."""
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process are torch's DataParallel, which cannot share these weights; "
+                "start one process a GPU (accelerate launch), or set CUDA_VISIBLE_DEVICES to one"
+            )
         if self.args.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no meaning where tokens are weighted by their probability")
         if self.compute_loss_func is not None:
