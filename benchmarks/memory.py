@@ -1,4 +1,4 @@
-"""Peak memory of whole runs in bytes per parameter: while training, and while the tuned model is measured.
+"""Peak memory of runs in bytes per parameter: while training, and while the tuned model is measured.
 
     python benchmarks/memory.py [--against CHECKOUT] [--json PATH]
 
