@@ -1,10 +1,11 @@
-"""What a busy process on the same machine costs, by how OpenMP's threads wait: spinning (libgomp's own way) or asleep
-(what `import gentletune` asks for), on generation one token at a time and on the gradient of a small batch.
+"""What a busy process on the same machine costs, by how OpenMP's threads wait: spinning (libgomp's own way), asleep at
+once, or as `import gentletune` has it, on generation one token at a time and on the gradient of a small batch.
 
     python benchmarks/beside.py [--model smollm2-135m] [--tokens 32] [--busy 1] [--repeats 5] [--json PATH]
 
 Each setting is a process of its own that works alone and then beside as many busy processes as asked, in turns with the
-others. `load` is the machine's load before it begins: where it is not near 0, others were at work and "alone" is not.
+others. `others` is the cores that anything else kept busy just before, at most: where it is not near 0, "alone" is not.
+On a machine with other work, `--quiet 600` waits before each measurement, so long at most, until nothing else is at it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from gentletune.core.threads import PASSIVE
 from gentletune.lm.generate import generate
 from gentletune.lm.models import load_model, load_tokenizer, resolve_model
 
-SETTINGS: dict[str, dict[str, str | None]] = {"spinning": dict.fromkeys(PASSIVE), "passive": {**PASSIVE}}
+SETTINGS: dict[str, dict[str, str | None]] = {
+    "spinning": dict.fromkeys(PASSIVE),
+    "asleep": {**PASSIVE, "GOMP_SPINCOUNT": "0"},
+    "ours": {**PASSIVE},
+}
 PROMPT = "Tell me about the sea and the ships on it."
 
 
@@ -45,6 +50,27 @@ def busy(count: int) -> Iterator[None]:
         for process in started:
             process.kill()
             process.wait()
+
+
+def others() -> float:
+    """Cores kept busy over half a second in which this process does nothing; 0 where the system does not say."""
+
+    def spent() -> float:
+        stat = Path("/proc/stat")
+        ticks = [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]] if stat.exists() else [0] * 8
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for a disk
+
+    begun = spent()
+    time.sleep(0.5)
+    return (spent() - begun) / 0.5
+
+
+def settled(seconds: float) -> float:
+    """`others` once it is below a fifth of a core, or after so many seconds."""
+    end = time.monotonic() + seconds
+    while (found := others()) > 0.2 and time.monotonic() < end:
+        pass
+    return found
 
 
 def setup(spec: dict[str, Any]) -> harness.Run:
@@ -67,7 +93,10 @@ def setup(spec: dict[str, Any]) -> harness.Run:
             return time.perf_counter() - begun
 
     def run() -> dict[str, Any]:
-        return {"seconds": seconds(0), "beside": seconds(spec["busy"])}
+        before = settled(spec["quiet"])
+        alone = seconds(0)
+        between = settled(spec["quiet"])
+        return {"seconds": alone, "beside": seconds(spec["busy"]), "others": max(before, between)}
 
     return run
 
@@ -75,6 +104,7 @@ def setup(spec: dict[str, Any]) -> harness.Run:
 def measure(kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a setting: median seconds alone and beside, and their ratio round by round."""
     shared = {"kind": kind, "model": options.model, "tokens": options.tokens, "busy": options.busy}
+    shared |= {"quiet": options.quiet}
     specs = [{"setting": name, "environment": values, **shared} for name, values in SETTINGS.items()]
     rows: list[dict[str, Any]] = []
     for spec, answers, problem in harness.interleave(__file__, specs, options.repeats, budget_s=options.budget):
@@ -88,6 +118,7 @@ def measure(kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             row
             | {"alone_s": statistics.median(alone), "beside_s": statistics.median(beside), "repeats": len(answers)}
             | {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+            | {"others": max(answer["others"] for answer in answers)}
         )
     return rows
 
@@ -99,22 +130,22 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=1, help="busy processes beside")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of work after which three rounds will do")
+    parser.add_argument("--quiet", type=float, default=0.0, help="seconds to wait for others to rest, each time")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    load = os.getloadavg()[0]
     rows = [row for kind in ("generate", "gradient") for row in measure(kind, options)]
-    print(f"load before: {load:.2f}")
     for row in rows:
         if "problem" in row:
             print(f"{row['kind']:9} {row['setting']:9} {row['problem']}")
         else:
             print(
                 f"{row['kind']:9} {row['setting']:9} alone {row['alone_s']:6.2f} s  beside {row['beside_s']:7.2f} s  "
-                f"{row['ratio']:6.2f} x ({row['ratio_min']:.2f}-{row['ratio_max']:.2f}, {row['repeats']} rounds)"
+                f"{row['ratio']:6.2f} x ({row['ratio_min']:.2f}-{row['ratio_max']:.2f}, {row['repeats']} rounds)  "
+                f"others {row['others']:.2f} cores"
             )
     if options.json:
         task = {key: value for key, value in vars(options).items() if key != "json"}
-        harness.write_json(options.json, {**harness.machine(), "load": load, "task": task, "rows": rows})
+        harness.write_json(options.json, {**harness.machine(), "task": task, "rows": rows})
 
 
 if __name__ == "__main__":
