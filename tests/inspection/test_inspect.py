@@ -19,7 +19,7 @@ from gentletune import Recipe, inspect
 from gentletune.core.errors import UserError
 from gentletune.data import encode_rows, load_data
 from gentletune.inspection import Source, inspect_rows, spool, token_statistics
-from gentletune.inspection.spool import TOKENS, token_files
+from gentletune.inspection.spool import file_columns, token_files
 from gentletune.losses import batch_tau, effective_sample_size, talr_weights
 from tests.conftest import make_model
 
@@ -35,7 +35,7 @@ def source(tokenizer: Any) -> Source:
 
 def read(path: Path) -> list[dict[str, Any]]:
     table = pa.parquet.read_table(path)
-    assert table.schema == TOKENS
+    assert table.schema == file_columns()
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
@@ -89,7 +89,7 @@ def test_files_hold_every_token_with_its_weights(
 
     with paths[0].open(encoding="utf-8", newline="") as file:
         written = list(csv.DictReader(file))
-    assert list(written[0]) == TOKENS.names
+    assert list(written[0]) == file_columns().names
     assert [row["text"] for row in written] == [row["text"] for row in rows]  # line ends and quotes included
     assert [float(row["weight_talr"]) for row in written] == [row["weight_talr"] for row in rows]
 

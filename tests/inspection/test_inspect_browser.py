@@ -78,11 +78,11 @@ def test_switching_the_colouring(page: Any) -> None:
     levels = [str(token.get_attribute("data-v")) for token in page.locator(".answer .t").all()]
     by_probability = background(page)
     assert classes(page) == [f"t l{each[0]}" for each in levels]
-    for view, name in enumerate(("probability", "weight: TALR", "weight: DFT", "weight: EAFT", "weight: masking")):
+    for view, name in enumerate(("probability", "weight: dft", "weight: eaft", "weight: mask", "weight: talr")):
         page.get_by_label(name).check()
         assert classes(page) == [f"t l{each[view]}" for each in levels]
         assert page.locator(".to").inner_text() == ("weight 1" if view else "p < 0.001")
-    page.get_by_label("weight: TALR").check()
+    page.get_by_label("weight: talr").check()
     assert background(page) != by_probability
     page.get_by_label("probability").focus()
     page.keyboard.press("ArrowRight")
@@ -98,7 +98,7 @@ def test_a_token_tells_its_figures_by_click_and_by_keyboard(page: Any) -> None:
     token.click()
     text, title = token.text_content(), token.get_attribute("title")
     assert told.inner_text() == f"“{text}”: {title}"
-    page.get_by_label("weight: EAFT").check()
+    page.get_by_label("weight: eaft").check()
     assert "on" in str(token.get_attribute("class")).split()  # still chosen
     token.click()
     assert told.is_hidden()

@@ -31,7 +31,7 @@ def test_everything_at_once(
     said = capfd.readouterr()
     for part in (
         "share of tokens with p < 0.3", "label only", "By token class, CoT", "By place in the answer, label only",
-        "effective size", "masking", "The hardest tokens, CoT", "the model would say",
+        "effective size", "mask", "The hardest tokens, CoT", "the model would say",
     ):  # fmt: skip
         assert part in said.out
     assert "p < 0.5" not in said.out

@@ -33,7 +33,7 @@ BATCH = TokenBatch(nll=torch.tensor([0.0, 1.0, 2.0, 30.0]), sequence_nll=torch.t
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers goes away with it."""
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
 
 def filled(method: Method) -> set[str]:
@@ -132,7 +132,7 @@ def test_training_part(text: str, training: str) -> None:
 
 @pytest.mark.usefixtures("own_registry")
 def test_training_part_keeps_a_method_that_does_more_than_merge() -> None:
-    @register("pull_and_average")
+    @register("pull_and_average", "Pull and average", "nowhere", "https://example.org")
     def pull_and_average() -> Method:
         return Method(penalty=lambda deviation: (deviation.sum(), deviation), merge=lambda name, base, tuned: tuned)
 
@@ -406,9 +406,9 @@ def test_merging_a_model_with_tied_weights_averages_them_once(tiny_model: LlamaF
 
 def test_a_method_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+        patch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
-        @register("mask_hard")
+        @register("mask_hard", "Hard-token masking", "nowhere", "https://example.org")
         def mask_hard(p_min: float = 0.1) -> Method:
             """Hard-token masking: w = 1[p > p_min]."""
             return Method(token_weights=lambda batch: Weighted((torch.exp(-batch.nll) > p_min).float()))

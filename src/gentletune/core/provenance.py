@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +17,17 @@ from typing import Any
 from gentletune.core.recipe import Recipe
 
 _PACKAGES = ("gentletune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a method is: its name, title, reference with the URL, and the parameters in force."""
+
+    name: str
+    title: str
+    reference: str
+    url: str
+    parameters: Mapping[str, Any]
 
 
 def provenance() -> dict[str, Any]:
@@ -67,20 +80,30 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def model_card(recipe: Recipe, what: str, hashes: dict[str, str]) -> str:
-    """The README.md of a tuned model: what was done, to what, with what."""
+def model_card(recipe: Recipe, method: str, hashes: Mapping[str, str], parts: Sequence[Described]) -> str:
+    """The README.md of a tuned model: what was done, to what, with what.
+
+    `method` is its label, `parts` what that names.
+    """
     fields = {k: v for k, v in recipe.model_dump(mode="json").items() if v is not None}
     rows = "\n".join(f"| {key} | {value} |" for key, value in sorted(fields.items()) if key != "output")
+    methods = "\n".join(_method_line(part) for part in parts)
     return f"""---
 library_name: transformers
 tags: [gentletune, sft]
 ---
 
-# {recipe.model}, fine-tuned by {what}
+# {recipe.model}, fine-tuned by {method}
 
 Fine-tuned with gentletune on `{recipe.data or recipe.data_path}` at a learning rate of {recipe.learning_rate:g}.
 Load it with `AutoModelForCausalLM.from_pretrained` on this directory. The licence of the initial model applies.
 What it gained on the domain and lost in general skill is in `record.json` beside this directory.
+
+## Method
+
+{methods}
+
+## Recipe
 
 | field | value |
 |---|---|
@@ -88,3 +111,8 @@ What it gained on the domain and lost in general skill is in `record.json` besid
 
 SHA-256 of the initial model `{hashes["model"][:16]}…`, of the training rows `{hashes["train"][:16]}…`.
 """
+
+
+def _method_line(part: Described) -> str:
+    values = ", ".join(f"{name} = {value}" for name, value in part.parameters.items())
+    return f"- `{part.name}`: {part.title} ([{part.reference}]({part.url})); " + (values or "no parameters")

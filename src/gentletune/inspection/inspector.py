@@ -33,7 +33,7 @@ from gentletune.inspection.summary import (
     position_names,
 )
 from gentletune.inspection.tokens import QUANTILES, THRESHOLDS, TokenStatistics
-from gentletune.inspection.weights import HARD, METHODS, MethodWeight, WeightTotals, method_weights
+from gentletune.inspection.weights import HARD, MethodWeight, WeightTotals, method_columns, method_weights
 from gentletune.lm.models import load_model, load_tokenizer, resolve_model
 from gentletune.losses import batch_tau
 
@@ -233,7 +233,7 @@ class _Totals:
 
 
 def _weights(spool: Spool, tau: float, name: str, files: TokenFiles | None) -> tuple[MethodWeight, ...]:
-    totals = {method: WeightTotals(method) for method in METHODS}
+    totals = {method: WeightTotals(method) for method in method_columns()}
     for batch in spool.batches():
         nll, eaft, probability = (
             batch.column(column).to_numpy().copy() for column in ("nll", "eaft_weight", "probability")

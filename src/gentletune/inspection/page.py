@@ -19,11 +19,10 @@ from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.inspector import Inspection
 from gentletune.inspection.stream import RowTokens
 from gentletune.inspection.summary import DECADES, LINEAR_EDGES
-from gentletune.inspection.weights import METHODS, method_weights
+from gentletune.inspection.weights import PLAIN, method_columns, method_weights
 
 # Probabilities between which a token's colour changes, the strongest below the first.
 _STEPS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
-_VIEWS = ("probability", *(method for method in METHODS if method != "sft"))  # SFT's weights are all 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def render_page(found: Inspection) -> str:
         tables=tables,
         charts=_charts(found),
         rows={one.name: [(row.row, list(_answers(row, one.tau))) for row in one.coloured] for one in found.sets},
-        views=[(view, tables.METHOD_NAMES.get(view, view)) for view in _VIEWS],
+        views=["probability", *(name for name in method_columns() if name != PLAIN)],
         visible=visible,
         script=Markup(script),
         style=Markup(_resource("inspect.css")),
@@ -105,14 +104,14 @@ def _answers(row: RowTokens, tau: float) -> Iterator[Answer]:
     weights = method_weights(row.nll, row.eaft, tau)
     tokens = []
     for i, text in enumerate(row.pieces):
-        given = {method: float(weights[method][i]) for method in _VIEWS[1:]}
-        levels = [level(float(row.probability[i])), *(round(9 * weight) for weight in given.values())]
+        given = {method: float(values[i]) for method, values in weights.items() if method != PLAIN}
+        levels = [level(float(row.probability[i])), *(min(9, max(0, round(9 * weight))) for weight in given.values())]
         told = [
             f"p {tables.number(float(row.probability[i]))}",
             tables.CLASS_NAMES[CLASSES[row.kind[i]]],
             f"the model would say {row.top_text[i]!r} (p {tables.number(float(row.top_probability[i]))})",
             f"entropy {row.entropy[i]:.2f} nats",
-            "weights: " + ", ".join(f"{tables.METHOD_NAMES[m]} {w:.2f}" for m, w in given.items()),
+            "weights: " + ", ".join(f"{m} {w:.2f}" for m, w in given.items()),
         ]
         tokens.append(Token(visible(text), "".join(map(str, levels)), " · ".join(told)))
     starts = [i for i, position in enumerate(row.position) if position == 1]

@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.stream import RowTokens
-from gentletune.inspection.weights import METHODS
+from gentletune.inspection.weights import PLAIN, method_columns
 
 _GROUP = 2**15  # tokens of a row group
 
@@ -31,11 +31,14 @@ _FOUND = pa.schema(
         ("eaft_weight", pa.float64()),
     ]
 )
-TOKENS = pa.schema(
-    [("set", pa.string()), *_FOUND.remove(_FOUND.get_field_index("eaft_weight"))]
-    + [pa.field(f"weight_{method}", pa.float64()) for method in METHODS if method != "sft"]
-)
-"""Columns of the files; NLL and entropy in nats, weights as `gentletune.losses` gives them."""
+
+
+def file_columns() -> Any:
+    """Columns of the files, an Arrow schema; NLL and entropy in nats, weights as the methods give them."""
+    plain = [("set", pa.string()), *_FOUND.remove(_FOUND.get_field_index("eaft_weight"))]
+    return pa.schema(
+        [*plain, *(pa.field(f"weight_{name}", pa.float64()) for name in method_columns() if name != PLAIN)]
+    )
 
 
 class Spool(AbstractContextManager["Spool"]):
@@ -98,16 +101,16 @@ def _table(row: RowTokens) -> Any:
 class TokenFiles:
     """The files a user asked for; both get every batch."""
 
-    def __init__(self, writers: list[Any]) -> None:
-        self._writers = writers
+    def __init__(self, writers: list[Any], columns: Any) -> None:
+        self._writers, self._columns = writers, columns
 
     def write(self, name: str, batch: Any, weights: dict[str, Any]) -> None:
         """Write tokens (a batch of the spool) of the set `name` with each method's weights."""
         if not self._writers:
             return
-        plain = [batch.column(field) for field in TOKENS.names if field in _FOUND.names]
-        given = [pa.array(weights[method]) for method in METHODS if method != "sft"]
-        table = pa.table([pa.array([name] * batch.num_rows), *plain, *given], schema=TOKENS)
+        plain = [batch.column(field) for field in self._columns.names if field in _FOUND.names]
+        given = [pa.array(values) for method, values in weights.items() if method != PLAIN]
+        table = pa.table([pa.array([name] * batch.num_rows), *plain, *given], schema=self._columns)
         for writer in self._writers:
             writer.write_table(table)
 
@@ -119,13 +122,13 @@ def token_files(csv: Path | None, parquet: Path | None) -> Iterator[TokenFiles]:
     Raises `OSError` where they cannot be written.
     """
     with ExitStack() as stack:
-        writers = []
+        writers, columns = [], file_columns()
         for path, kind in ((csv, pa.csv.CSVWriter), (parquet, pa.parquet.ParquetWriter)):
             if path is not None:
                 # Entered in this order, the writer is closed before the file is renamed.
                 scratch = stack.enter_context(_renamed(path))
-                writers.append(stack.enter_context(kind(scratch, TOKENS)))
-        yield TokenFiles(writers)
+                writers.append(stack.enter_context(kind(scratch, columns)))
+        yield TokenFiles(writers, columns)
 
 
 @contextmanager

@@ -20,7 +20,6 @@ CLASS_NAMES = {
     "punctuation": "punctuation",
     "special": "end of turn",
 }
-METHOD_NAMES = {"sft": "SFT", "talr": "TALR", "dft": "DFT", "eaft": "EAFT", "mask": "masking"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def weights(found: Inspection) -> Table:
     """What each method's weights amount to, of one set."""
     rows = [
         (
-            Cell(METHOD_NAMES[w.method]),
+            Cell(w.method),
             Cell(number(w.mean)),
             Cell(percent(w.hard_share), w.hard_share),
             Cell(percent(w.ess_share), w.ess_share),

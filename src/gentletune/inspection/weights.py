@@ -9,15 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gentletune.losses import dft_weights, mask_weights, talr_weights
+from gentletune.core.errors import UserError
+from gentletune.methods import Method, TokenBatch, method_names, parse_method
 
 Array = NDArray[np.float64]
 
-METHODS = ("sft", "talr", "dft", "eaft", "mask")
 HARD = 0.1
 """A token is hard where its probability is below this; masking's threshold by default, too."""
 
-EAFT_K = 20
+PLAIN = "sft"
+"""The method whose weights are all 1."""
+
+EAFT, EAFT_K = "eaft", 20
+"""Shown beside the registered methods: its weights need whole logits, which a method of ours does not get."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,34 @@ class WeightTotals:
         )
 
 
-def method_weights(nll: Array, eaft: Array, tau: float) -> Mapping[str, Array]:
-    """Each method's weights (N,), by name, for tokens of that NLL (nats) and EAFT weight.
+def method_columns() -> list[str]:
+    """Names of the methods that are shown: `sft`, then EAFT and every registered one with token weights, by name."""
+    return [PLAIN, *sorted({EAFT, *_weighting()})]
 
-    TALR's are at temperature `tau` (nats) and its default floor, masking's at its default threshold; EAFT's come from
-    whole logits and are passed through.
+
+def method_weights(nll: Array, eaft: Array, tau: float) -> Mapping[str, Array]:
+    """The weights (N,) of `method_columns`, by name, for tokens of that NLL (nats) and EAFT weight.
+
+    Each method is at its defaults. Of the sequences it sees one, whose mean NLL is `tau` (nats), the median of all:
+    that is TALR's temperature. EAFT's weights come from whole logits and are passed through.
     """
-    seen = torch.from_numpy(nll)
-    return {
-        "sft": np.ones_like(nll),
-        "talr": talr_weights(seen, tau).numpy(),
-        "dft": dft_weights(seen).numpy(),
-        "eaft": eaft,
-        "mask": mask_weights(seen, HARD).numpy(),
-    }
+    seen, sequences = torch.from_numpy(nll), torch.tensor([tau], dtype=torch.float64)
+    found = {PLAIN: np.ones_like(nll), EAFT: eaft}
+    for name, method in _weighting().items():
+        assert method.token_weights is not None
+        batch = TokenBatch(seen, sequences, sequences if method.uses_previous else None)
+        found[name] = method.token_weights(batch).weights.double().numpy()
+    return {name: found[name] for name in method_columns()}
+
+
+def _weighting() -> dict[str, Method]:
+    """The registered methods with token weights, at their defaults; without one that has to be given an argument."""
+    found = {}
+    for name in method_names():
+        try:
+            method = parse_method(name)
+        except UserError:
+            continue
+        if method.token_weights is not None:
+            found[name] = method
+    return found

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 from gentletune.methods.base import Method, Parameterisation, TokenBatch, Weighted, compose
-from gentletune.methods.registry import method_names, parse_method, register, training_part
+from gentletune.methods.registry import described, method_names, method_parts, parse_method, register, training_part
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -15,7 +15,9 @@ __all__ = [
     "TokenBatch",
     "Weighted",
     "compose",
+    "described",
     "method_names",
+    "method_parts",
     "parse_method",
     "register",
     "training_part",

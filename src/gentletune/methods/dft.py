@@ -6,7 +6,7 @@ from gentletune.methods.base import Method, TokenBatch, Weighted
 from gentletune.methods.registry import register
 
 
-@register("dft")
+@register("dft", "Dynamic fine-tuning (DFT)", "arXiv 2508.05629", "https://arxiv.org/abs/2508.05629")
 def dft() -> Method:
     """DFT (arXiv 2508.05629): L = (1/N) Σ sg[p] ℓ."""
 

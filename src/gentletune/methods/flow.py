@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("flow")
+@register(
+    "flow",
+    "Sequence weights by the base model's loss (FLOW)",
+    "arXiv 2502.02797",
+    "https://arxiv.org/abs/2502.02797",
+)
 def flow(tau: float | str = "median") -> Method:
     """FLOW (arXiv 2502.02797): u_s = sg[exp(-ℓ̄_s(θ⁰)/τ_F)], L = (1/N) Σ_s u_s Σ_t ℓ_t.
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("l2")
+@register("l2", "L2 to the base weights", "arXiv 2509.20758, baselines", "https://arxiv.org/abs/2509.20758")
 def l2(weight: float = 1e-3) -> Method:
     """L2 to the base weights (arXiv 2509.20758, baselines).
 

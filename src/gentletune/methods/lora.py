@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("lora")
+@register("lora", "Low-rank adaptation (LoRA)", "arXiv 2106.09685", "https://arxiv.org/abs/2106.09685")
 def lora(r: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | list[str] = "all-linear") -> Method:
     """LoRA (arXiv 2106.09685) on all linear layers but the head.
 

@@ -6,7 +6,7 @@ from gentletune.methods.base import Method, TokenBatch, Weighted
 from gentletune.methods.registry import check_number, register
 
 
-@register("mask")
+@register("mask", "Hard-token masking", "arXiv 2509.20758, Figure 3", "https://arxiv.org/abs/2509.20758")
 def mask(p_min: float = 0.1) -> Method:
     """L = (1/N) Σ 1[p > p_min] ℓ, p recomputed every step: the truncation of arXiv 2509.20758, Figure 3.
 

@@ -1,4 +1,7 @@
-"""Methods by name: `register` adds one, `parse_method` builds any composition of them from its text."""
+"""Methods by name: `register` adds one, `parse_method` builds any composition of them from its text.
+
+`described` and `method_parts` say what they are: for a model card, for tables.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,46 @@ import ast
 import inspect
 import keyword
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from gentletune.core.errors import UserError, unknown
+from gentletune.core.provenance import Described
 from gentletune.methods.base import Method, compose
 
 Factory = Callable[..., Method]
-_FACTORIES: dict[str, Factory] = {}
 
 
-def register(name: str) -> Callable[[Factory], Factory]:
+@dataclass(frozen=True)
+class _Entry:
+    factory: Factory
+    title: str
+    reference: str
+    url: str
+
+
+class _Part(NamedTuple):
+    method: Method
+    described: Described
+
+
+_METHODS: dict[str, _Entry] = {}
+
+
+def register(name: str, title: str, reference: str, url: str) -> Callable[[Factory], Factory]:
     """Make a factory known as `name`; its keyword parameters and defaults are the method's arguments.
 
+    Args:
+        name: what a recipe calls it.
+        title: what it is called in full.
+        reference: where it was published, as one would cite it.
+        url: where that can be read.
+
+    The last three go into the model card of what was trained with it.
+
     >>> from gentletune.methods.base import Method
-    >>> @register("mine")
+    >>> @register("mine", "A method of mine", "Notes, 2026", "https://example.org/mine")
     ... def mine(strength: float = 1.0) -> Method:
     ...     return Method()
     >>> parse_method("mine(strength=2.0)").label
@@ -29,7 +56,7 @@ def register(name: str) -> Callable[[Factory], Factory]:
     """
 
     def add(factory: Factory) -> Factory:
-        _FACTORIES[name] = factory
+        _METHODS[name] = _Entry(factory, title, reference, url)
         return factory
 
     return add
@@ -37,7 +64,30 @@ def register(name: str) -> Callable[[Factory], Factory]:
 
 def method_names() -> list[str]:
     """Names of all registered methods."""
-    return sorted(_FACTORIES)
+    return sorted(_METHODS)
+
+
+def described(name: str) -> Described:
+    """Title, reference, URL and parameters of one method, `talr` or with arguments `talr(tau=1.0)`.
+
+    Raises `UserError` where `parse_method` does, and where `name` names several.
+
+    >>> described("wise_ft").parameters
+    {'alpha': 0.5}
+    """
+    parts = method_parts(name)
+    if len(parts) > 1:
+        raise UserError(f"method '{name}' has {len(parts)} parts; name one, or take method_parts")
+    return parts[0]
+
+
+def method_parts(text: str) -> list[Described]:
+    """What each method that `text` names is, in canonical order. Raises `UserError` where `parse_method` does.
+
+    >>> [part.name for part in method_parts("lora + talr")]
+    ['talr', 'lora']
+    """
+    return [part.described for part in _parts(text) or _parts_as_given("sft")]
 
 
 def parse_method(text: str) -> Method:
@@ -51,7 +101,7 @@ def parse_method(text: str) -> Method:
     'talr+lora'
     """
     try:
-        return reduce(compose, _parts(text) or [Method()])
+        return reduce(compose, [part.method for part in _parts(text)] or [Method()])
     except ValueError as error:
         raise UserError(f"method '{text}': {error}") from error
 
@@ -62,21 +112,27 @@ def training_part(text: str) -> str:
     >>> training_part("talr+wise_ft(alpha=0.5)")
     'talr'
     """
-    kept = [part for part in _parts(text) if part.merge is None or replace(part, merge=None).rank() >= 0]
-    return "+".join(part.label for part in kept) or Method().label
+    methods = [part.method for part in _parts(text)]
+    kept = [method for method in methods if method.merge is None or replace(method, merge=None).rank() >= 0]
+    return "+".join(method.label for method in kept) or Method().label
 
 
-def _parts(text: str) -> list[Method]:
+def _parts(text: str) -> list[_Part]:
     """The methods that `text` names, without `sft`, in canonical order: by slot, then by name."""
+    parts = [part for part in _parts_as_given(text) if part.method.name != "sft"]
+    return sorted(parts, key=lambda part: (part.method.rank(), part.method.name))
+
+
+def _parts_as_given(text: str) -> list[_Part]:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise _malformed(text) from error
     parts = [_build(node, text) for node in _addends(tree)]
-    names = [part.name for part in parts]
+    names = [part.method.name for part in parts]
     if len(set(names)) < len(names):
         raise UserError(f"method '{text}': each part may be named once")
-    return sorted((part for part in parts if part.name != "sft"), key=lambda part: (part.rank(), part.name))
+    return parts
 
 
 def _malformed(text: str) -> UserError:
@@ -89,15 +145,15 @@ def _addends(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def _build(node: ast.expr, text: str) -> Method:
+def _build(node: ast.expr, text: str) -> _Part:
     arguments: dict[str, Any] = {}
     name, positional, given = (node.func, node.args, node.keywords) if isinstance(node, ast.Call) else (node, [], [])
     if not isinstance(name, ast.Name) or positional:
         raise _malformed(text)
-    if name.id not in _FACTORIES:
-        raise unknown("method", name.id, _FACTORIES)
-    factory = _FACTORIES[name.id]
-    defaults = {p.name: p.default for p in inspect.signature(factory).parameters.values()}
+    if name.id not in _METHODS:
+        raise unknown("method", name.id, _METHODS)
+    entry = _METHODS[name.id]
+    defaults = {p.name: p.default for p in inspect.signature(entry.factory).parameters.values()}
     for argument in given:
         if argument.arg is None:  # name(**more)
             raise _malformed(text)
@@ -107,12 +163,13 @@ def _build(node: ast.expr, text: str) -> Method:
             raise UserError(f"method '{text}': argument '{argument.arg}' may be given once")
         arguments[argument.arg] = _value(argument.value, text)
     try:
-        method = factory(**arguments)
+        method = entry.factory(**arguments)
     except (ValueError, TypeError) as error:
         raise UserError(f"method '{name.id}': {error}") from error
     changed = [f"{k}={_show(arguments[k])}" for k in defaults if k in arguments and arguments[k] != defaults[k]]
     label = f"{name.id}({', '.join(changed)})" if changed else name.id
-    return replace(method, name=name.id, label=label)
+    told = Described(name.id, entry.title, entry.reference, entry.url, {**defaults, **arguments})
+    return _Part(replace(method, name=name.id, label=label), told)
 
 
 def _value(node: ast.expr, text: str) -> Any:

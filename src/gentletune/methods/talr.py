@@ -8,7 +8,7 @@ from gentletune.methods.base import Method, TokenBatch, Weighted
 from gentletune.methods.registry import check_number, register
 
 
-@register("talr")
+@register("talr", "Token-adaptive loss reweighting (TALR)", "arXiv 2509.20758", "https://arxiv.org/abs/2509.20758")
 def talr(tau: float | str = "median", floor: float = 0.01, normalization: str = "count") -> Method:
     """TALR (arXiv 2509.20758): L = (1/Z) Σ sg[max(exp(-ℓ/τ), floor)] ℓ.
 

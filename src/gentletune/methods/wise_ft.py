@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register("wise_ft")
+@register(
+    "wise_ft",
+    "Average of base and tuned weights (Wise-FT)",
+    "arXiv 2109.01903",
+    "https://arxiv.org/abs/2109.01903",
+)
 def wise_ft(alpha: float = 0.5) -> Method:
     """Wise-FT (arXiv 2109.01903): θ = (1-α) θ⁰ + α θ_ft. One fine-tuned model serves every α.
 

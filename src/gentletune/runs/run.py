@@ -29,6 +29,7 @@ from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, silent
 from gentletune.lm.models import load_model, quiet, stop_at
+from gentletune.methods import method_parts, training_part
 from gentletune.methods.base import merge_weights
 from gentletune.runs.curves import read_curves
 from gentletune.runs.inputs import Inputs
@@ -222,7 +223,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
                 tuned, figures = fit_weights(inputs, run, reference)
         figures["train_seconds"] = time.perf_counter() - begun
     if inputs.method.merge is not None:
-        _save(tuned, inputs, run / "tuned", "before its merge")
+        _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
         figures["update_norm"] = merge_weights(tuned, inputs.base_weights(), inputs.method.merge)
     if not all(map(math.isfinite, figures.values())):
         raise TrainingDivergedError("the weights are not finite after the last step")
@@ -322,12 +323,13 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     return load_model(tuned, trust_remote_code=inputs.recipe.trust_remote_code), figures
 
 
-def _save(model: Any, inputs: Inputs, target: Path, what: str) -> None:
+def _save(model: Any, inputs: Inputs, target: Path, method: str) -> None:
     with whole_directory(target) as scratch, quiet():
         stop_at(model, end_tokens(inputs.tokenizer))
         model.save_pretrained(scratch)
         save_tokenizer(inputs.tokenizer, scratch)
-        (scratch / "README.md").write_text(model_card(inputs.recipe, what, inputs.hashes), encoding="utf-8")
+        card = model_card(inputs.recipe, method, inputs.hashes, method_parts(method))
+        (scratch / "README.md").write_text(card, encoding="utf-8")
 
 
 def _state(inputs: Inputs) -> dict[str, Any]:
