@@ -25,7 +25,7 @@ from gentletune.data.batches import pad_batch
 from gentletune.methods import parse_method
 from gentletune.research.ablations.rate_search import match_rate
 from gentletune.research.ablations.run import controls
-from gentletune.research.ablations.table import INITIAL, ControlTable, Row, measurable
+from gentletune.research.ablations.table import INITIAL, ControlTable, Row
 from gentletune.research.ablations.text import cells, sentences, to_csv, to_markdown
 from gentletune.stats import mean_score, ratio_score
 from gentletune.training import fit
@@ -218,11 +218,10 @@ def test_differences_are_paired_by_seed_and_item() -> None:
     assert change.stderr == pytest.approx(0.005, rel=1e-3)
     assert change.paired
     assert change.high - change.low == pytest.approx(2 * 12.706 * 0.005, rel=1e-3)
-    assert measurable(change) is True
-    assert measurable(found.change(talr, "sums/accuracy")) is False
+    assert change.significant is True
+    assert found.change(talr, "sums/accuracy").significant is False
     assert found.change(sft, "own_answers/entropy").value == pytest.approx(-0.09)
     assert found.change(found.rows[0], "own_answers/entropy") is None
-    assert measurable(None) is None
 
 
 def test_seeds_with_held_out_rows_of_their_own_are_not_averaged_by_item() -> None:
@@ -272,14 +271,14 @@ def test_the_text_says_what_the_figures_say() -> None:
     found = table()
     sft, talr = sentences(found)
     assert sft.startswith(
-        f"sft against {INITIAL}: on general skill measurably worse by sampled drift, and not measurably sharper or "
-        "flatter; on the domain measurably better by d bits per token ("
+        f"sft against {INITIAL}: on general skill significantly worse by sampled drift, and significantly sharper; "
+        "on the domain significantly better by d bits per token ("
     )
     assert talr.startswith(
-        "talr against sft: on general skill measurably better by sampled drift, and measurably sharper; "
-        "on the domain measurably worse by d bits per token (update norm × 0.5; "
+        "talr against sft: on general skill significantly better by sampled drift, and significantly sharper; "
+        "on the domain significantly worse by d bits per token (update norm × 0.5; "
     )
-    assert "sums accuracy" not in talr  # no measurable difference
+    assert "sums accuracy" not in talr  # no significant difference
     assert "entropy on the initial model's own answers −0.50" in talr
     text = to_markdown(found)
     assert text.startswith("# A title\n\nA note.\n\n## Values\n\n| setting | seeds | update norm |")
@@ -292,7 +291,7 @@ def test_the_text_says_what_the_figures_say() -> None:
     assert [line["setting"] for line in lines] == [INITIAL, "sft", "talr"]
     assert (lines[2]["seeds"], lines[2]["learning_rates"], lines[2]["against"]) == ("0 1", "0.0001", "sft")
     assert float(lines[2]["own_answers/entropy change"]) == pytest.approx(-0.505)
-    assert (lines[2]["own_answers/entropy measurable"], lines[2]["sums/accuracy measurable"]) == ("1", "0")
+    assert (lines[2]["own_answers/entropy significant"], lines[2]["sums/accuracy significant"]) == ("1", "0")
     assert lines[0]["own_answers/entropy change"] == ""
 
 
@@ -302,8 +301,8 @@ def test_views_that_disagree_and_a_change_that_is_none() -> None:
     rows = (Row("sft", (sft,)), Row("dft", (other,), "sft"))
     (line,) = sentences(ControlTable("views", "t", rows))
     assert "the views disagree, better by sampled drift, worse by sums accuracy" in line
-    assert "not measurably sharper or flatter" in line
-    assert "on the domain not measurably different" in line
+    assert "not significantly sharper or flatter" in line
+    assert "on the domain not significantly different" in line
 
 
 # --- from end to end
@@ -474,7 +473,6 @@ def test_bad_input_is_one_line(
     "name",
     [
         "evaluation.calibration",
-        "research.ablations.table",
         "research.ablations.text",
         "research.ablations.rate_search",
         "cli.common",

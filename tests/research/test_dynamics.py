@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from scipy import special
 
 import gentletune.cli.common
 import gentletune.research.dynamics.callback
@@ -25,7 +26,6 @@ from gentletune.research.dynamics.plot import curriculum_png
 from gentletune.research.dynamics.run import RESULT_FILE, Curriculum, curriculum
 from gentletune.research.dynamics.table import (
     QUANTITIES,
-    Mean,
     MethodRun,
     aggregate,
     csv_text,
@@ -33,7 +33,6 @@ from gentletune.research.dynamics.table import (
     nll_change,
     verdicts,
 )
-from gentletune.statistics import t_quantile
 from gentletune.training import TrainingDivergedError
 from tests.helpers import tiny_recipe
 
@@ -79,7 +78,7 @@ def test_means_over_seeds_by_hand() -> None:
     runs = [made_run("talr", seed, [4.0, 6.0], [value, value]) for seed, value in enumerate((1.0, 2.0, 6.0))]
     first, last = aggregate(runs)
     assert (first.method, first.step, first.tokens, first.name) == ("talr", 0, 2, "p ≤ 0.1")
-    assert first.means["nll"] == Mean(5.0, 0.0)
+    assert (first.means["nll"].value, first.means["nll"].stderr) == (5.0, 0.0)
     assert last.means["nll"].value == pytest.approx(3.0)
     assert last.means["nll"].stderr == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))  # s/√3
     assert set(last.means) == set(QUANTITIES)
@@ -91,7 +90,7 @@ def test_change_of_one_seed_has_the_error_of_the_rows() -> None:
     change = nll_change([made_run("sft", 0, [4.0, 5.0, 9.0], [3.0, 3.0, 6.0])], 0)  # -1, -2, -3
     assert change.value == pytest.approx(-2)
     assert change.stderr == pytest.approx(1 / math.sqrt(3))
-    assert change.low == pytest.approx(-2 - t_quantile(0.95, 2) / math.sqrt(3))
+    assert change.low == pytest.approx(-2 - special.stdtrit(2, 0.975) / math.sqrt(3))
 
 
 def test_change_over_seeds_adds_the_error_of_the_seeds() -> None:
@@ -110,25 +109,25 @@ def test_verdicts_follow_the_figures() -> None:
     half = made_run("dft", 0, first, [4.0, 4.5, 5.0, 5.5])
     sft, mask, talr, dft = verdicts([learned, barely, worse, half])
     assert "the 4 hardest tokens (p ≤ 0.1 at first) went from 7.75 to 1.75 nats, -6.00" in sft
-    assert "it fell, measurably; 0.0% of them end at p > 0.5" in sft
+    assert "it fell, significantly; 0.0% of them end at p > 0.5" in sft
     assert "sft`'s" not in sft
-    assert "no measurable change" in mask
+    assert "no significant change" in mask
     assert "It ends at +6.25" in mask
-    assert "measurably higher" in mask
-    assert "it rose, measurably" in talr
+    assert "significantly higher" in mask
+    assert "it rose, significantly" in talr
     assert "of `sft`'s" not in talr
     assert "its change is 50% of `sft`'s" in dft
     (alone,) = verdicts([made_run("talr", 0, [7.0], [0.1])])
     assert "cannot be told" in alone
     assert "100.0% of them end" in alone
-    assert "measurably" not in alone
+    assert "significantly" not in alone
 
 
 def test_verdict_is_on_the_hardest_bin() -> None:
     hard = [figures(step, [9.0, 9.1, 8.9]) for step in (0, 8)]
     easy = [figures(step, [nll, nll + 0.1, nll], number=1) for step, nll in ((0, 1.0), (8, 0.1))]
     (said,) = verdicts([MethodRun("talr", 0, (hard[0], easy[0], hard[1], easy[1]))])
-    assert "no measurable change" in said
+    assert "no significant change" in said
     assert "9.00 to 9.00" in said
 
 

@@ -26,7 +26,7 @@ from gentletune.research.tilting.files import tilting_csv, tilting_markdown, wri
 from gentletune.research.tilting.positions import draw_positions, log_probs, token_log_probs
 from gentletune.research.tilting.reading import reading
 from gentletune.research.tilting.run import TiltingStudy, fit_tilting
-from gentletune.research.tilting.safe_range import Checkpoint, FollowedRun, over_seeds, safe_edge, safe_range
+from gentletune.research.tilting.safe_range import Checkpoint, FollowedRun, safe_edge, safe_range
 from tests.helpers import tiny_recipe
 
 T, V = 37, 50  # positions that do not divide into the chunks
@@ -257,13 +257,6 @@ def test_a_safe_range_pools_checkpoints_and_ends_of_runs() -> None:
     assert (none.rate.at, none.best_gain, none.lambda_general.at) == (0, 0, 0)
 
 
-def test_over_seeds_by_hand() -> None:
-    one, two = over_seeds([0.5]), over_seeds([0.2, 0.6])
-    assert (one.value, one.stderr, one.half_width) == (0.5, None, None)
-    assert (two.value, two.stderr) == (pytest.approx(0.4), pytest.approx(0.2))
-    assert two.half_width == pytest.approx(12.706 * 0.2, rel=1e-4)
-
-
 # --- what is written
 
 
@@ -278,7 +271,7 @@ def made_study(label_at: float = 0.8, budget: float = 0.05, hard: tuple[float, f
         for seed in (0, 1):
             for rate, points in ((1e-4, (POINT,)), (3e-4, (POINT, FURTHER))):
                 moved_points = tuple(
-                    replace(p, lambda_general=p.lambda_general * stretch + seed * 1e-3, drift=p.drift) for p in points
+                    replace(p, lambda_general=(p.lambda_general + seed * 1e-3) * stretch, drift=p.drift) for p in points
                 )
                 runs.append(FollowedRun(cot, rate, seed, False, moved_points))
         target = Target(3e-4, 1.2, 2.5, 0.5, ((3e-4, 1.2), (1e-4, 1.4)), share, 200)

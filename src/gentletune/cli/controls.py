@@ -66,7 +66,7 @@ def controls_command(
             name, recipe, chosen, output, methods=named, rates=given, taus=temperatures,
             executor=executor, workers=workers, stage=stage, say=say,
         )  # fmt: skip
-    for title, changes in ((found.title, False), ("differences, 95 % intervals: ≠ measurable, ≈ not", True)):
+    for title, changes in ((found.title, False), ("differences, 95 % intervals: ≠ significant, ≈ not", True)):
         head, rows = cells(found, changes=changes)
         # A setting a column: a terminal is high rather than wide.
         table = Table(title=title)

@@ -119,7 +119,8 @@ def compare(
     if contrast is not None and contrast.variance:
         share = 1 - float(contrast.items / contrast.variance)
     rest = (seeds, found.units, effect, share)
-    if contrast is None:
+    blind = contrast is not None and contrast.seeds_df and found.value and not contrast.variance
+    if contrast is None or blind:  # seeds that agree to the last digit, and no item to go by
         return Change(found.value, None, None, None, found.n, found.paired, None, None, *rest)
     half, centre, df = half_width(contrast, level), float(contrast.centre), float(contrast.satterthwaite)
     bound = 1.0 if found.shares else math.inf

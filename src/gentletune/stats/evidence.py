@@ -98,8 +98,6 @@ def _contrast(value: float, tasks: Sequence[_Task], noise: Sequence[float], seed
         return None
     total, spread = math.fsum(variances) / k**2, math.fsum(task.spread for task in tasks) / k**4
     left = math.fsum(noise)
-    if not total + seeds + left and df and value:
-        return None  # seeds that agree to the last digit and no item to go by: nothing to see an error by
     numbers = (
         value,
         math.fsum(task.centre for task in tasks) / k,

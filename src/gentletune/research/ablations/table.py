@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import dataclass
 from functools import cached_property
 
 from gentletune.core.records import RunRecord, Score, Side
-from gentletune.statistics import Change, mean_change, over_seeds, paired_change, t_quantile
+from gentletune.stats import Change, Mean, Run, compare, holm, mean_of, measured, seed_pool
 
 INITIAL = "initial model"
 OWN_ENTROPY = "own_answers/entropy"
@@ -39,20 +39,24 @@ class Row:
         found = {seed: record.score(key, self.initial) for seed, record in self.by_seed.items()}
         return {seed: score for seed, score in found.items() if score is not None}
 
+    def runs(self, key: str) -> list[Run]:
+        """The runs that have the score; of an initial model one for each set of items it was measured on.
+
+        Held-out rows are drawn anew for each seed without a file, so that only equal ones are the same sample.
+        """
+        found: dict[Hashable, Run] = {}
+        for seed, score in self.scores(key).items():
+            sample = None if score.side == "general" else self.by_seed[seed].hashes.get("test")
+            run = Run((score,), None if self.initial else seed, sample)
+            found.setdefault(sample if self.initial else seed, run)
+        return list(found.values())
+
     @property
     def norms(self) -> dict[int, float]:
         """‖θ - θ⁰‖ of the final weights, by seed; 0 for the initial model."""
         if self.initial:
             return dict.fromkeys(self.by_seed, 0.0)
         return {seed: r.training["update_norm"] for seed, r in self.by_seed.items() if "update_norm" in r.training}
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over seeds in the score's unit, with its standard error over items and seeds (None: unknown)."""
-
-    value: float
-    stderr: float | None
 
 
 @dataclass(frozen=True)
@@ -87,26 +91,12 @@ class ControlTable:
 
     def mean(self, row: Row, key: str) -> Mean | None:
         """A row's score over its seeds; None where it has none."""
-        scores = list(row.scores(key).values())
-        if not scores:
-            return None
-        if row.initial and all(score == scores[0] for score in scores):  # one model, not a sample of trainings
-            return Mean(scores[0].value, scores[0].stderr)
-        try:
-            found = over_seeds(scores if _same_items(row, scores) else [_bare(s) for s in scores])
-        except ValueError:  # as many items in other groups, or other numbers of them
-            least = min(s.n for s in scores)
-            found = over_seeds([_bare(s).model_copy(update={"n": least, "details": {}}) for s in scores])
-        return Mean(found.value, found.stderr)
+        runs = row.runs(key)
+        return mean_of(runs) if runs else None
 
     def norm(self, row: Row) -> Mean | None:
         """The update norm over the seeds, its error from their spread."""
-        values = list(row.norms.values())
-        if not values:
-            return None
-        centre = math.fsum(values) / len(values)
-        spread = math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1) if len(values) > 1 else None
-        return Mean(centre, None if spread is None else math.sqrt(spread / len(values)))
+        return mean_of(measured(row.norms)) if row.norms else None
 
     def norm_ratio(self, row: Row) -> float | None:
         """The row's update norm over its baseline's, the mean over the seeds that both have."""
@@ -114,89 +104,26 @@ class ControlTable:
         ratios = [norm / base[seed] for seed, norm in row.norms.items() if base.get(seed)]
         return math.fsum(ratios) / len(ratios) if ratios else None
 
-    def change(self, row: Row, key: str, level: float = 0.95) -> Change | None:
-        """The row minus its baseline, paired by seed and within a seed by item; None where there is no pair.
+    def change(self, row: Row, key: str) -> Change | None:
+        """The row minus its baseline, paired by seed and within a seed by item; None where there is none to compare.
 
-        Items are averaged over the seeds where all are on the same ones. The variance from seed to seed is that of
-        the *differences*, pooled over the rows compared alike, or the row's own if that is larger (ours, cautious): of
-        two seeds alone it is hardly known. The half-width is the root of the sum of squares of the items' and the
-        seeds', each with its own Student's t (ours).
+        All rows of the table are one family for each score (Holm), and share what is known of the variance from seed to
+        seed.
         """
-        pairs = self._pairs(row, key)
-        if not pairs:
-            return None
-        found = _over_items(pairs, _same_items(row, [a for a, _ in pairs]), level)
-        own, (pooled, df) = _variance([a.value - b.value for a, b in pairs]), self._pool(row, key)
-        between = max(own, pooled) / len(pairs)
-        if not between or found.stderr is None or found.low is None or found.high is None:
-            return found
-        middle, half = (found.low + found.high) / 2, (found.high - found.low) / 2
-        half = math.hypot(half, t_quantile(level, df) * math.sqrt(between))
-        stderr = math.hypot(found.stderr, math.sqrt(between))
-        return replace(found, stderr=stderr, low=middle - half, high=middle + half)
+        return self.changes(key).get(row.label)
 
-    def _pairs(self, row: Row, key: str) -> list[tuple[Score, Score]]:
-        if row.baseline is None:
-            return []
-        base = self._rows[row.baseline].scores(key)
-        return [(score, base[seed]) for seed, score in row.scores(key).items() if seed in base]
+    def changes(self, key: str) -> dict[str, Change | None]:
+        """The change of each row that has a baseline, by label."""
+        if key not in self._changes:
+            pool = seed_pool([row.runs(key) for row in self.rows if not row.initial])
+            pairs = {r.label: (r.runs(key), self._rows[r.baseline].runs(key)) for r in self.rows if r.baseline}
+            found = [compare(a, b, pool=pool) if a and b else None for a, b in pairs.values()]
+            self._changes[key] = dict(zip(pairs, holm(found), strict=True))
+        return self._changes[key]
 
-    def _pool(self, row: Row, key: str) -> tuple[float, int]:
-        """The variance between seeds of the differences, pooled over like rows, with its degrees of freedom.
-
-        A change from the initial model has the seed's chance once, one between two trainings twice or less.
-        """
-        alike = [r for r in self.rows if (r.baseline == INITIAL) == (row.baseline == INITIAL)]
-        apart = [[a.value - b.value for a, b in self._pairs(r, key)] for r in alike]
-        known = [values for values in apart if len(values) > 1]
-        df = sum(len(values) - 1 for values in known)
-        return (math.fsum((len(v) - 1) * _variance(v) for v in known) / df if df else 0.0), df
-
-
-def measurable(change: Change | None) -> bool | None:
-    """Whether the interval leaves out 0; None where there is no interval.
-
-    >>> measurable(Change(0.2, 0.1, 0.01, 0.4, 10, True)), measurable(Change(0.2, None, None, None, 1, False))
-    (True, None)
-    """
-    if change is None or change.low is None or change.high is None:
-        return None
-    return change.low > 0 or change.high < 0
-
-
-def _over_items(pairs: Sequence[tuple[Score, Score]], same: bool, level: float) -> Change:
-    """Mean of the paired differences with the error over items alone."""
-    if same:
-        try:
-            first, second = (_items_alone(side) for side in zip(*pairs, strict=True))
-            return paired_change(first, second, level=level)
-        except ValueError:  # other items for each seed
-            pass
-    return mean_change(pairs, level=level)
-
-
-def _items_alone(scores: Sequence[Score]) -> Score:
-    """Average over the seeds, with the error over items only: what the seeds add is counted on the differences."""
-    found = over_seeds(scores)
-    if found.stderr is None or len(scores) == 1:
-        return found
-    between = found.details["between_seed_sd"] ** 2 / found.details["seeds"]
-    within = math.sqrt(max(found.stderr**2 - between, 0.0))
-    return found.model_copy(update={"stderr": within, "details": found.details | {"between_seed_sd": 0.0}})
-
-
-def _same_items(row: Row, scores: Sequence[Score]) -> bool:
-    """Whether all seeds were measured on the same items: held-out rows are drawn anew for each seed without a file."""
-    return scores[0].side == "general" or len({record.hashes.get("test") for record in row.records}) == 1
-
-
-def _bare(score: Score) -> Score:
-    return score.model_copy(update={"items": (), "clusters": ()})
-
-
-def _variance(values: Sequence[float]) -> float:
-    centre, n = math.fsum(values) / len(values), len(values)
-    return math.fsum((v - centre) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
+    @cached_property
+    def _changes(self) -> dict[str, dict[str, Change | None]]:
+        return {}
 
 
 def _place(score: Score) -> tuple[int, int]:

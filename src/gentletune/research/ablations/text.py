@@ -8,16 +8,16 @@ from io import StringIO
 from pathlib import Path
 
 from gentletune.core.records import Side, write_text_atomic
-from gentletune.research.ablations.table import OWN_ENTROPY, PREDICTIONS, ControlTable, Mean, Row, measurable
-from gentletune.statistics import Change
+from gentletune.research.ablations.table import OWN_ENTROPY, PREDICTIONS, ControlTable, Row
+from gentletune.stats import Change, Mean
 
 MISSING = "–"
 _SIGNS = {True: "≠", False: "≈", None: "?"}
 LEGEND = (
     "± is one standard error over items and seeds; brackets are 95 % intervals of the difference, paired by seed and "
-    "item: ≠ measurably different, ≈ not, ? cannot tell. Each interval stands by itself: of twenty true zeros one "
-    "is expected to be missed. Entropy has no better direction (less of it is sharper); overconfidence is mean "
-    "confidence minus share right."
+    "item, each by itself: of twenty true zeros one is expected to be missed. ≠ significantly different, all rows of a "
+    "column taken together (Holm), ≈ not, ? cannot tell. Of one seed, all holds for its weights only. Entropy has no "
+    "better direction (less of it is sharper); overconfidence is mean confidence minus share right."
 )
 _VIEWS = {
     "drift_sampled/bits_per_token": "sampled drift",
@@ -41,9 +41,9 @@ def figure(mean: Mean | None) -> str:
 
 
 def difference(change: Change | None) -> str:
-    """`−0.31 [−0.41, −0.21] ≠`: a change with its interval and whether that leaves out 0.
+    """`−0.31 [−0.41, −0.21] ≠`: a change with its interval, and whether it is significant.
 
-    >>> difference(Change(-0.31, 0.05, -0.41, -0.21, 100, True))
+    >>> difference(Change(-0.31, 0.05, -0.41, -0.21, 100, True, p=1e-9))
     '−0.310 [−0.410, −0.210] ≠'
     """
     if change is None:
@@ -52,7 +52,7 @@ def difference(change: Change | None) -> str:
         return f"{_fixed(change.value, 3, signed=True)} ?"
     places = _places(change.stderr)
     value, low, high = (_fixed(x, places, signed=True) for x in (change.value, change.low, change.high))
-    return f"{value} [{low}, {high}] {_SIGNS[measurable(change)]}"
+    return f"{value} [{low}, {high}] {_SIGNS[change.significant]}"
 
 
 def cells(table: ControlTable, *, changes: bool) -> tuple[list[str], list[list[str]]]:
@@ -79,7 +79,7 @@ def cells(table: ControlTable, *, changes: bool) -> tuple[list[str], list[list[s
 
 
 def sentences(table: ControlTable) -> list[str]:
-    """What the figures say of each row beside its baseline, whichever way they fall; figures that are measurable."""
+    """What the figures say of each row beside its baseline, whichever way they fall; figures that are significant."""
     return [_sentence(table, row) for row in table.rows if row.baseline is not None and row.records]
 
 
@@ -94,7 +94,7 @@ def _sentence(table: ControlTable, row: Row) -> str:
         if name is None or change is None:
             continue
         compared = True
-        if measurable(change):
+        if change.significant:
             parts.append(f"{name} {difference(change)}")
             found[side][(change.value > 0) == higher].append(name)
     if not compared:
@@ -105,23 +105,22 @@ def _sentence(table: ControlTable, row: Row) -> str:
 
 
 def _direction(found: dict[bool, list[str]], side: Side) -> str:
-    """What is measurable on a side, in words."""
+    """What is significant on a side, in words."""
     skill = "general skill" if side == "general" else "the domain"
     better, worse = (", ".join(found[good]) for good in (True, False))
     if better and worse:
         return f"on {skill} the views disagree, better by {better}, worse by {worse}"
     if better or worse:
-        return f"on {skill} measurably {'better' if better else 'worse'} by {better or worse}"
-    return f"on {skill} not measurably different"
+        return f"on {skill} significantly {'better' if better else 'worse'} by {better or worse}"
+    return f"on {skill} not significantly different"
 
 
 def _sharpness(entropy: Change | None) -> str:
-    known = measurable(entropy)
-    if entropy is None or known is None:
+    if entropy is None or entropy.significant is None:
         return ""
-    if not known:
-        return ", and not measurably sharper or flatter"
-    return f", and measurably {'sharper' if entropy.value < 0 else 'flatter'}"
+    if not entropy.significant:
+        return ", and not significantly sharper or flatter"
+    return f", and significantly {'sharper' if entropy.value < 0 else 'flatter'}"
 
 
 def _skill(key: str) -> str | None:
@@ -147,7 +146,7 @@ def to_markdown(table: ControlTable) -> str:
 
 def to_csv(table: ControlTable) -> str:
     """A row a setting, numbers to six digits; each score with its error, its difference and that one's interval."""
-    parts = ("", " stderr", " change", " change low", " change high", " measurable")
+    parts = ("", " stderr", " change", " change low", " change high", " significant")
     head = [
         "setting",
         "against",
@@ -171,7 +170,7 @@ def to_csv(table: ControlTable) -> str:
             mean, change = table.mean(row, key), table.change(row, key)
             line += [_plain(mean.value if mean else None), _plain(mean.stderr if mean else None)]
             line += [_plain(x) for x in ((change.value, change.low, change.high) if change else (None,) * 3)]
-            found = measurable(change)
+            found = change.significant if change else None
             line.append("" if found is None else int(found))
         out.append(line)
     buffer = StringIO()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
-from gentletune.core.records import Score
 from gentletune.research.dynamics.callback import LEARNED, BinFigures
-from gentletune.statistics import Change, over_seeds, paired_change, ratio_score
+from gentletune.stats import Change, Mean, Run, compare, holm, mean_of, measured, ratio_score
 
 QUANTITIES = ("probability", "median_probability", "learned", "nll", "weight", "weight_share", "gradient_share")
 
@@ -31,14 +29,6 @@ class MethodRun:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over seeds and its standard error, which one seed leaves unknown (None)."""
-
-    value: float
-    stderr: float | None
-
-
-@dataclass(frozen=True)
 class Point:
     """The tokens of one bin after `step` steps of a method, over its seeds; `means` holds `QUANTITIES`."""
 
@@ -51,18 +41,12 @@ class Point:
 
 
 def mean_over_seeds(values: Sequence[float]) -> Mean:
-    """Mean and s/√n of n values, s with n - 1. Raises ValueError on none.
+    """Mean and s/√n of n values, s with n - 1; one has no error. Raises ValueError on none.
 
-    >>> mean_over_seeds([1.0, 3.0]), mean_over_seeds([2.0])
-    (Mean(value=2.0, stderr=1.0), Mean(value=2.0, stderr=None))
+    >>> mean_over_seeds([1.0, 3.0]).stderr, mean_over_seeds([2.0]).stderr
+    (1.0, None)
     """
-    if not values:
-        raise ValueError("no seeds to average")
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Mean(mean, None)
-    return Mean(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n))
+    return mean_of(measured(dict(enumerate(values))))
 
 
 def by_method(runs: Sequence[MethodRun]) -> dict[str, list[MethodRun]]:
@@ -106,13 +90,18 @@ def csv_text(runs: Sequence[MethodRun]) -> str:
     return text.getvalue()
 
 
-def nll_score(runs: Sequence[MethodRun], step: int, number: int) -> Score:
-    """Mean NLL of a bin's tokens after a step, nats, over the seeds; the items are the probe rows."""
-    scores = []
-    for row in (run.at(step)[number] for run in runs):
-        kind: dict[str, Any] = {"task": "nll", "side": "domain", "metric": "nats_per_token", "higher_is_better": False}
-        scores.append(ratio_score(row.sequence_nll, row.sequence_tokens, **kind))
-    return over_seeds(scores)
+def nll_runs(runs: Sequence[MethodRun], step: int, number: int, *, initial: bool = False) -> list[Run]:
+    """Mean NLL of a bin's tokens after a step, nats, a run for each seed; the items are the probe rows.
+
+    With `initial` the step is that of the model they all began from, which is one and has no seed.
+    """
+    kind: dict[str, Any] = {"task": "nll", "side": "domain", "metric": "nats_per_token", "higher_is_better": False}
+    found = []
+    for run in runs[:1] if initial else runs:
+        row = run.at(step)[number]
+        score = ratio_score(row.sequence_nll, row.sequence_tokens, **kind)
+        found.append(Run((score,), None if initial else run.seed))
+    return found
 
 
 def last_step(runs: Sequence[MethodRun]) -> int:
@@ -122,31 +111,46 @@ def last_step(runs: Sequence[MethodRun]) -> int:
 
 def nll_change(runs: Sequence[MethodRun], number: int) -> Change:
     """Final minus initial mean NLL of a bin's tokens, nats, with a 95 % interval over probe rows and seeds."""
-    return paired_change(nll_score(runs, last_step(runs), number), nll_score(runs[:1], 0, number))
+    return compare(nll_runs(runs, last_step(runs), number), nll_runs(runs, 0, number, initial=True))
 
 
 def verdicts(runs: Sequence[MethodRun]) -> list[str]:
-    """For each method, whether the hardest tokens were learned, and how that compares with plain `sft`."""
+    """For each method, whether the hardest tokens were learned, and how that compares with plain `sft`.
+
+    What is significant is so among all methods (Holm), once for the falls and once for the comparisons with `sft`.
+    """
     grouped = by_method(runs)
-    base = grouped.get("sft")
-    return [_verdict(method, mine, None if method == "sft" else base) for method, mine in grouped.items()]
-
-
-def _verdict(method: str, runs: Sequence[MethodRun], base: Sequence[MethodRun] | None) -> str:
     number = min(runs[0].at(0))
-    first, last = (Mean(s.value, s.stderr) for s in (nll_score(runs, step, number) for step in (0, last_step(runs))))
-    row, change = runs[0].at(0)[number], nll_change(runs, number)
+    falls = holm([nll_change(mine, number) for mine in grouped.values()])
+    besides = dict.fromkeys(grouped)
+    if "sft" in grouped:
+        others = [method for method in grouped if method != "sft"]
+        ends = {method: nll_runs(mine, last_step(mine), number) for method, mine in grouped.items()}
+        besides |= dict(zip(others, holm([compare(ends[method], ends["sft"]) for method in others]), strict=True))
+    changes = dict(zip(grouped, falls, strict=True))
+    plain = changes.get("sft")
+    return [
+        _verdict(method, mine, number, change, besides[method], plain)
+        for (method, mine), change in zip(grouped.items(), falls, strict=True)
+        if change is not None
+    ]
+
+
+def _verdict(
+    method: str, runs: Sequence[MethodRun], number: int, change: Change, beside: Change | None, plain: Change | None
+) -> str:
+    first = mean_of(nll_runs(runs, 0, number, initial=True))
+    last = mean_of(nll_runs(runs, last_step(runs), number))
+    row = runs[0].at(0)[number]
     learned = mean_over_seeds([run.at(last_step(runs))[number].learned for run in runs])
     text = (
         f"`{method}`: the mean NLL of the {row.tokens} hardest tokens ({bin_name(row.low, row.high)} at first) went "
         f"from {first.value:.2f} to {last.value:.2f} nats, {_change(change)}: {_fell(change)}; {_percent(learned)} of "
         f"them end at p > {LEARNED:g}"
     )
-    if base is None:
+    if beside is None or plain is None:
         return f"{text}."
-    beside = paired_change(nll_score(runs, last_step(runs), number), nll_score(base, last_step(base), number))
-    fall = nll_change(base, number).value
-    share = f"; its change is {change.value / fall:.0%} of `sft`'s" if fall < 0 and change.value < 0 else ""
+    share = f"; its change is {change.value / plain.value:.0%} of `sft`'s" if max(plain.value, change.value) < 0 else ""
     return f"{text}. It ends at {_change(beside)} beside `sft`: {_beside(beside)}{share}."
 
 
@@ -157,19 +161,19 @@ def _change(change: Change) -> str:
 
 
 def _fell(change: Change) -> str:
-    if change.low is None or change.high is None:
+    if change.significant is None:
         return "whether that is more than chance cannot be told, since they are all in one row"
-    if change.high < 0:
-        return "it fell, measurably"
-    return "it rose, measurably" if change.low > 0 else "no measurable change"
+    if not change.significant:
+        return "no significant change"
+    return "it fell, significantly" if change.value < 0 else "it rose, significantly"
 
 
 def _beside(change: Change) -> str:
-    if change.low is None or change.high is None:
+    if change.significant is None:
         return "whether that is more than chance cannot be told"
-    if change.low > 0:
-        return "measurably higher"
-    return "measurably lower" if change.high < 0 else "not measurably different"
+    if not change.significant:
+        return "not significantly different"
+    return "significantly higher" if change.value > 0 else "significantly lower"
 
 
 def markdown(runs: Sequence[MethodRun], failed: Sequence[tuple[str, int, str]], notes: Sequence[str]) -> str:
@@ -186,7 +190,8 @@ def markdown(runs: Sequence[MethodRun], failed: Sequence[tuple[str, int, str]], 
 
 _READING = (
     "± is one standard error over seeds (none with one seed). The NLL change has a 95 % interval over probe rows and, "
-    "where there are several, seeds; with one seed it says nothing of other seeds. The gradient share of a bin is its "
+    "where there are several, seeds; with one seed it says nothing of other seeds. What is called significant above is "
+    "so among all methods (Holm); intervals stand each by itself. The gradient share of a bin is its "
     "part of Σ w‖∂ℓ/∂z‖, with w the method's weight, the probe taken as one batch, and z the logits; weights and "
     "shares are at the first (initial model) and the last step.",
     "",

@@ -14,7 +14,8 @@ from gentletune.data.load import domain_name
 from gentletune.research.tilting.plot import tilting_png
 from gentletune.research.tilting.reading import figure, rate_name, reading
 from gentletune.research.tilting.run import KindOfData, TiltingStudy
-from gentletune.research.tilting.safe_range import Checkpoint, Edge, SafeRange, over_seeds
+from gentletune.research.tilting.safe_range import Checkpoint, Edge, SafeRange
+from gentletune.stats import mean_of, measured
 
 CSV_FILE, TABLES_FILE, PLOT_FILE = "tilting.csv", "tilting.md", "tilting.png"
 _UNITS = {
@@ -131,7 +132,7 @@ def _means(ranges: Sequence[SafeRange]) -> list[str]:
     spell = (figure, figure, rate_name, figure, figure)
     cells = []
     for values, spelled in zip(zip(*rows, strict=True), spell, strict=True):
-        found = over_seeds(values)
+        found = mean_of(measured(dict(enumerate(values))))
         cells.append(f"{spelled(found.value)} ± {'–' if found.stderr is None else spelled(found.stderr)}")
     return cells
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import sqrt
 from statistics import median
+from typing import Any
 
+from gentletune.core.records import Score
 from gentletune.research.tilting.bench import HARD
 from gentletune.research.tilting.run import KindOfData, TiltingStudy
-from gentletune.research.tilting.safe_range import Checkpoint, Edge, SafeRange, over_seeds
+from gentletune.research.tilting.safe_range import Checkpoint, Edge, SafeRange
+from gentletune.stats import Change, Run, compare, holm, mean_of, measured
 
 _WELL, _BADLY = 0.9, 0.5  # shares of the way that one λ accounts for
 
@@ -164,7 +167,13 @@ def _safe(study: TiltingStudy) -> list[str]:
         "λ̂ on domain positions": lambda found: found.lambda_domain,
         "the learning rate": lambda found: found.rate,
     }
-    lines = [f"- {name}: {_compared(cot, label, read, wider)}" for name, read in places.items()]
+    # One family of three: the ranges are read off the same runs.
+    changes = holm([compare(_at(label, read), _at(cot, read)) for read in places.values()])
+    lines = [
+        f"- {name}: {_compared(cot, label, read, change, wider)}"
+        for (name, read), change in zip(places.items(), changes, strict=True)
+        if change is not None
+    ]
     return [
         first,
         "\n".join(lines),
@@ -178,32 +187,43 @@ def _safe(study: TiltingStudy) -> list[str]:
 
 
 def _foretold(cot: KindOfData, label: KindOfData) -> str | None:
-    """The kind of data with measurably fewer hard tokens, if there is one; tokens are taken as independent."""
-    shares = [(kind.target.hard_share, kind.target.labels) for kind in (cot, label)]
-    error = sqrt(sum(share * (1 - share) / count for share, count in shares))
-    change = shares[1][0] - shares[0][0]
-    return None if abs(change) <= 1.96 * error else (label.name if change < 0 else cot.name)
+    """The kind of data with significantly fewer hard tokens, if there is one; tokens are taken as independent."""
+
+    def share(kind: KindOfData) -> Score:
+        value, count = kind.target.hard_share, kind.target.labels
+        error = sqrt(value * (1 - value) / count)
+        known: dict[str, Any] = {"task": "hard", "side": "domain", "metric": "share", "higher_is_better": False}
+        return Score(value=value, stderr=error, n=count, **known)
+
+    change = compare(share(label), share(cot))
+    return None if not change.significant else (label.name if change.value < 0 else cot.name)
 
 
-def _compared(cot: KindOfData, label: KindOfData, read: Callable[[SafeRange], Edge], wider: str | None) -> str:
+def _at(kind: KindOfData, read: Callable[[SafeRange], Edge]) -> list[Run]:
+    return measured({found.seed: read(found).at for found in kind.ranges})
+
+
+def _compared(
+    cot: KindOfData, label: KindOfData, read: Callable[[SafeRange], Edge], change: Change, wider: str | None
+) -> str:
     """Both ranges, their difference by seed, and whether the theorem's order is seen."""
     edges = {kind.name: [read(found) for found in kind.ranges] for kind in (cot, label)}
     said = []
-    for name, found in edges.items():
-        mean, opened = over_seeds([edge.at for edge in found]), sum(edge.open for edge in found)
+    for kind in (cot, label):
+        found = edges[kind.name]
+        mean, opened = mean_of(_at(kind, read)), sum(edge.open for edge in found)
         error = "" if mean.stderr is None else f" ± {figure(mean.stderr)}"
         note = f" (at least: within the budget to the last with {opened} of {len(found)} seeds)" if opened else ""
-        said.append(f"{name} {figure(mean.value)}{error}{note}")
-    change = over_seeds([b.at - a.at for a, b in zip(edges[cot.name], edges[label.name], strict=True)])
+        said.append(f"{kind.name} {figure(mean.value)}{error}{note}")
     text = f"{', '.join(said)}; {label.name} minus {cot.name} {change.value:+.3g}"
-    if change.half_width is None:
+    if change.seeds == 1:
         return f"{text}, one seed, so without an error."
-    low, high = change.value - change.half_width, change.value + change.half_width
     larger, smaller = (label.name, cot.name) if change.value > 0 else (cot.name, label.name)
-    text += f" [95 %: {low:+.3g}, {high:+.3g}]"
+    if change.low is not None and change.high is not None:
+        text += f" [95 %: {change.low:+.3g}, {change.high:+.3g}]"
     if all(any(edge.open for edge in found) for found in edges.values()):
         return f"{text}: neither range was seen to end with every seed, so they are not compared."
-    if low <= 0 <= high:
+    if not change.significant:
         return f"{text}: not told apart."
     if any(edge.open for edge in edges[smaller]):
         return f"{text}: wider with {larger} as measured, but the other was not seen to end with every seed."

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-
-from gentletune.statistics import t_quantile
 
 
 @dataclass(frozen=True)
@@ -76,15 +73,6 @@ class SafeRange:
     best_gain: float
 
 
-@dataclass(frozen=True)
-class Mean:
-    """Mean over seeds, its standard error and 95 % half-width (None with one seed)."""
-
-    value: float
-    stderr: float | None
-    half_width: float | None
-
-
 def safe_edge(points: Iterable[tuple[float, float, float]], budget: float) -> Edge:
     """The first place at which drift exceeds `budget`, by linear interpolation along points (place, drift, gain).
 
@@ -117,16 +105,3 @@ def safe_range(runs: Sequence[FollowedRun], budget: float) -> SafeRange:
         rate=safe_edge(ends, budget),
         best_gain=max((p.gain for p in points if p.drift <= budget), default=0.0),
     )
-
-
-def over_seeds(values: Sequence[float]) -> Mean:
-    """Mean over seeds with a standard error and the half-width of Student's 95 % interval.
-
-    >>> found = over_seeds([1.0, 3.0])
-    >>> found.value, found.stderr, round(found.half_width, 2)
-    (2.0, 1.0, 12.71)
-    """
-    if len(values) < 2:
-        return Mean(fmean(values), None, None)
-    error = stdev(values) / math.sqrt(len(values))
-    return Mean(fmean(values), error, t_quantile(0.95, len(values) - 1) * error)
