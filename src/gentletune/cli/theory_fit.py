@@ -38,6 +38,9 @@ def fit_command(
     """
     recipe = load_recipe(config, overrides(context.args))
     learning_rates, chosen = numbers("--rates", rates), seed_list(seeds)
+    from gentletune.research.tilting.check import check_fit
+
+    check_fit(recipe, learning_rates, chosen, (True, False), every, budget, general_positions, domain_positions)
     check_recipe(recipe)
     from gentletune.research.tilting.files import write_tilting
     from gentletune.research.tilting.reading import reading

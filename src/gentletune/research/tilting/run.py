@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
-from gentletune.methods import parse_method
 from gentletune.research.tilting.bench import Bench, Target
+from gentletune.research.tilting.check import check_fit
 from gentletune.research.tilting.safe_range import Checkpoint, FollowedRun, SafeRange, safe_range
 from gentletune.runs.inputs import Inputs, Shared
 
@@ -94,7 +93,7 @@ def fit_tilting(
 
     >>> fit_tilting(Recipe(data="clinic", max_steps=12), [3e-5, 3e-4], [0, 1], output=Path("fit"))  # doctest: +SKIP
     """
-    _check(recipe, rates, seeds, cots, every, budget, general_positions, domain_positions)
+    check_fit(recipe, rates, seeds, cots, every, budget, general_positions, domain_positions)
     recipe = recipe.override({"evaluate": False, "output": None})
     shared, kinds = Shared(), list[Inputs]()
     for cot in cots:
@@ -149,32 +148,6 @@ def _kind(
     assert target is not None  # written before any run
     by_seed = [[run for run in runs if run.seed == seed] for seed in seeds]
     return KindOfData(cot, target, tuple(runs), tuple(safe_range(some, budget) for some in by_seed))
-
-
-def _check(
-    recipe: Recipe, rates: Sequence[float], seeds: Sequence[int], cots: Sequence[bool], every: int, budget: float,
-    general_positions: int, domain_positions: int,
-) -> None:  # fmt: skip
-    if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates):
-        raise UserError("rates must be numbers above 0, at least one")
-    if not seeds or min(seeds) < 0:
-        raise UserError("seeds must be whole numbers from 0, at least one")
-    for name, values in (("rates", [f"{rate:g}" for rate in rates]), ("seeds", seeds), ("kinds of data", cots)):
-        if len(set(values)) < len(values):
-            raise UserError(f"{name} must differ from one another, got {', '.join(map(str, values))}")
-    if not cots:
-        raise UserError("give at least one kind of data: with chain of thought, or without")
-    for name, count in (("every", every), ("general and domain positions", min(general_positions, domain_positions))):
-        if count < 1:
-            raise UserError(f"{name} must be 1 or more, got {count}")
-    if not (math.isfinite(budget) and budget > 0):
-        raise UserError(f"budget must be a number of bits per token above 0, got {budget:g}")
-    method = parse_method(recipe.method)
-    if method.merge is not None or method.sequence_weights is not None:
-        raise UserError(
-            f"method {recipe.method}: a fit follows training step by step, without a merge (wise_ft) and without "
-            "weights of sequences (flow); leave them out"
-        )
 
 
 def _state(kinds: Sequence[Inputs], rates: Sequence[float], seed: int, settings: dict[str, int]) -> dict[str, Any]:
