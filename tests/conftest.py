@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,14 +129,13 @@ def imports_are_no_garbage() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def own_cache(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No test reads or writes the user's cache, or downloads a model (tests of real models say otherwise)."""
-    monkeypatch.setenv("GENTLETUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    if request.node.get_closest_marker("real") is None:
-        monkeypatch.setenv("PIP_NO_INDEX", "1")
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no fixture of a file, reads or writes the user's cache or downloads a model (real ones say so)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENTLETUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("PIP_NO_INDEX", "1")
+        yield
 
 
 @pytest.fixture

