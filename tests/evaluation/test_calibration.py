@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gentletune.evaluation.calibration as module
+import gentletune.lm.label_tokens as module
 from gentletune import train
 from gentletune.core.records import RunRecord, Score
 from gentletune.data.encode import IGNORE, Encoded
@@ -104,8 +104,8 @@ def test_ece_by_hand() -> None:
 @pytest.mark.parametrize("confidence", [1 / BINS, 2 / BINS, 1.0])
 def test_a_bin_holds_its_upper_edge(confidence: float, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        module, "_of_tokens",
-        lambda hidden, *_: tuple(torch.full((len(hidden),), v, dtype=torch.float64) for v in (0.0, confidence, 1.0)),
+        "gentletune.evaluation.calibration._of_tokens",
+        lambda logits, _: tuple(torch.full((len(logits),), v, dtype=torch.float64) for v in (0.0, confidence, 1.0)),
     )  # fmt: skip
     found = predictions(tiny_model, ROWS[1:2], pad_id=2)
     assert found.count[0].nonzero()[0].tolist() == [round(confidence * BINS) - 1]
@@ -210,7 +210,7 @@ def test_measured_only_where_asked_and_beside_the_caches_that_are_there(
     assert (sides["clinic"], sides["own_answers"]) == ("domain", "general")
     assert record.score("own_answers/entropy").n == 5
     assert record.score("own_answers/entropy") != record.score("own_answers/entropy", initial=True)
-    monkeypatch.setattr(module, "_of_batch", None)
+    monkeypatch.setattr("gentletune.evaluation.calibration.label_logits", None)
     assert train(recipe.override({"calibration": True, "general_rows": 2})).score("clinic/ece") == record.score(
         "clinic/ece"
     )

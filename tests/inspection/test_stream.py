@@ -14,6 +14,7 @@ from gentletune.inspection import stream
 from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.stream import Dropped, RowTokens, Source, row_tokens
 from gentletune.inspection.text import TokenText
+from gentletune.lm import label_tokens
 from gentletune.losses import eaft_weights
 from tests.conftest import make_model
 
@@ -44,7 +45,7 @@ def tokens(source: Source, rows: list[Any], dropped: Dropped | None = None) -> l
 
 
 def test_figures_are_those_of_whole_logits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_LOGITS", 3 * len(source.tokenizer))  # three tokens at a time
+    monkeypatch.setattr(label_tokens, "_LOGITS", 3 * len(source.tokenizer))  # three tokens at a time
     for row, found in zip(ROWS, tokens(source, ROWS), strict=True):
         one = encode_row(row, source.tokenizer)
         with torch.inference_mode():

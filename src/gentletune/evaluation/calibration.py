@@ -18,15 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from gentletune.core.records import Score, Side
-from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import Encoded
 from gentletune.lm.generate import Progress
-from gentletune.lm.models import Head, hidden_states, lm_head
-from gentletune.losses import label_tokens
+from gentletune.lm.label_tokens import label_logits
 from gentletune.stats import ratio_score
 
 BINS = 15
-_LOGITS = 2**24  # elements of a chunk of logits: 64 MiB in fp32
 Array = NDArray[np.float64]
 
 
@@ -55,56 +52,32 @@ def predictions(
 ) -> Predictions:
     """Entropy, confidence and correctness at each row's label tokens. The model is left in the mode it was in.
 
-    Logits are whole for a bounded number of label positions at a time. Of equally likely tokens the one with the lowest
-    id counts as the most likely.
+    Of equally likely tokens the one with the lowest id counts as the most likely.
 
     Raises:
         ValueError: a row without a label token.
     """
-    count = [row.label_count for row in rows]
-    if 0 in count:
-        raise ValueError(f"row {count.index(0)} has no label token")
-    found = np.zeros((len(rows), 1 + 3 * BINS))
-    done, training = 0, model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens, alike=True):
-                found[batch] = _of_batch(model, pad_batch([rows[i] for i in batch], pad_id))
-                done += len(batch)
-                if progress:
-                    progress(done, len(rows))
-    finally:
-        model.train(training)
-    return Predictions(found[:, 0], *np.split(found[:, 1:], 3, axis=1))
+    counts = torch.tensor([row.label_count for row in rows], dtype=torch.long)
+    entropy, confidence, right = torch.zeros(3, int(counts.sum()), dtype=torch.float64)
+    for found in label_logits(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress):
+        entropy[found.place], confidence[found.place], right[found.place] = _of_tokens(found.logits, found.targets)
+    row = torch.arange(len(rows)).repeat_interleave(counts)
+    cell = row * BINS + ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+
+    def binned(values: torch.Tensor) -> Array:
+        table: Array = torch.bincount(cell, values, len(rows) * BINS).view(len(rows), BINS).numpy()
+        return table
+
+    total = torch.bincount(row, entropy, len(rows)).numpy()
+    return Predictions(total, binned(torch.ones_like(confidence)), binned(confidence), binned(right))
 
 
-def _of_batch(model: Any, batch: dict[str, torch.Tensor]) -> Array:
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    hidden = hidden_states(model, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    tokens, head = label_tokens(batch["labels"]), lm_head(model)
-    states = tokens.gather(hidden)
-    step = max(1, _LOGITS // head.weight.shape[0])
-    parts = [_of_tokens(states[i : i + step], tokens.targets[i : i + step], head) for i in range(0, len(states), step)]
-    entropy, confidence, right = (torch.cat(part) for part in zip(*parts, strict=True))
-    place = tokens.sequence * BINS + ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
-    sums = [torch.zeros(tokens.sequences, dtype=torch.float64, device=hidden.device)]
-    sums[0].index_add_(0, tokens.sequence, entropy)
-    columns = [sums[0][:, None]]
-    for values in (torch.ones_like(confidence), confidence, right):
-        binned = torch.zeros(tokens.sequences * BINS, dtype=torch.float64, device=hidden.device)
-        columns.append(binned.index_add_(0, place, values).view(tokens.sequences, BINS))
-    result: Array = torch.cat(columns, 1).cpu().numpy()
-    return result
-
-
-def _of_tokens(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> tuple[torch.Tensor, ...]:
-    """Entropy (nats), confidence and correctness (n,) of some tokens, in float64."""
-    log_p = head.logits(hidden).float().log_softmax(-1)
-    probability = log_p.exp()
+def _of_tokens(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Entropy (nats), confidence and correctness (n,) of some tokens, in float64 on the host."""
+    probability = logits.log_softmax(-1).exp()
     entropy = -torch.special.xlogy(probability, probability).sum(-1)
     confidence, likely = probability.max(-1)
-    return entropy.double(), confidence.double(), (likely == targets).double()
+    return entropy.double().cpu(), confidence.double().cpu(), (likely == targets).double().cpu()
 
 
 def calibration_scores(found: Predictions, *, task: str, side: Side) -> list[Score]:

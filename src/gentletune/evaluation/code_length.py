@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from gentletune.core.errors import UserError
 from gentletune.core.records import Score, Side
-from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import IGNORE, Encoded, EncodedRows, encode_rows
 from gentletune.data.files import check_rows, is_text, read_rows, read_text, shaped
 from gentletune.lm.generate import Progress
-from gentletune.lm.models import hidden_states, lm_head, quiet
-from gentletune.losses import label_tokens, token_nll
+from gentletune.lm.label_tokens import label_nll
+from gentletune.lm.models import quiet
 from gentletune.stats import ratio_score
 
 
@@ -50,34 +47,8 @@ def sequence_nll(
     Raises:
         ValueError: a row without a label token.
     """
-    total, count = [0.0] * len(rows), [row.label_count for row in rows]
-    if 0 in count:
-        raise ValueError(f"row {count.index(0)} has no label token")
-    done, training = 0, model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens, alike=True):
-                sums = _batch_nll(model, pad_batch([rows[i] for i in batch], pad_id))
-                for i, value in zip(batch, sums, strict=True):
-                    total[i] = value
-                done += len(batch)
-                if progress:
-                    progress(done, len(rows))
-    finally:
-        model.train(training)
-    return SequenceNLL(total, count)
-
-
-def _batch_nll(model: Any, batch: dict[str, torch.Tensor]) -> list[float]:
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    hidden = hidden_states(model, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    tokens = label_tokens(batch["labels"])
-    head = lm_head(model)
-    nll = token_nll(tokens.gather(hidden), head.weight, tokens.targets, **head.options).nll
-    sums = torch.zeros(tokens.sequences, dtype=torch.float64, device=nll.device)
-    result: list[float] = sums.index_add_(0, tokens.sequence, nll.double()).tolist()
-    return result
+    found = label_nll(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress)
+    return SequenceNLL([float(nll.sum()) for nll in found], [len(nll) for nll in found])
 
 
 def label_bytes(rows: Sequence[Encoded], tokenizer: Any) -> list[int]:

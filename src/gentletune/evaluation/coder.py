@@ -14,8 +14,7 @@ machine, same torch, same number of threads. A stream is a proof, not a file for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from gentletune.data.encode import IGNORE, Encoded
+from gentletune.lm.label_tokens import evaluating
 from gentletune.lm.models import base_causal_lm, lm_head
 
 Floats = NDArray[np.float64]
@@ -221,7 +221,7 @@ def _walk(model: Any, known: Sequence[int | None], until: Collection[int], code:
         raise ValueError("the first token has nothing before it, so it must be known")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
     steps, coded, unfed = _Steps(model), list[int](), list[int]()
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         position = 0
         while position < len(known) or (until and (not coded or coded[-1] not in until)):
             token = known[position] if position < len(known) else None
@@ -256,13 +256,3 @@ class _Steps:
         if np.isnan(log_probs).any():
             raise ValueError("the model gives NaN instead of probabilities")
         return log_probs
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -13,20 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gentletune.core.errors import UserError
-from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import IGNORE, Encoded, encode_row
 from gentletune.data.files import Row
 from gentletune.inspection.classes import classify
 from gentletune.inspection.text import TokenText
 from gentletune.inspection.weights import EAFT_K
-from gentletune.lm.models import Head, hidden_states, lm_head
-from gentletune.losses import eaft_weights, label_tokens
+from gentletune.lm.label_tokens import LabelLogits, label_logits
+from gentletune.losses import eaft_weights
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 _BLOCK = 64  # rows sorted by length together, so that padding is small and order can be restored
-_LOGITS = 2**24  # at once: 64 MiB in fp32, 341 tokens of a vocabulary of 49 152
 
 
 class _Found(NamedTuple):
@@ -116,38 +114,27 @@ def row_tokens(
 
 
 def _block(source: Source, rows: list[tuple[int, Encoded]]) -> Iterator[RowTokens]:
-    found: dict[int, _Found] = {}
-    lengths = [len(one.input_ids) for _, one in rows]
-    for index in length_batches(lengths, 0, source.batch_tokens, alike=True):
-        parts = _batch(source.model, [rows[i][1] for i in index], source.tokenizer.pad_token_id)
-        found.update(zip(index, parts, strict=True))
-    for i, (number, one) in enumerate(rows):
-        yield _row(source.text, number, one, found.pop(i))
+    encoded = [one for _, one in rows]
+    how = {"pad_id": source.tokenizer.pad_token_id, "batch_tokens": source.batch_tokens}
+    parts = [(found.place, _look(found)) for found in label_logits(source.model, encoded, **how)]
+    if not parts:
+        return
+    order = torch.cat([place for place, _ in parts]).argsort()
+    whole = [torch.cat(values)[order] for values in zip(*(found for _, found in parts), strict=True)]
+    split = [values.split([one.label_count for one in encoded]) for values in whole]
+    for (number, one), found in zip(rows, zip(*split, strict=True), strict=True):
+        yield _row(source.text, number, one, _Found(*found))
 
 
-@torch.inference_mode()
-def _batch(model: Any, rows: list[Encoded], pad_id: int) -> list[_Found]:
-    """What is found of each row; the head is computed at label positions only, some at a time."""
-    batch = {key: value.to(model.device) for key, value in pad_batch(rows, pad_id).items()}
-    hidden = hidden_states(model, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    tokens = label_tokens(batch["labels"])
-    states, head = tokens.gather(hidden), lm_head(model)
-    step = max(1, _LOGITS // head.weight.shape[0])
-    parts = [_look(head, a, b) for a, b in zip(states.split(step), tokens.targets.split(step), strict=True)]
-    whole = _Found(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
-    counts = torch.bincount(tokens.sequence.cpu(), minlength=len(rows)).tolist()
-    return [_Found(*values) for values in zip(*(value.split(counts) for value in whole), strict=True)]
-
-
-def _look(head: Head, hidden: Tensor, targets: Tensor) -> _Found:
-    """What whole logits of a few tokens tell. Shapes: hidden (n, D), targets (n,)."""
-    logits = head.logits(hidden).float()
+def _look(found: LabelLogits) -> _Found:
+    """What whole logits of a few tokens tell, on the host."""
+    logits = found.logits
     eaft = eaft_weights(logits, k=min(EAFT_K, logits.shape[-1]))
     log_p = logits.log_softmax(-1)
     best = log_p.max(-1)
-    nll = -log_p.gather(-1, targets[:, None]).squeeze(-1)
+    nll = -log_p.gather(-1, found.targets[:, None]).squeeze(-1)
     entropy = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
-    return _Found(nll, entropy, best.indices, best.values.exp(), eaft)
+    return _Found(*(values.cpu() for values in (nll, entropy, best.indices, best.values.exp(), eaft)))
 
 
 def _row(text: TokenText, number: int, row: Encoded, found: _Found) -> RowTokens:

@@ -15,18 +15,16 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from gentletune.core.errors import NotFiniteError, UserError, check_text
-from gentletune.data.batches import length_batches, pad_batch
+from gentletune.data.batches import length_batches
 from gentletune.data.chat import as_contents
 from gentletune.data.encode import IGNORE, Encoded
 from gentletune.evaluation.finite import BROKEN
 from gentletune.lm.generate import Progress, generate
-from gentletune.lm.models import hidden_states, lm_head
-from gentletune.losses import label_tokens
+from gentletune.lm.label_tokens import label_logits
 
 Backend = Literal["gentletune", "hf", "vllm"]
 BACKENDS: tuple[Backend, ...] = ("gentletune", "hf", "vllm")
 _HF_BATCH = 8  # rows a batch of lm-eval's own HF back end
-_HEAD_ROWS = 512  # label positions whose logits are held at a time
 
 
 class _LocalLM(HFLM):
@@ -123,26 +121,17 @@ class GentleLM(_LocalLM):
                 self.progress(done, len(rows))
         return found
 
-    @torch.inference_mode()
     def _score(self, rows: list[Encoded]) -> list[tuple[float, bool]]:
-        batch = {k: v.to(self.model.device) for k, v in pad_batch(rows, self.tokenizer.pad_token_id).items()}
-        # The last token predicts nothing, and with it a row may be one longer than the model's positions.
-        hidden = hidden_states(
-            self.model, input_ids=batch["input_ids"][:, :-1], attention_mask=batch["attention_mask"][:, :-1]
-        )
-        hidden = torch.nn.functional.pad(hidden, (0, 0, 0, 1))
-        tokens, head = label_tokens(batch["labels"]), lm_head(self.model)
-        sums = torch.zeros(tokens.sequences, dtype=torch.float64, device=hidden.device)
-        wrong = torch.zeros(tokens.sequences, dtype=torch.int64, device=hidden.device)
-        states = tokens.gather(hidden)
-        for start in range(0, len(tokens.targets), _HEAD_ROWS):
-            part = slice(start, start + _HEAD_ROWS)
-            logits, target = head.logits(states[part]).float(), tokens.targets[part]
-            of = tokens.sequence[part]
-            chosen = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
-            sums.index_add_(0, of, chosen.double())
-            wrong.index_add_(0, of, (logits.argmax(-1) != target).long())
-        return list(zip(sums.tolist(), (wrong == 0).tolist(), strict=True))
+        counts = [row.label_count for row in rows]
+        chosen = torch.zeros(sum(counts), dtype=torch.float64)
+        right = torch.zeros(sum(counts), dtype=torch.bool)
+        how = {"pad_id": self.tokenizer.pad_token_id, "batch_tokens": self._batch_tokens}
+        for found in label_logits(self.model, rows, **how):
+            log_p = found.logits.log_softmax(-1).gather(1, found.targets[:, None]).squeeze(1)
+            chosen[found.place] = log_p.double().cpu()
+            right[found.place] = (found.logits.argmax(-1) == found.targets).cpu()
+        parts = zip(chosen.split(counts), right.split(counts), strict=True)
+        return [(float(log_p.sum()), bool(greedy.all())) for log_p, greedy in parts]
 
 
 def make_lm(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +15,8 @@ from transformers import TrainerCallback
 
 from gentletune.core.records import write_text_atomic
 from gentletune.data import Encoded
-from gentletune.data.batches import length_batches, pad_batch
-from gentletune.lm.models import hidden_states, lm_head
-from gentletune.losses import label_tokens, sequence_means
+from gentletune.lm.label_tokens import label_logits
+from gentletune.losses import sequence_means
 from gentletune.methods import Method, TokenBatch
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.mixin import TrainingDivergedError
@@ -26,7 +24,6 @@ from gentletune.training.mixin import TrainingDivergedError
 CURRICULUM_FILE = "curriculum.jsonl"
 EDGES = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0)  # of the initial probability; our choice
 LEARNED = 0.5  # the probability above which a token counts as learned; above it greedy decoding gives it; our choice
-_CHUNK = 128  # label positions whose full logits are held at a time
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class TokenFigures:
     """The N label tokens of R rows, in the order of the rows.
 
     `nll` (N,) in nats; `gradient_norm` (N,), ‖softmax(z) - onehot(x_t)‖₂, the norm of the gradient of ℓ_t in the
-    logits z; `sequence` (N,), the row each token is of.
+    logits z; `sequence` (N,), the row each token is of. All are on the host.
     """
 
     nll: Tensor
@@ -172,21 +169,12 @@ class CurriculumCallback(TrainerCallback):
 
 def token_figures(model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192) -> TokenFigures:
     """NLL and logit-gradient norm of every label token of `rows`, without gradient; every row has a label token."""
-    by_row: dict[int, tuple[Tensor, Tensor]] = {}
-    with _evaluating(model), torch.no_grad():
-        for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens, alike=True):
-            inputs = {k: v.to(model.device) for k, v in pad_batch([rows[i] for i in batch], pad_id).items()}
-            labels = inputs.pop("labels")
-            tokens, head = label_tokens(labels), lm_head(model)
-            hidden = tokens.gather(hidden_states(model, **inputs))
-            chunks = zip(hidden.split(_CHUNK), tokens.targets.split(_CHUNK), strict=True)
-            found = [nll_and_gradient_norm(head.logits(part), targets) for part, targets in chunks]
-            nll, norm = (torch.cat(parts) for parts in zip(*found, strict=True))
-            sizes = [rows[i].label_count for i in batch]
-            by_row |= dict(zip(batch, zip(nll.split(sizes), norm.split(sizes), strict=True), strict=True))
-    nll, norm = (torch.cat(parts) for parts in zip(*(by_row[i] for i in range(len(rows))), strict=True))
-    counts = torch.tensor([row.label_count for row in rows], device=nll.device)
-    return TokenFigures(nll, norm, torch.arange(len(rows), device=nll.device).repeat_interleave(counts))
+    counts = torch.tensor([row.label_count for row in rows], dtype=torch.long)
+    figures = torch.empty(2, int(counts.sum()))
+    for found in label_logits(model, rows, pad_id=pad_id, batch_tokens=batch_tokens):
+        figures[:, found.place] = torch.stack(nll_and_gradient_norm(found.logits, found.targets)).to(figures)
+    nll, norm = figures
+    return TokenFigures(nll, norm, torch.arange(len(rows)).repeat_interleave(counts))
 
 
 def nll_and_gradient_norm(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,15 +261,3 @@ def _share(values: Tensor, mine: Tensor) -> float:
 
 def _lines(lines: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """The model in eval mode; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -10,13 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import IGNORE, Encoded
-from gentletune.lm.models import hidden_states, lm_head
-from gentletune.losses import label_tokens
+from gentletune.lm.label_tokens import label_logits
 
 _SEED = 20250920  # the positions are the same in every run
-_ROWS = 64  # positions whose float64 logits are held at a time
 
 
 @dataclass(frozen=True)
@@ -70,25 +67,11 @@ def log_probs(model: Any, positions: Positions, *, pad_id: int, batch_tokens: in
 
     The head runs at the positions only; the softmax is taken in float64. The model is left in the mode it was in.
     """
-    rows = positions.rows
-    ends = torch.tensor([row.label_count for row in rows]).cumsum(0).tolist()
-    head, training = lm_head(model), model.training
     table: Tensor | None = None
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens, alike=True):
-                padded = {k: v.to(model.device) for k, v in pad_batch([rows[i] for i in batch], pad_id).items()}
-                hidden = hidden_states(model, input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])
-                tokens = label_tokens(padded["labels"])
-                places = [at for i in batch for at in range(ends[i] - rows[i].label_count, ends[i])]
-                for some, where in zip(tokens.gather(hidden).split(_ROWS), _chunks(places), strict=True):
-                    found = head.logits(some).double().log_softmax(-1).float()
-                    if table is None:
-                        table = found.new_empty(len(positions), found.shape[1])
-                    table[where] = found
-    finally:
-        model.train(training)
+    for found in label_logits(model, positions.rows, pad_id=pad_id, batch_tokens=batch_tokens):
+        block = found.logits.double().log_softmax(-1).float()
+        table = block.new_empty(len(positions), block.shape[1]) if table is None else table
+        table[found.place] = block
     assert table is not None  # there is at least one position
     return table
 
@@ -96,7 +79,3 @@ def log_probs(model: Any, positions: Positions, *, pad_id: int, batch_tokens: in
 def token_log_probs(table: Tensor, positions: Positions) -> Tensor:
     """The entries of a table (T, V) at the positions' own tokens: (T,) in float64."""
     return table.gather(-1, positions.tokens.to(table.device)[:, None]).squeeze(-1).double()
-
-
-def _chunks(places: Sequence[int]) -> list[list[int]]:
-    return [list(places[at : at + _ROWS]) for at in range(0, len(places), _ROWS)]

@@ -1,0 +1,111 @@
+"""What a model makes of the label tokens of rows: hidden states, NLL, logits. The one loop over rows that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gentletune.data.batches import length_batches, pad_batch
+from gentletune.data.encode import Encoded
+from gentletune.lm.generate import Progress
+from gentletune.lm.models import Head, hidden_states, lm_head
+from gentletune.losses import label_tokens, token_nll
+
+_LOGITS = 2**24  # elements of a block of logits: 64 MiB in fp32
+
+
+@dataclass(frozen=True)
+class LabelStates:
+    """Hidden states (n, D) that predict the n label tokens `targets` of a batch of rows.
+
+    `place` (n,), on the host, numbers them among all label tokens of all rows, in the order of the rows.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    place: Tensor
+    head: Head
+
+
+@dataclass(frozen=True)
+class LabelLogits:
+    """Whole logits (n, V) of some label tokens, in fp32 (float64 stays float64); the rest as in `LabelStates`."""
+
+    logits: Tensor
+    targets: Tensor
+    place: Tensor
+
+
+# As a decorator, no_grad is on while the iterator computes and not while its caller does.
+@torch.no_grad()
+def label_states(
+    model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192, progress: Progress | None = None
+) -> Iterator[LabelStates]:
+    """The states of every label token, a batch of rows of like length at a time, without gradient.
+
+    A row's last token is not fed: it predicts nothing, so a row may be one token longer than the model's context.
+    The model computes in eval mode; between two batches each module is in the mode it was in.
+
+    Raises:
+        ValueError: a row without a label token.
+    """
+    counts = [row.label_count for row in rows]
+    if 0 in counts:
+        raise ValueError(f"row {counts.index(0)} has no label token")
+    starts, done = [0, *torch.tensor(counts).cumsum(0).tolist()], 0
+    for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens, alike=True):
+        padded = {k: v.to(model.device) for k, v in pad_batch([rows[i] for i in batch], pad_id).items()}
+        ids, mask = padded["input_ids"][:, :-1], padded["attention_mask"][:, :-1]
+        with evaluating(model):
+            hidden = hidden_states(model, input_ids=ids, attention_mask=mask)
+        tokens = label_tokens(padded["labels"])
+        states = tokens.gather(torch.nn.functional.pad(hidden, (0, 0, 0, 1)))
+        place = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in batch])
+        yield LabelStates(states, tokens.targets, place, lm_head(model))
+        done += len(batch)
+        if progress:
+            progress(done, len(rows))
+
+
+@torch.no_grad()
+def label_logits(
+    model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192, progress: Progress | None = None
+) -> Iterator[LabelLogits]:
+    """The logits of every label token, a bounded number at a time. Otherwise as `label_states`."""
+    for found in label_states(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress):
+        step = max(1, _LOGITS // found.head.weight.shape[0])
+        for start in range(0, len(found.targets), step):
+            some = slice(start, start + step)
+            logits = found.head.logits(found.hidden[some])
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            yield LabelLogits(logits, found.targets[some], found.place[some])
+
+
+@torch.no_grad()
+def label_nll(
+    model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192, progress: Progress | None = None
+) -> list[Tensor]:
+    """NLL (n,) in nats of each row's n label tokens, float64 on the host, without whole logits. Else as above."""
+    counts = [row.label_count for row in rows]
+    nll = torch.empty(sum(counts), dtype=torch.float64)
+    for found in label_states(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress):
+        some = token_nll(found.hidden, found.head.weight, found.targets, **found.head.options).nll
+        nll[found.place] = some.double().cpu()
+    return list(nll.split(counts))
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in eval mode; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
