@@ -28,11 +28,11 @@ from gentletune.stats.contrast import Contrast, crossed, p_value  # noqa: E402
 from gentletune.stats.items import Array  # noqa: E402
 
 SEED_COUNTS, ITEMS = (1, 2, 3, 5), (30, 200, 1000)
-BATCH = 2_000_000  # items of one seed that are drawn at once
+BATCH = 200_000  # items of one seed that are drawn at once
 Method = Callable[[Contrast], Array]  # p-values of no difference
 
 HARDER = {  # worlds apart from the ordinary
-    "few discordant items (3 %)": replace(ACCURACY, gap=0.1, taste=0.1, noise=0.1),
+    "few discordant items (7 %)": replace(ACCURACY, gap=0.1, taste=0.1, noise=0.1),
     "nearly all right": replace(ACCURACY, gap=0.3, ease=1.5),
     "a large difference (0.4)": replace(ACCURACY, gap=1.5),
     "runs of one seed hardly agree": replace(ACCURACY, taste=0.1, noise=1.0),
@@ -83,7 +83,7 @@ def cells(
         done, batch = 0, 0
         while done < count:
             rng = np.random.default_rng([n, grouped, batch])
-            size = min(count - done, max(BATCH // n // 10, 100))  # groups are drawn anew for each batch
+            size = min(count - done, 1000, BATCH // n)  # groups are drawn anew for each batch
             drawn = studies(world, rng, size, n, grouped=grouped, shift=shift, base=base)
             for seeds in SEED_COUNTS:
                 for name, covered in _covered(drawn, seeds, world.metric == "accuracy").items():

@@ -83,7 +83,7 @@ def test_a_noisier_test_set_ties_more() -> None:
     assert (small.learning_rate, large.learning_rate) == (1e-5, 1e-4)
 
 
-def test_rates_that_diverge_or_do_measurably_worse_are_out() -> None:
+def test_rates_that_diverge_or_do_significantly_worse_are_out() -> None:
     worse = [*CURVE, point(1e-3, 0.3, 2.0), point(3e-3, 1.2, 9.0)]
     assert {p.learning_rate for p in stable_points(worse, [])} == {1e-5, 3e-5, 1e-4, 3e-4}
     assert {p.learning_rate for p in stable_points(CURVE, [1e-4])} == {1e-5, 3e-5}

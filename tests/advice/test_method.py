@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from gentletune.advice.method import Edge, advise_method, base_method, edge_at_equal_drift, talr_method
+from gentletune.stats import compare, zero_of
+from tests.stats.made_scores import bare
 
 from .points import point
+
+
+def edge(value: float, stderr: float | None, n: int = 1000) -> Edge:
+    score = bare(value, stderr, n)
+    return Edge(compare(score, zero_of(score)))
+
 
 PLAIN = [point(1e-5, 0.2, 0.1), point(1e-4, 0.6, 0.5)]
 
@@ -29,6 +40,22 @@ def test_the_edge_is_read_between_two_plain_probes() -> None:
     assert below.value == pytest.approx(0.4)
 
 
+def test_the_error_of_the_drift_is_carried_over_by_the_slope_of_the_curve() -> None:
+    # Between the probes 0.4 bits are gained over 0.4 of drift: a slope of 1. Gains differ by ±0.1 and drifts by ±0.2,
+    # in turns, over 4 sequences each: variances 0.01/3 and 0.04/3.
+    scatter, none = (0.1, -0.1, 0.1, -0.1), (0.0,) * 4
+    plain = [point(1e-5, 0.2, 0.1, scatter=none), point(1e-4, 0.6, 0.5, scatter=none)]
+    talr = point(1e-4, 0.5, 0.3, method="talr", scatter=scatter)
+    talr = replace(talr, drift=point(1e-4, 0.5, 0.3, scatter=[2 * s for s in scatter]).drift)
+    found = edge_at_equal_drift(talr, plain)
+    assert found is not None
+    assert found.value == pytest.approx(0.1)
+    assert found.change.stderr == pytest.approx(math.sqrt((0.01 + 0.04) / 3))
+    flat = edge_at_equal_drift(replace(talr, drift=point(1e-4, 0.5, 0.6, scatter=scatter).drift), plain)
+    assert flat is not None
+    assert flat.change.stderr == pytest.approx(math.sqrt(0.01 / 3))
+
+
 def test_beyond_all_plain_probes_it_can_only_speak_against_talr() -> None:
     behind = edge_at_equal_drift(point(1e-4, 0.5, 0.6, method="talr"), PLAIN)
     assert behind is not None
@@ -42,33 +69,33 @@ def test_beyond_all_plain_probes_it_can_only_speak_against_talr() -> None:
 
 @pytest.mark.parametrize("hard", [0.0, 0.25, 0.9])
 def test_talr_is_not_proposed_against_the_evidence(hard: float) -> None:
-    for edge in (None, Edge(-0.1, 0.01)):
-        method, why = advise_method(hard, edge, "sft", "talr")
+    for found in (None, edge(-0.1, 0.01)):
+        method, why = advise_method(hard, found, "sft", "talr")
         assert method == "sft"
         assert "sft, not talr" in why
 
 
 def test_without_evidence_many_hard_tokens_speak_for_plain_training() -> None:
-    for edge in (Edge(0.01, 0.02), Edge(-0.01, 0.02), Edge(0.01, None)):
-        method, why = advise_method(0.25, edge, "sft", "talr")
+    for found in (edge(0.01, 0.02), edge(-0.01, 0.02), edge(0.01, None)):
+        method, why = advise_method(0.25, found, "sft", "talr")
         assert method == "sft"
         assert "25% of the training labels are hard" in why
         assert "more than the 5%" in why
-    assert advise_method(0.02, Edge(-0.01, 0.02), "sft", "talr")[0] == "sft"
+    assert advise_method(0.02, edge(-0.01, 0.02), "sft", "talr")[0] == "sft"
 
 
 def test_talr_where_a_probe_shows_it_or_hard_tokens_are_few() -> None:
-    method, why = advise_method(0.25, Edge(0.1, 0.02), "sft", "talr")
+    method, why = advise_method(0.25, edge(0.1, 0.02), "sft", "talr")
     assert method == "talr"
     assert "+0.100 ± 0.020" in why
-    method, why = advise_method(0.02, Edge(0.01, 0.02), "sft", "talr")
+    method, why = advise_method(0.02, edge(0.01, 0.02), "sft", "talr")
     assert method == "talr"
     assert "does not tell the two apart, so measure both" in why
 
 
 def test_what_speaks_for_talr_has_the_higher_bar() -> None:
-    assert Edge(0.022, 0.01).verdict == "tied"
-    assert Edge(-0.022, 0.01).verdict == "worse"
-    assert Edge(0.027, 0.01).verdict == "better"
-    assert Edge(0.027, 0.01, n=6).verdict == "tied"  # t of 5 degrees of freedom: 4.03
-    assert Edge(0.042, 0.01, n=6).verdict == "better"
+    assert edge(0.022, 0.01).verdict == "tied"
+    assert edge(-0.022, 0.01).verdict == "worse"
+    assert edge(0.027, 0.01).verdict == "better"
+    assert edge(0.027, 0.01, n=6).verdict == "tied"  # t of 5 degrees of freedom: 4.03
+    assert edge(0.042, 0.01, n=6).verdict == "better"

@@ -12,15 +12,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import NormalDist, median
 from typing import Literal
 
 from gentletune.core.records import Score
-from gentletune.stats import Change, compare
+from gentletune.stats import LEVEL, Change, compare, holm, zero_of
 
 PRIOR = (576, 1e-5)  # hidden size and a rate that is small there (docs/log.md); the paper's 1e-6 is at 2048 to 2560
 _EXPONENT = -5 / 3  # through both: 1e-6 at about 2300
 _STEPS = (1.0, 3.0)  # rates are proposed to half a decade; nothing here knows more
+_WIDE = NormalDist().inv_cdf((1 + LEVEL) / 2)  # standard errors of half an interval over many rows
 SLACK = 0.05  # of the best gain: so much less counts as the same
 
 End = Literal["smallest candidate", "largest candidate", "largest probe"]
@@ -129,7 +130,7 @@ def unit_movement(steps: int, total: int, warmup: float, schedule: str) -> float
 
 
 def stable_points(points: Sequence[ProbePoint], diverged: Sequence[float]) -> list[ProbePoint]:
-    """The points of rates below the first that diverged or ended measurably below a smaller rate's gain."""
+    """The points of rates below the first that diverged or ended significantly below a smaller rate's gain."""
     last: dict[float, ProbePoint] = {}
     for point in points:
         if point.learning_rate not in last or point.steps > last[point.learning_rate].steps:
@@ -138,7 +139,7 @@ def stable_points(points: Sequence[ProbePoint], diverged: Sequence[float]) -> li
     rates = sorted(rate for rate in last if rate < limit)
     for i, rate in enumerate(rates):
         changes = [gain_change(last[rate], last[other]) for other in rates[:i]]
-        if any(c.high is not None and c.high < 0 for c in changes):
+        if any(c.excludes_zero and c.value < 0 for c in changes):
             limit = rate
             break
     return sorted((p for p in points if p.learning_rate < limit), key=lambda p: (p.movement, p.learning_rate))
@@ -147,6 +148,13 @@ def stable_points(points: Sequence[ProbePoint], diverged: Sequence[float]) -> li
 def gain_change(a: ProbePoint, b: ProbePoint) -> Change:
     """Gain of `a` minus gain of `b`, paired by sequence; above 0, `a` gained more."""
     return compare(a.gain, b.gain)
+
+
+def any_gain(points: Sequence[ProbePoint]) -> bool | None:
+    """Whether any point gained significantly, all of them taken together (Holm); None where no error is known."""
+    found = [change for change in holm([compare(p.gain, zero_of(p.gain)) for p in points]) if change]
+    known = [change for change in found if change.significant is not None]
+    return any(change.significant and change.value > 0 for change in known) if known else None
 
 
 def forecast(stable: Sequence[ProbePoint], rate: float, units: float) -> Forecast:
@@ -199,7 +207,7 @@ def choose(
     if not allowed:
         return None
     best = max(f.gain for f in allowed)
-    tolerance = max(SLACK * best, 1.96 * _paired_error(stable, test_rows))
+    tolerance = max(SLACK * best, _WIDE * _paired_error(stable, test_rows))
     tied = [f for f in allowed if best - f.gain <= tolerance]
     chosen = min(tied, key=lambda f: (f.drift, f.learning_rate))
     ends = list[End]()

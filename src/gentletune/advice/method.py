@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from gentletune.advice.curve import ProbePoint
+from gentletune.core.records import Score
 from gentletune.methods import parse_method
-from gentletune.statistics import t_quantile
+from gentletune.stats import Change, Run, compare, zero_of
 
 HARD = 0.1  # a token is hard below this probability
 FEW_HARD = 0.05  # share of hard tokens up to which the paper's regime is taken to hold: few of them, most near 1
@@ -22,28 +21,29 @@ _UNPROBED = ("talr", "flow", "wise_ft")
 class Edge:
     """Gain of TALR's probe less that of plain training at equal drift, bits per domain token.
 
-    `stderr` is by `n` sequences, paired, with the error of the drift carried over by the slope of the curve; None where
-    it cannot be estimated. `bound`: TALR drifted further than any plain probe, so it is set against the furthest of
-    them, and the edge at equal drift is at most that: it can only speak against TALR.
+    `change` is by sequence, paired, with the error of the drift carried over by the slope of the curve. `bound`: TALR
+    drifted further than any plain probe, so it is set against the furthest of them, and the edge at equal drift is at
+    most that: it can only speak against TALR.
     """
 
-    value: float
-    stderr: float | None
+    change: Change
     bound: bool = False
-    n: int | None = None
+
+    @property
+    def value(self) -> float:
+        """The edge itself."""
+        return self.change.value
 
     @property
     def verdict(self) -> str:
-        """`better` at 99 %, `worse` at 95 %, `tied` or `unknown`, by Student's t where `n` is known.
+        """`better` at 99 %, `worse` at 95 %, `tied` or `unknown`.
 
         Straight lines between probes run below a curve of falling returns, which favours TALR a little: what is to
         speak for it has the higher bar (ours).
         """
-        if self.stderr is None:
+        if self.change.p is None:
             return "unknown"
-        level = 0.99 if self.value > 0 else 0.95
-        normal = NormalDist().inv_cdf((1 + level) / 2)
-        if abs(self.value) <= (t_quantile(level, self.n - 1) if self.n else normal) * self.stderr:
+        if self.change.p > (0.01 if self.value > 0 else 0.05):
             return "tied"
         if self.value > 0:
             return "unknown" if self.bound else "better"
@@ -81,20 +81,14 @@ def edge_at_equal_drift(talr: ProbePoint, plain: Sequence[ProbePoint]) -> Edge |
     target = max(talr.drift.value, 0.0)
     above = next((i for i, p in enumerate(ordered) if p.drift.value >= target), None)
     if above is None:
-        far = ordered[-1]
-        gaps = [a - b for a, b in zip(talr.gain.items, far.gain.items, strict=True)]
-        return Edge(talr.gain.value - far.gain.value, _error(gaps, talr, far, 0.0), bound=True, n=len(gaps))
-    high = ordered[above]
-    low = ordered[above - 1] if above else None
-    floor = low.drift.value if low else 0.0
-    width = high.drift.value - floor
-    part = (target - floor) / width if width > 0 else 1.0
-    low_items = low.gain.items if low else (0.0,) * high.gain.n
-    base = tuple((1 - part) * a + part * b for a, b in zip(low_items, high.gain.items, strict=True))
-    value = talr.gain.value - ((1 - part) * (low.gain.value if low else 0.0) + part * high.gain.value)
-    gaps = [a - b for a, b in zip(talr.gain.items, base, strict=True)]
-    slope = (high.gain.value - (low.gain.value if low else 0.0)) / (width or 1.0)
-    return Edge(value, _error(gaps, talr, high, slope), n=len(gaps))
+        return Edge(_edge(talr, ordered[-1].gain, ordered[-1].drift, 0.0), bound=True)
+    high, low = ordered[above], ordered[above - 1] if above else None
+    before = (low.gain, low.drift) if low else (zero_of(high.gain), zero_of(high.drift))
+    width = high.drift.value - before[1].value
+    part = (target - before[1].value) / width if width > 0 else 1.0
+    gain, drift = (_between(a, b, part) for a, b in zip(before, (high.gain, high.drift), strict=True))
+    slope = (high.gain.value - before[0].value) / (width or 1.0)
+    return Edge(_edge(talr, gain, drift, slope))
 
 
 def advise_method(hard_share: float, edge: Edge | None, base: str, talr: str) -> tuple[str, str]:
@@ -103,33 +97,50 @@ def advise_method(hard_share: float, edge: Edge | None, base: str, talr: str) ->
     With no evidence it is the base method.
     """
     share = f"{hard_share:.0%} of the training labels are hard (p < {HARD:g} under the initial model)"
-    shown = f"{edge.value:+.3f} ± {edge.stderr:.3f}" if edge and edge.stderr is not None else "unknown"
+    shown = "unknown"
+    if edge and edge.change.stderr is not None:
+        shown = f"{edge.value:+.3f} ± {edge.change.stderr:.3f}"
     at = f"its probe gained {shown} bits per domain token against {base} at equal drift"
     if edge is None:
         return base, f"{base}, not {talr}: {share}, and no probe of {base} drifted, so there is nothing to compare."
     if edge.bound:
         at = f"its probe drifted further than any stable one of {base}, and gained {shown} bits per token against that"
     if edge.verdict == "better":
-        return talr, f"{talr}: {at}, measurably more; {share}."
+        return talr, f"{talr}: {at}, significantly more; {share}."
     if edge.verdict == "worse":
-        return base, f"{base}, not {talr}: {at}, measurably less; {share}."
+        return base, f"{base}, not {talr}: {at}, significantly less; {share}."
     if hard_share <= FEW_HARD and edge.verdict == "tied" and edge.value >= 0:
         return talr, (
             f"{talr}: {share}, the regime of few hard tokens in which the paper shows it to pay; {at}, which does not "
             "tell the two apart, so measure both."
         )
     few = "" if hard_share <= FEW_HARD else f", more than the {FEW_HARD:.0%} of the regime in which it is shown to pay"
-    return base, f"{base}, not {talr}: {share}{few}; {at}, which is no measurable advantage."
+    return base, f"{base}, not {talr}: {share}{few}; {at}, which is no significant advantage."
 
 
-def _error(gaps: Sequence[float], talr: ProbePoint, plain: ProbePoint, slope: float) -> float | None:
-    n = len(gaps)
-    pairs = list(zip(talr.drift.items, plain.drift.items, strict=True))
-    if n < 2 or len(pairs) < 2:
-        return None
-    return math.hypot(_mean_error(gaps), slope * _mean_error([a - b for a, b in pairs]))
+def _edge(talr: ProbePoint, gain: Score, drift: Score, slope: float) -> Change:
+    """TALR's gain less `gain`, with the error of what it drifted less `drift`, at so much gain a bit of drift.
+
+    Drift is equal by the choice of the place on the curve: it brings its error and no difference.
+    """
+    if not slope:
+        return compare(talr.gain, gain)
+    ours = _times(talr.gain, 2.0), _times(talr.drift, -2.0 * slope)  # the mean of twice each is their sum
+    base = _times(gain, 2.0), _moved_to(ours[1].value, _times(drift, -2.0 * slope))
+    return compare([Run(ours)], [Run(base, seed=None)])
 
 
-def _mean_error(values: Sequence[float]) -> float:
-    n, mean = len(values), math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n * (n - 1)))
+def _moved_to(value: float, score: Score) -> Score:
+    return score.model_copy(update={"value": value, "items": tuple(x + value - score.value for x in score.items)})
+
+
+def _between(low: Score, high: Score, part: float) -> Score:
+    """The score a part of the way from one to another, item by item."""
+    items = tuple((1 - part) * a + part * b for a, b in zip(low.items, high.items, strict=True))
+    return high.model_copy(update={"value": (1 - part) * low.value + part * high.value, "items": items})
+
+
+def _times(score: Score, factor: float) -> Score:
+    stderr = None if score.stderr is None else abs(factor) * score.stderr
+    items = tuple(factor * item for item in score.items)
+    return score.model_copy(update={"value": factor * score.value, "stderr": stderr, "items": items})

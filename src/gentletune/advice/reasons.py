@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gentletune.advice.curve import Choice, ProbePoint, half_decades, stable_points
+from gentletune.advice.curve import Choice, ProbePoint, any_gain, half_decades, stable_points
 from gentletune.core.errors import UserError
 
 
@@ -37,8 +37,8 @@ def rate_reasons(
         f"{top.gain.value:.3f}{error} at {top.learning_rate:g}, and {edge}.",
         *_ends_of_grid(choice),
     ]
-    if top.gain.stderr is not None and top.gain.value <= 1.96 * top.gain.stderr:
-        said.append("No probe gained measurably on the domain, so take the rate for a guess: give more steps.")
+    if any_gain(stable_points(points, diverged)) is False:
+        said.append("No probe gained significantly on the domain, so take the rate for a guess: give more steps.")
     if mine.beyond:
         said.append("The full run goes beyond what the probes measured: its gain is a floor, its drift extrapolated.")
     return said

@@ -13,7 +13,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, Point, Verdict
 from gentletune.report.numbers import rate
-from gentletune.stats import Change, Pool, Run, average, compare, mean_of, seed_pool
+from gentletune.stats import Change, Pool, Run, average, compare, mean_of, seed_pool, zero_of
 
 # Recipe fields in which two runs of one setting may differ: none changes what is compared but for chance.
 _APART = frozenset({
@@ -207,7 +207,4 @@ def _sample(record: RunRecord, axis: Axis) -> tuple[Any, ...]:
 def _undrifted(record: RunRecord, key: str) -> Score | None:
     """The initial model is at no distance from itself."""
     tuned = record.score(key) if key.startswith("drift_") else None
-    if tuned is None:
-        return None
-    zeros = {"value": 0.0, "stderr": 0.0, "items": (0.0,) * len(tuned.items), "details": {}}
-    return tuned.model_copy(update=zeros)
+    return None if tuned is None else zero_of(tuned)

@@ -13,6 +13,7 @@ from gentletune.stats.scores import (
     mean_over_tasks,
     mean_score,
     ratio_score,
+    zero_of,
 )
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "measured",
     "ratio_score",
     "seed_pool",
+    "zero_of",
 ]

@@ -10,7 +10,7 @@ The mean of d over S seeds and n items has the variance
 
 and M is the seed effect together with what of the noise is left, N = noise / (S n). I and N follow from mean squares,
 with items or their groups as units; M is seen directly, but by S - 1 degrees of freedom only. Satterthwaite's single
-number of degrees of freedom for I + M does not do for so few: of 95 % intervals from 2 seeds 87 % hold the truth where
+number of degrees of freedom for I + M does not do for so few: of 95 % intervals from 2 seeds 86 % hold the truth where
 the seed effect is a few times the items' error. So the uncertainty of M is averaged over instead, Student's t over its
 scale (`p_value`); Satterthwaite's rule is used within I and between parts of M, which have enough degrees of freedom.
 docs/statistics.md has the formulas, and the simulation that chose among them.
@@ -31,8 +31,8 @@ from gentletune.stats.items import SHARED, Array, Layout, mean_error, pair_weigh
 _NODES = np.linspace(-5.5, 5.5, 67)  # of the normal quantile of M's chi-square: its mass beyond is 4e-8
 _WEIGHTS = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
 _PROBABILITIES = special.ndtr(_NODES)
-_FLOOR = 0.4  # of the items-only variance: no interval is narrower than that says (ours, by simulation)
-_HALF = 4.0  # M's posterior weight, c = f / (f + 4) (ours, by simulation)
+_FLOOR = 0.2  # of the items-only variance: no interval is narrower than that says (ours, by simulation)
+_HALF = 5.0  # M's posterior weight, c = f / (f + 5) (ours, by simulation)
 _TINY, _LEAST = 1e-300, 1e-4
 
 
@@ -108,9 +108,9 @@ def p_value(contrast: Contrast, against: float = 0.0) -> Array:
 
     Given M's true size v, the mean difference has variance I + v, and Student's t with Satterthwaite's degrees of
     freedom (only I is uncertain then). v is averaged over its posterior under the prior v^-1 (1 + c I/v), a mixture of
-    two inverse chi-squares: with c = 1 it matches frequentist coverage to second order; c = f/(f + 4) is more cautious
+    two inverse chi-squares: with c = 1 it matches frequentist coverage to second order; c = f/(f + 5) is more cautious
     where M has only f = 1 or 2 degrees of freedom (ours). As f grows this becomes Satterthwaite's t, and with I = 0 it
-    is Student's t with f degrees of freedom. The p-value is at least that of 0.4 times the items-only variance I + N:
+    is Student's t with f degrees of freedom. The p-value is at least that of 0.2 times the items-only variance I + N:
     seeds that agree by chance do not know more than their items (ours).
     """
     away, items, seeds, f, items_df, noise = (

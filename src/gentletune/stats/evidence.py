@@ -87,6 +87,7 @@ class _Task:
     centre: float
     variance: float | None
     spread: float
+    least_df: float
     noise: tuple[float, ...]
     paired: bool
     shares: bool
@@ -102,7 +103,7 @@ def _contrast(value: float, tasks: Sequence[_Task], noise: Sequence[float], seed
         value,
         math.fsum(task.centre for task in tasks) / k,
         max(total - left, 0.0),
-        total**2 / spread if spread else math.inf,
+        total**2 / spread if spread else min(task.least_df for task in tasks),
         left,
         seeds,
         df,
@@ -140,6 +141,7 @@ def _task(plan: Design, t: int) -> _Task:
         math.fsum(e.centre for e in errors.values()),
         None if None in known else math.fsum(v for v in known if v is not None),
         math.fsum(e.variance**2 / e.df for e in errors.values() if e.variance is not None),
+        min(e.df for e in errors.values()),
         tuple(noise),
         all(e.paired for e in errors.values()),
         all(e.shares for e in errors.values()),

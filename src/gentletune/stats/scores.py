@@ -160,6 +160,15 @@ def mean_over_tasks(scores: Sequence[Score], *, task: str, side: Side, metric: s
     )
 
 
+def zero_of(score: Score) -> Score:
+    """The same score were it 0 on every item: what a score that is a change already is compared with.
+
+    >>> zero_of(mean_score([1, 3], task="t", side="general", metric="m", higher_is_better=True)).items
+    (0.0, 0.0)
+    """
+    return score.model_copy(update={"value": 0.0, "stderr": 0.0, "items": (0.0,) * len(score.items), "details": {}})
+
+
 def is_share(score: Score) -> bool:
     """Whether the items are right or wrong answers: 0s and 1s."""
     return bool(score.items) and all(item in (0.0, 1.0) for item in score.items)
