@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.report.test_no_effect import shipped, study  # noqa: E402
+from tests.report.test_no_effect import shipped, study
 
 SEED_SHIFTS: dict[str, dict[str, Any]] = {
     "none": {"seed": 0.0},
