@@ -86,8 +86,8 @@ def setup(spec: dict[str, Any]) -> harness.Run:
             model(input_ids=batch, labels=batch).loss.backward()
             model.zero_grad()
 
-    def seconds(others: int) -> float:
-        with busy(others):
+    def seconds(neighbours: int) -> float:
+        with busy(neighbours):
             begun = time.perf_counter()
             work()
             return time.perf_counter() - begun
