@@ -15,7 +15,7 @@ import pytest
 from gentletune.core.threads import PASSIVE, VARIABLES, wait_passively
 
 Told = tuple[list[Any], dict[str, str], str]
-# Runs `gentletune` with each list of arguments; says after each what it printed, its code, and whether torch is there.
+# Runs `gentletune` with each list of arguments; says after each its code, what it printed, and what is imported.
 MANY = """
 import contextlib, io, json, sys
 from gentletune.cli import main
@@ -27,7 +27,8 @@ for arguments in json.load(open(sys.argv[1])):
             main()
         except SystemExit as stop:
             code = stop.code
-    print(json.dumps([code, said.getvalue(), "torch" in sys.modules]), flush=True)
+    imported = [name for name in ("torch", "scipy", "datasets") if name in sys.modules]
+    print(json.dumps([code, said.getvalue(), imported]), flush=True)
 import os, torch
 from gentletune.core.threads import PASSIVE
 print(json.dumps({name: os.environ.get(name) for name in PASSIVE}))
@@ -117,9 +118,9 @@ def told(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
 
 def test_help_and_mistakes_need_no_torch(told: Told) -> None:
     ends = told[0]
-    assert [code for code, _, torch in ends[:2]] == [0, 0]
-    assert [torch for *_, torch in ends] == [False] * len(ends)
-    for (arguments, words), (code, said, _) in zip(MISTAKES, ends[2:], strict=True):
+    assert [(code, imported) for code, _, imported in ends[:2]] == [(0, [])] * 2
+    for (arguments, words), (code, said, imported) in zip(MISTAKES, ends[2:], strict=True):
+        assert "torch" not in imported, arguments
         assert code == 2, (arguments, said)
         assert said.startswith("gentletune: "), (arguments, said)
         assert said.count("\n") == 1, (arguments, said)

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from gentletune.core.records import Score
-from gentletune.stats import compare
 
 
 def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Score], title: str) -> None:
@@ -64,6 +63,8 @@ def _figure(value: float) -> str:
 def _change(score: Score, base: Score | None) -> str:
     if base is None or score.task.startswith("drift_"):  # drift is a change already
         return ""
+    from gentletune.stats import compare  # brings scipy, which no start of the command line need wait for
+
     change = compare(score, base)
     span = "" if change.low is None or change.high is None else f" [{change.low:+.4f}, {change.high:+.4f}]"
     return f"{change.value:+.4f}{span}"
