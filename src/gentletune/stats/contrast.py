@@ -108,10 +108,10 @@ def p_value(contrast: Contrast, against: float = 0.0) -> Array:
 
     Given M's true size v, the mean difference has variance I + v, and Student's t with Satterthwaite's degrees of
     freedom (only I is uncertain then). v is averaged over its posterior under the prior v^-1 (1 + c I/v), a mixture of
-    two inverse chi-squares: with c = 1 it matches frequentist coverage to second order; c = f/(f + 5) is more cautious
-    where M has only f = 1 or 2 degrees of freedom (ours). As f grows this becomes Satterthwaite's t, and with I = 0 it
-    is Student's t with f degrees of freedom. The p-value is at least that of 0.2 times the items-only variance I + N:
-    seeds that agree by chance do not know more than their items (ours).
+    two inverse chi-squares. With c = 1 coverage is right up to terms that fall as 1/f² (worked out numerically);
+    c = f/(f + 5) is more cautious where M has only f = 1 or 2 degrees of freedom (ours). As f grows this becomes
+    Satterthwaite's t, and with I = 0 it is Student's t with f degrees of freedom. The p-value is at least that of 0.2
+    times the items-only variance I + N: seeds that agree by chance do not know more than their items (ours).
     """
     away, items, seeds, f, items_df, noise = (
         np.asarray(x, dtype=float)[..., None]
