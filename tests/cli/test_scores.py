@@ -23,6 +23,8 @@ def test_changes_are_paired_and_have_an_interval() -> None:
     assert "0.2500" in text
     assert "0.5000 ± 0.07" in text
     assert "+0.2500 [+0." in text
+    assert "they hold for these weights, not for another training seed" in text
+    assert "another training seed" not in shown(after)
     assert "change" not in shown(after)
 
 

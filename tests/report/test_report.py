@@ -96,6 +96,13 @@ def test_all_five_files_and_nothing_else(made: Report) -> None:
     assert made.sentence == made.advice.sentence
 
 
+def test_one_seed_is_said_to_speak_for_its_weights_only(made: Report, tmp_path: Path) -> None:
+    said = "hold for these weights, not for another seed"
+    assert said in made.markdown.read_text(encoding="utf-8")
+    two = report([pair("sft", 1e-6, 0.7, 0.5), pair("sft", 1e-6, 0.7, 0.5, seed=1)], tmp_path / "two")
+    assert said not in two.markdown.read_text(encoding="utf-8")
+
+
 def test_the_page_loads_nothing_from_the_network(page: Page, made: Report) -> None:
     for _, attributes in page.tags:
         assert not {"src", "srcset", "action"} & set(attributes)

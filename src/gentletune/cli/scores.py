@@ -31,6 +31,9 @@ def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Sc
         cells += [_change(score, base)] if before else []
         table.add_row(*cells)
     console.print(table)
+    if any(_change(score, before.get(score.key)) for score in scores):
+        said = "Intervals are over test items: they hold for these weights, not for another training seed."
+        console.print(said, soft_wrap=True, highlight=False)
     for score in scores:
         for line in _details(score):
             console.print(line, soft_wrap=True, highlight=False)

@@ -99,6 +99,8 @@ def _seeds(records: Sequence[RunRecord], settings: Sequence[Setting]) -> list[st
         most = max(counts)
         seeds = f"{few} to {most}" if few < most else str(most)
         said.append(f"Each point is the mean of a setting's seeds ({seeds}); single runs can be shown.")
+    else:
+        said.append("One seed each: intervals are over test items and hold for these weights, not for another seed.")
     used = {i for setting in settings for i in setting.indices}
     extra = sum(1 for i, r in enumerate(records) if r.status == "complete" and i not in used and _twice(r, settings))
     if extra:
