@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import signal
 import sys
@@ -14,7 +17,7 @@ import yaml
 
 from gentletune import Recipe, train
 from gentletune.cli import main
-from gentletune.core.locks import RunHeldError, check_free, holder, holding
+from gentletune.core.locks import HOLDER_FILE, SOFT_LOCK_FILE, RunHeldError, check_free, holder, holding
 from gentletune.core.records import read_record
 from gentletune.training.callbacks import read_metrics
 from tests.helpers import child_sweep, tiny_recipe
@@ -116,3 +119,39 @@ def test_a_directory_made_for_nothing_is_taken_away(tmp_path: Path) -> None:
         with holding(tmp_path / name):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.fixture
+def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS without its lock service."""
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_a_file_system_without_locks(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENTLETUNE_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    recipe = tiny_recipe(tiny_dir, run, max_steps=2, probe_every=0, evaluate=False)
+    with holding(run), pytest.raises(RunHeldError, match=f"process {os.getpid()} on .*give another --output$"):
+        train(recipe)
+    assert not run.exists() or list(run.iterdir()) == []
+    assert train(recipe).status == "complete"
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_what_another_host_left_as_a_lock_is_named(tiny_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / SOFT_LOCK_FILE).write_text("4242\nnode7\n", encoding="utf-8")
+    who = {"pid": 4242, "host": "node7", "command": "gentletune train", "since": "2026-01-05T10:00:00+00:00"}
+    (run / HOLDER_FILE).write_text(json.dumps(who), encoding="utf-8")
+    recipe = tiny_recipe(tiny_dir, run, max_steps=2, probe_every=0, evaluate=False)
+    with pytest.raises(RunHeldError, match=r"in use by process 4242 on node7 .*; if that process has died, delete "):
+        train(recipe)
+    (run / SOFT_LOCK_FILE).unlink()
+    assert train(recipe).status == "complete"

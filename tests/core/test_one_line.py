@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 import gentletune.evaluation.harness.backend as backend
 import gentletune.evaluation.measure as measure_module
+import gentletune.runs.launch as launch_module
 import gentletune.runs.run as run_module
-from gentletune import Recipe, sweep
+from gentletune import sweep
 from gentletune.core.records import read_record
 from gentletune.runs.launch import Exchange
 from gentletune.training.fit import Fitted
@@ -357,17 +359,14 @@ def test_what_ends_a_rank_is_one_line(
     answer: dict[str, str], words: str, tiny_dir: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Each rank leaves word of why it ended; here it is there already."""
+    """Each rank leaves word of why it ended."""
     call = training(tiny_dir, tmp_path, "--processes", "2", "--no-evaluate")
-    plain = run_module.launch
 
-    def answered(recipe: Recipe, directory: Path, processes: int) -> Any:
-        exchange = Exchange(directory)
-        exchange.folder.mkdir(parents=True)
-        exchange.answer.write_text(json.dumps(answer), encoding="utf-8")
-        return plain(recipe, directory, processes)
+    def ranks(command: list[str], **_: Any) -> Any:
+        Exchange(Path(command[-1])).answer.write_text(json.dumps(answer), encoding="utf-8")
+        return SimpleNamespace(wait=lambda: 1, kill=lambda: None, stdin=None)
 
-    monkeypatch.setattr(run_module, "launch", answered)
+    monkeypatch.setattr(launch_module.subprocess, "Popen", ranks)
     assert run(monkeypatch, *call) == 2
     assert words in last_line(capfd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -13,12 +14,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, Timeout, UnixFileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from gentletune.core.errors import UserError
 from gentletune.core.records import write_json_atomic
 
 LOCK_FILE, HOLDER_FILE = ".gentletune.lock", ".gentletune.holder.json"  # in a run directory while a process is at it
+# Whose being there is the lock, on a file system that cannot lock; the library leaves LOCK_FILE there, of no meaning.
+SOFT_LOCK_FILE = f"{LOCK_FILE}.soft"
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 _COMMAND_LENGTH = 100
 _ATTEMPTS = 100
 
@@ -46,15 +50,17 @@ class RunHeldError(UserError):
 
     def __init__(self, run: Path) -> None:
         self.who = str(holder(run) or "another process")
-        super().__init__(f"{run} is in use by {self.who}; wait for it to end, or give another --output")
+        ways = f"wait for it to end, or give another --output{if_dead(run)}"
+        super().__init__(f"{run} is in use by {self.who}; {ways}")
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[bool]:
     """Hold the lock of the file `path`; without `wait`, gives False where someone else holds it.
 
-    The kernel lets go of it when the process ends, however it ends. (On a file system without such locks the library
-    goes by whether the file is there.) Without `keep` the file is deleted at the end.
+    The kernel lets go of it when the process ends, however it ends. On a file system without such locks a file beside
+    it, `path` with `.soft`, is the lock: one of a process that died is taken over on the same host, and no other.
+    Without `keep` the file is deleted at the end.
 
     Raises:
         UserError: the file cannot be made.
@@ -65,9 +71,8 @@ def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[bool
     ...     print(mine, again)
     True False
     """
-    lock = FileLock(path)
     try:
-        _acquire(lock, path, wait)
+        lock = _acquired(path, wait)
     except Timeout:
         yield False
         return
@@ -77,10 +82,23 @@ def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[bool
         yield True
     finally:
         # Deleted while it is held: whoever gets the lock of the deleted file sees that, and makes a new one.
-        if not keep and isinstance(lock, UnixFileLock):
+        if not keep and not (isinstance(lock, SoftFileLock) and Path(lock.lock_file) == path):
             with suppress(OSError):
                 path.unlink()
         lock.release()
+
+
+def _acquired(path: Path, wait: bool) -> BaseFileLock:
+    """Raises `Timeout` where someone else holds it, `OSError` where the file cannot be made."""
+    lock: BaseFileLock = FileLock(path)
+    try:
+        _acquire(lock, path, wait)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        lock = SoftFileLock(path.with_name(f"{path.name}.soft"))
+        _acquire(lock, path, wait)
+    return lock
 
 
 def _acquire(lock: BaseFileLock, path: Path, wait: bool) -> None:
@@ -116,10 +134,22 @@ def holding(run: Path, *, wait: bool = False) -> Iterator[None]:
 
 def check_free(run: Path) -> None:
     """Raises `RunHeldError` where a process holds the run directory at this moment; makes no file."""
-    if (run / LOCK_FILE).exists():
+    if (run / LOCK_FILE).exists() or (run / SOFT_LOCK_FILE).exists():
         with locked(run / LOCK_FILE, wait=False) as mine:
             if not mine:
                 raise RunHeldError(run)
+
+
+def if_dead(run: Path) -> str:
+    """What to add to the name of a run directory's holder where only the user can know that it died; mostly empty.
+
+    That is where a file is the lock, and its process is on another host.
+    """
+    marker = next((p for p in (run / SOFT_LOCK_FILE, run / LOCK_FILE) if p.exists() and p.stat().st_size), None)
+    found = holder(run)
+    if marker is None or (found is not None and found.host == socket.gethostname()):
+        return ""
+    return f"; if that process has died, delete {marker}"
 
 
 def holder(run: Path) -> Holder | None:

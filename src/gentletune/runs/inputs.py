@@ -143,13 +143,18 @@ class Inputs:
 
 
 def processes_here(wanted: Processes) -> int:
-    """How many processes train on this machine. Raises `UserError` where there are GPUs, but too few for them."""
-    gpus = torch.cuda.device_count()
-    if wanted == "auto":
-        return max(1, gpus)
-    if 0 < gpus < wanted:
-        raise UserError(f"processes: {wanted} need as many GPUs, and {gpus} can be seen; lower it, or give auto")
-    return wanted
+    """How many processes would train on this machine."""
+    return max(1, torch.cuda.device_count()) if wanted == "auto" else wanted
+
+
+def check_gpus(processes: int) -> None:
+    """To call where so many processes are about to train: the machine that only plans may have fewer GPUs.
+
+    Raises:
+        UserError: there are GPUs, but too few for them.
+    """
+    if 0 < (gpus := torch.cuda.device_count()) < processes:
+        raise UserError(f"processes: {processes} need as many GPUs, and {gpus} can be seen; lower it, or give auto")
 
 
 def _config(directory: Path, trust_remote_code: bool) -> Any:

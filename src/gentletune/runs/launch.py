@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,6 +65,8 @@ def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
         RunFailedError: a rank died; the run's `checkpoints/launch/log.txt` has its last words.
     """
     exchange = Exchange(run)
+    if exchange.answer.exists() and "figures" not in _read(exchange):
+        exchange.answer.unlink()  # a kill came before the launcher that it was for had read it
     if not exchange.answer.exists():
         write_json_atomic(exchange.recipe, recipe.model_dump(mode="json"))
         log = exchange.folder / "log.txt"
@@ -81,12 +84,17 @@ def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
             raise RunFailedError(
                 f"training in {processes} processes ended with code {code}; what they said last is in {log}"
             )
-    answer = json.loads(exchange.answer.read_text(encoding="utf-8"))
+    answer = _read(exchange)
     if "figures" not in answer:
         exchange.answer.unlink()  # the next call tries again
         ((kind, why),) = answer.items()
         raise {"diverged": TrainingDivergedError, "memory": MemoryError, "refused": UserError}[kind](why)
     return Launched(exchange.model, answer["figures"])
+
+
+def _read(exchange: Exchange) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(exchange.answer.read_text(encoding="utf-8"))
+    return answer
 
 
 def command_line(processes: int) -> list[str]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from gentletune.core.cache import cache_root, cached_json, digest, whole_directory
 from gentletune.core.errors import NotFiniteError, RunFailedError, UserError, memory_errors
-from gentletune.core.locks import HOLDER_FILE, LOCK_FILE, check_free, holding, locked
+from gentletune.core.locks import HOLDER_FILE, LOCK_FILE, SOFT_LOCK_FILE, check_free, holding, locked
 from gentletune.core.provenance import model_card, provenance
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import RECORD_FILE, RunRecord, Score, read_record, write_json_atomic, write_record
@@ -25,14 +25,14 @@ from gentletune.data import Encoded
 from gentletune.data.chat import end_tokens
 from gentletune.data.templates import save_tokenizer
 from gentletune.evaluation.code_length import sequence_nll
-from gentletune.evaluation.finite import check_rows, of_model
+from gentletune.evaluation.finite import BROKEN, check_rows, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, silent
 from gentletune.lm.models import load_model, quiet, stop_at
 from gentletune.methods import method_parts, training_part
 from gentletune.methods.base import merge_weights
 from gentletune.runs.curves import read_curves
-from gentletune.runs.inputs import Inputs
+from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.fit import CHECKPOINTS, METRICS_FILE, last_checkpoint
@@ -89,8 +89,10 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
     """`train` in a run directory that the caller holds. Raises `UserError` as that does."""
     if (done := _finished(inputs, run)) is not None:  # maybe by whoever held it a moment ago
         return done
-    if not has_weights(run):
-        inputs.initial_model()  # what is wrong with it is said before anything is written
+    if not has_weights(run):  # what is wrong is said before anything is measured or written
+        if reuse is None:
+            check_gpus(inputs.processes)
+        inputs.initial_model()
     with one_line_errors(run):
         for scrap in _scraps(run):
             shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
@@ -120,15 +122,23 @@ def _finished(inputs: Inputs, run: Path) -> RunRecord | None:
     with one_line_errors(run):
         record = read_record(run)
         _check_directory(run, _state(inputs))
-    return record if record and record.status == "complete" and _same_result(record, inputs) else None
+    return record if record and is_result_of(record, inputs) else None
 
 
 def _forget_start(run: Path) -> None:
     """Leave a directory whose training saved nothing as if it had not begun, so that a changed recipe may begin."""
-    if not has_weights(run) and last_checkpoint(run) is None:
-        for name in (STATE_FILE, FIGURES_FILE, METRICS_FILE):
+    if not _holds_results(run):
+        for name in (FIGURES_FILE, METRICS_FILE):
             (run / name).unlink(missing_ok=True)
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+        (run / STATE_FILE).unlink(missing_ok=True)  # last: without it the rest is nobody's, and the directory refused
+
+
+def _holds_results(run: Path) -> bool:
+    """Whether weights, a checkpoint or a complete record would be lost with the directory; weights may be dropped."""
+    record = read_record(run)
+    complete = record is not None and record.status == "complete"
+    return complete or has_weights(run) or last_checkpoint(run) is not None
 
 
 def has_weights(run: Path) -> bool:
@@ -171,7 +181,9 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         try:
             scores = measure(subject, inputs.data, recipe, reference, stage=stage).scores
         except NotFiniteError as error:
-            message = f"the tuned model: {error}; lower the learning rate"
+            # Else the model is whole, and a task's own metric is undefined on its answers.
+            mend = "; lower the learning rate" if BROKEN in str(error) else ""
+            message = f"the tuned model: {error}{mend}"
             return RunRecord(status="failed", error=message, timings=timings, curves=read_curves(run), **base)
         timings["evaluate"] = time.perf_counter() - begun
     figures = json.loads((run / FIGURES_FILE).read_text(encoding="utf-8"))
@@ -207,6 +219,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     """The final model: from `model/` if it is there, else trained (or taken from `reuse`) and merged."""
     recipe, target = inputs.recipe, run / "model"
     if has_weights(run):
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # a kill may have left them beside the weights
         inputs.forget_model()
         return load_model(target, trust_remote_code=recipe.trust_remote_code)
     begun = time.perf_counter()
@@ -224,6 +237,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
         figures["train_seconds"] = time.perf_counter() - begun
     if inputs.method.merge is not None:
         _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
+        figures["tuned_norm"] = figures["update_norm"]  # for trials that take the weights before the merge
         figures["update_norm"] = merge_weights(tuned, inputs.base_weights(), inputs.method.merge)
     if not all(map(math.isfinite, figures.values())):
         raise TrainingDivergedError("the weights are not finite after the last step")
@@ -243,9 +257,10 @@ def _less_memory(inputs: Inputs, run: Path) -> str:
     if inputs.method.parameterise is None:
         ways.append(f"train adapters (method: {recipe.method}+lora)")
     mend = ", ".join([*ways, "or take a smaller model"] if ways else ["take a smaller model"])
-    if last_checkpoint(run) is None:
+    if not _holds_results(run):
         return mend
-    return f"{mend}, with another --output ({run} holds checkpoints of this recipe)"
+    held = "a result" if last_checkpoint(run) is None else "checkpoints"
+    return f"{mend}, with another --output ({run} holds {held} of this recipe)"
 
 
 def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
@@ -309,7 +324,7 @@ def sequence_weights_of(inputs: Inputs) -> list[float] | None:
 
 
 def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
-    """Tuned weights of another run of the same training."""
+    """Tuned weights of another run of the same training, before its merge, and figures of their training."""
     failed = read_record(source)
     if failed and failed.status == "failed":
         raise _SourceFailedError(f"{source.name}, whose weights it takes, failed")
@@ -320,6 +335,8 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     if not (tuned / "config.json").exists():
         raise UserError(f"{source} holds no tuned model yet; let it complete first")
     figures: dict[str, float] = _read_json(source / FIGURES_FILE)
+    if "tuned_norm" in figures:
+        figures["update_norm"] = figures.pop("tuned_norm")
     return load_model(tuned, trust_remote_code=inputs.recipe.trust_remote_code), figures
 
 
@@ -344,7 +361,7 @@ def _check_directory(run: Path, mine: dict[str, Any]) -> None:
     state = _read_json(run / STATE_FILE) if (run / STATE_FILE).exists() else None
     if state is None:
         left = {path.name for path in run.iterdir() if path not in _scraps(run)} if run.is_dir() else set()
-        left -= {LOCK_FILE, HOLDER_FILE}
+        left -= {LOCK_FILE, SOFT_LOCK_FILE, HOLDER_FILE}
         record = read_record(run) if left == {RECORD_FILE} else None
         if left and (record is None or record.status == "complete"):  # a run that failed at once left its record alone
             raise RunDirectoryError(f"output {run} is not empty and holds no run of gentletune; give another directory")
@@ -368,13 +385,14 @@ def _flat(state: dict[str, Any]) -> dict[str, Any]:
     return {**state.get("identity", {}), "method": state.get("method")}
 
 
-def _same_result(record: RunRecord, inputs: Inputs) -> bool:
-    """Whether the record's weights and scores are what the recipe would give now; of files the content counts."""
+def is_result_of(record: RunRecord, inputs: Inputs) -> bool:
+    """Whether the record is complete, and has the scores the recipe would give now; of files the content counts."""
 
     def settings(recipe: Recipe) -> dict[str, Any]:
         return {name: value for name, value in recipe.result_fields().items() if name not in _BY_CONTENT}
 
-    return record.hashes == inputs.record_hashes and settings(Recipe.parse(record.recipe)) == settings(inputs.recipe)
+    same_content = record.status == "complete" and record.hashes == inputs.record_hashes
+    return same_content and settings(Recipe.parse(record.recipe)) == settings(inputs.recipe)
 
 
 def _data_figures(inputs: Inputs) -> dict[str, Any]:

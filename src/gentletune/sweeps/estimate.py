@@ -20,6 +20,7 @@ from gentletune.evaluation.harness import EvalTask, resolve_tasks, run_tasks
 from gentletune.evaluation.measure import measure, reference_answers, silent
 from gentletune.methods import parse_method
 from gentletune.runs.inputs import Inputs, Shared
+from gentletune.runs.run import has_weights, is_result_of
 from gentletune.sweeps.plan import Trial, read_settings
 from gentletune.training import fit
 from gentletune.training.fit import CHECKPOINTS
@@ -118,7 +119,7 @@ class Estimate:
 
 
 def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *, where: str = "study") -> Estimate:
-    """Time and disk of the trials that have no complete record yet; work that they share counts once.
+    """Time and disk of the trials that have no record of what they would measure now; work they share counts once.
 
     For each model and kind of data it loads the model, takes a few optimiser steps in a temporary directory and
     measures a small share of what a trial measures, all outside the cache.
@@ -126,8 +127,9 @@ def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *,
     Raises:
         UserError: bad input met by a trial.
     """
-    left = [t for t in trials if not _complete(output / t.name)]
     shared, probes = Shared(), dict[str, Probe]()
+    left = [t for t in trials if not _done(t, output, shared)]
+    training = {t.name for t in left if t.trains_like is None and not has_weights(output / t.name)}
     seconds, initial, kept, peak = 0.0, 0.0, 0, 0
     keep = read_settings(study, where).keep_models
     for trial in left:
@@ -143,18 +145,18 @@ def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *,
         if not known and len(left) == len(trials):  # another trial has measured the initial model already
             initial += measuring + (probe.answers.at(recipe.general_prompts) if recipe.evaluate else 0)
         seconds += probe.load + probe.save + measuring
-        if trial.trains_like is None:
+        if trial.name in training:
             seconds += probe.training(recipe, len(inputs.train.rows))
         size = probe.model_bytes * (2 if parse_method(recipe.method).merge else 1)
         kept += size * keep
         peak = max(peak, probe.checkpoint_bytes * (recipe.keep_checkpoints + 1) + size)
-    trainings = sum(t.trains_like is None for t in left)
-    return Estimate(len(left), trainings, seconds + initial, initial, kept, kept + peak, tuple(probes.values()))
+    return Estimate(len(left), len(training), seconds + initial, initial, kept, kept + peak, tuple(probes.values()))
 
 
-def _complete(run: Path) -> bool:
-    record = read_record(run)
-    return record is not None and record.status == "complete"
+def _done(trial: Trial, output: Path, shared: Shared) -> bool:
+    """Whether a sweep would take the trial's record as it is."""
+    record = read_record(output / trial.name)
+    return record is not None and record.status == "complete" and is_result_of(record, Inputs(trial.recipe, shared))
 
 
 def probe_trial(inputs: Inputs) -> Probe:

@@ -81,13 +81,14 @@ def record_death(job: Job, what: str) -> Finished:
 
 
 def settled(job: Job) -> RunRecord | None:
-    """The record of a trial that is done: complete, or failed since the sweep began (by another process, too)."""
+    """The record that a trial got since the sweep began (by another process, too).
+
+    An older one counts only where `train_held` finds it to be up to date: a file it was measured on may have changed.
+    """
     record = read_record(job.run)
     if record is None or Recipe.parse(record.recipe).result_fields() != job.trial.recipe.result_fields():
         return None
-    if record.status == "complete" or (job.run / RECORD_FILE).stat().st_mtime >= job.begun:
-        return record
-    return None
+    return record if (job.run / RECORD_FILE).stat().st_mtime >= job.begun else None
 
 
 def _run(job: Job, shared: Shared, stage: Stage) -> RunRecord:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.core.errors import UserError
-from gentletune.core.locks import holder, locked
+from gentletune.core.locks import holder, if_dead, locked
 from gentletune.core.records import RunRecord, read_record
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
@@ -65,7 +65,7 @@ def _run(queue: Queue, running: Executor, say: Say, *, keep_models: bool) -> Non
                 left = queue.left(job)
                 say(f"[{queue.total - len(left) + 1}/{queue.total}] {_what(job.trial)}{clock.remaining(left)}")
             if job.wait and (who := holder(job.run)):
-                say(f"nothing else is left to do; waiting for {who}, which is at {job.trial.name}")
+                say(f"nothing else is left to do; waiting for {who}, which is at {job.trial.name}{if_dead(job.run)}")
             clock.start(job.trial)
             running.start(job)
         if not queue.running:

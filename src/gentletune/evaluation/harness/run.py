@@ -64,7 +64,8 @@ def run_tasks(subject: Subject, tasks: Sequence[EvalTask], recipe: Recipe, stage
         with _quiet():
             loaded = task.load()
         key = [_VERSION, version("lm_eval"), subject.hash, _settings(subject, task, recipe)]
-        key += [task.hash] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)]
+        # The hash has what lm-eval's dump of a task leaves out, such as the rest of a module that a function is from.
+        key += [task.hash, *([] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)])]
         with _named(task, recipe):
             value = cached_json("tasks", key, functools.partial(_run, task, loaded, lm, subject, recipe, stage))
         found.append(TaskResult([Score.model_validate(s) for s in value["scores"]], value["samples"]))
