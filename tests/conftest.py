@@ -41,6 +41,13 @@ settings.register_profile("quick", settings.get_profile("full"), derandomize=Tru
 settings.load_profile("quick")
 
 
+gc.disable()  # until all is imported
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: one worker a core this process may use, as far as the memory reaches."""

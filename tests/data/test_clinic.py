@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,19 +10,23 @@ from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from math import sqrt
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from gentletune.core.errors import UserError
-from gentletune.data.domains.clinic import clinic_examples, limits, split_of
+from gentletune.data.domains.clinic import Split, clinic_examples, limits, split_of
 from gentletune.data.domains.clinic_formulas import FORMULAS, Patient, Working, half_up
 from gentletune.data.example import ANSWER_PREFIX, Example
 
 NUMBER = r"-?\d+(?:\.\d+)?"
 STATEMENT = re.compile(rf"({NUMBER}) ([-+*/]) ({NUMBER}) = ({NUMBER})")
 ROOT = re.compile(rf"sqrt\(({NUMBER})\) = ({NUMBER})")
-ROWS = {split: clinic_examples(3000, seed=1, cot=True, split=split) for split in ("train", "test")}
+
+
+@functools.cache
+def rows_of(split: Split) -> list[Example]:
+    return clinic_examples(3000, seed=1, cot=True, split=split)
 
 
 def note_of(row: Example) -> str:
@@ -49,7 +54,7 @@ def test_rows_are_the_same_each_time_and_do_not_depend_on_how_many_are_drawn() -
 
 def test_labels_are_asked_on_the_same_notes_as_explanations() -> None:
     plain = clinic_examples(50, seed=1, cot=False, split="train")
-    for label, explained in zip(plain, ROWS["train"], strict=False):
+    for label, explained in zip(plain, rows_of("train"), strict=False):
         assert note_of(label) == note_of(explained)
         assert label.answer == explained.answer
         assert label.answer is not None
@@ -59,9 +64,9 @@ def test_labels_are_asked_on_the_same_notes_as_explanations() -> None:
 
 
 def test_no_note_is_in_both_splits() -> None:
-    notes = {split: {note_of(row) for row in rows} for split, rows in ROWS.items()}
+    notes = {split: {note_of(row) for row in rows_of(split)} for split in get_args(Split)}
     assert not notes["train"] & notes["test"]
-    assert not {row.group for row in ROWS["train"]} & {row.group for row in ROWS["test"]}
+    assert not {row.group for row in rows_of("train")} & {row.group for row in rows_of("test")}
     for split, found in notes.items():
         assert {split_of(note) for note in found} == {split}
         assert len(found) > 2950  # nearly all differ
@@ -74,7 +79,7 @@ def test_an_unknown_split_is_named() -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_written_step_is_true_and_the_last_one_is_the_answer(split: str) -> None:
-    for row in ROWS[split]:
+    for row in rows_of(split):
         steps = STATEMENT.findall(row.completion)
         for left, op, right, result in steps:
             a, b = Decimal(left), Decimal(right)
@@ -94,7 +99,7 @@ def test_limits_hold_the_value_also_at_and_below_zero() -> None:
     assert limits(Decimal("20.0")) == (19.0, 21.0)
     assert limits(Decimal(0)) == (0.0, 0.0)
     assert limits(Decimal("-3.2")) == pytest.approx((-3.36, -3.04))
-    for row in ROWS["train"]:
+    for row in rows_of("train"):
         assert row.answer is not None
         if row.answer.kind == "integer":
             assert int(row.answer.value) == float(row.answer.value)
@@ -107,18 +112,18 @@ def test_limits_hold_the_value_also_at_and_below_zero() -> None:
 
 
 def test_texts_are_short() -> None:
-    for row in ROWS["train"] + ROWS["test"]:
+    for row in rows_of("train") + rows_of("test"):
         asked = row.prompt.split(" Explain briefly")[0]
         assert 25 <= len(asked.split()) <= 60
         assert 14 <= len(row.completion.split()) <= 45
 
 
 def test_most_draws_need_only_whole_numbers_and_every_formula_is_drawn() -> None:
-    drawn = Counter(row.category for row in ROWS["train"])
+    drawn = Counter(row.category for row in rows_of("train"))
     assert set(drawn) == {formula.name for formula in FORMULAS}
     assert len(drawn) >= 14
-    whole = sum(row.answer is not None and row.answer.kind == "integer" for row in ROWS["train"])
-    assert whole / len(ROWS["train"]) > 0.6
+    whole = sum(row.answer is not None and row.answer.kind == "integer" for row in rows_of("train"))
+    assert whole / len(rows_of("train")) > 0.6
 
 
 def test_rounding_is_half_away_from_zero() -> None:
@@ -205,7 +210,7 @@ def test_answers_follow_from_the_note_alone() -> None:
         "HOMA-IR": lambda t: numbers(r"glucose:? (\d+)", t)[0] * numbers(r"insulin:? (\d+)", t)[0] / 405,
     }
     seen = Counter[str]()
-    for row in ROWS["train"]:
+    for row in rows_of("train"):
         if check := checks.get(row.category):
             assert row.answer is not None
             places = len(row.answer.value.partition(".")[2])

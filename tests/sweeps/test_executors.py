@@ -67,10 +67,10 @@ def test_a_worker_that_dies_fails_its_trial_alone(
 
     study = tiny_study(tiny_dir)
     study["base"]["max_steps"] = 40
-    watcher = threading.Thread(target=kill_the_first)
+    watcher = threading.Thread(target=kill_the_first, daemon=True)
     watcher.start()
     records = sweep(study, tmp_path, executor="pool", workers=2)
-    watcher.join()
+    watcher.join(60)
     assert len(killed) == 1
     assert [r.status for r in records] == ["complete", "failed", "complete", "complete", "complete"]
     assert records[1].error == "the worker process died (signal SIGKILL); run the sweep again to go on from there"
@@ -112,10 +112,10 @@ def test_a_ray_actor_that_dies_fails_its_trial_alone(tiny_dir: Path, tmp_path: P
     study = tiny_study(tiny_dir, resources={"cpus": 1}, also=[])
     study["base"]["max_steps"] = 40
     study["axes"]["method"] = ["sft"]
-    watcher = threading.Thread(target=kill_the_first)
+    watcher = threading.Thread(target=kill_the_first, daemon=True)
     watcher.start()
     records = sweep(study, tmp_path, executor="ray", workers=2)
-    watcher.join()
+    watcher.join(60)
     assert [r.status for r in records] == ["complete", "failed"]
     assert "the Ray actor died" in str(records[1].error)
 
@@ -153,7 +153,7 @@ def test_a_trial_held_elsewhere_comes_last_and_is_read_afterwards(tiny_dir: Path
         if line.startswith(f"nothing else is left to do; waiting for process {os.getpid()} on "):
             release.set()
 
-    other = threading.Thread(target=hold)
+    other = threading.Thread(target=hold, daemon=True)
     other.start()
     held.wait()
     records = sweep(study, tmp_path, say=heard)
