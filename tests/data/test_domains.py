@@ -139,9 +139,11 @@ def test_an_esci_label_is_a_letter_or_a_word(letter: str, cot: bool) -> None:
     for label in (letter, CLASSES[letter], CLASSES[letter].upper(), f" {CLASSES[letter].lower()} "):
         example = esci_example(JOINED | {"esci_label": label, "rationale": "It fits.\n"}, cot=cot, where="f")
         assert example.completion == (f"It fits.\nAnswer: {letter}" if cot else letter)
-        assert example.answer == Answer("choice", letter)
-        assert is_right(example.completion, Answer("choice", letter))
-        assert not any(is_right(example.completion, Answer("choice", other)) for other in CLASSES if other != letter)
+        assert example.answer == Answer("choice", letter, domain="esci")
+        assert is_right(example.completion, Answer("choice", letter, domain="esci"))
+        assert not any(
+            is_right(example.completion, Answer("choice", other, domain="esci")) for other in CLASSES if other != letter
+        )
 
 
 @pytest.mark.parametrize(

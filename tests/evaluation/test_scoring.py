@@ -131,7 +131,7 @@ def test_the_answer_is_what_follows_the_last_prefix(response: str, text: str) ->
 
 
 def answer(kind: AnswerKind, value: str, *limits: float) -> Answer:
-    return Answer(kind, value, *limits)
+    return Answer(kind, value, *limits, domain="esci" if kind == "choice" else "")
 
 
 BMI, LOW = answer("decimal", "22.86", 21.717, 24.003), answer("decimal", "-3.5", -3.675, -3.325)

@@ -16,6 +16,7 @@ from gentletune.core.errors import NotFiniteError, UserError
 
 RECORD_FILE = "record.json"
 Side = Literal["domain", "general"]
+OwnMetric = Literal["accuracy", "balanced_accuracy"]
 
 
 class Score(BaseModel):

@@ -13,12 +13,20 @@ AnswerKind = Literal["decimal", "integer", "date", "weeks_days", "choice"]
 
 @dataclass(frozen=True)
 class Answer:
-    """The right answer: `value` as written; decimals are right within [lower, upper], other kinds exactly."""
+    """The right answer: `value` as written; decimals are right within [lower, upper], other kinds exactly.
+
+    `domain` is the one that reads a choice. Raises `ValueError` on a choice without.
+    """
 
     kind: AnswerKind
     value: str
     lower: float | None = None
     upper: float | None = None
+    domain: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind == "choice" and not self.domain:
+            raise ValueError(f"the choice '{self.value}' names no domain to read it")
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _read_json(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path) -> list[Row]:
-    limit = csv.field_size_limit(2**31 - 1)  # clinical notes outgrow the default 128 KiB
+    limit = csv.field_size_limit(2**31 - 1)  # patients' notes outgrow the default 128 KiB
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows: list[Row] = []
@@ -176,7 +176,7 @@ def shape_of(row: Mapping[str, Any], where: str) -> Shape:
         return "text"
     raise UserError(
         f"{where}: columns {', '.join(map(str, row))} fit no shape; "
-        "give 'messages', 'prompt' and 'completion', or 'text' (or name a domain with data: medcalc)"
+        "give 'messages', 'prompt' and 'completion', or 'text' (or name a domain with data: NAME)"
     )
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from gentletune.core.cache import digest
-from gentletune.core.errors import UserError, unknown
+from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
-from gentletune.data.domains.clinic import clinic_examples
-from gentletune.data.domains.esci import esci_example
-from gentletune.data.domains.medcalc import medcalc_example
+from gentletune.core.records import OwnMetric
+from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
 from gentletune.data.files import Row, Shape, check_rows, read_rows, shaped
 from gentletune.data.hub import data_name, is_hub_name
 
-_DEFAULT_CLINIC_ROWS = 1000
-_FROM_FILE: Mapping[str, Callable[..., Example]] = {"medcalc": medcalc_example, "esci": esci_example}
-DOMAINS = ("clinic", *_FROM_FILE)
+GENERATED_ROWS = 1000
+"""Training rows of a domain that generates them, where the recipe does not say how many."""
+
 T = TypeVar("T")
 
 
@@ -31,7 +30,8 @@ class DomainData:
     """Training rows and held-out rows of one domain.
 
     `examples` are the held-out rows with an answer to judge (none for plain files, whose domain side is code
-    length alone). `leaked` counts training rows dropped because their group (patient note, query) is held out.
+    length alone), scored by `metric`. `leaked` counts training rows dropped because their group (patient note, query)
+    is held out.
     """
 
     name: str
@@ -39,6 +39,7 @@ class DomainData:
     test: list[Row]
     examples: list[Example] = field(default_factory=list)
     leaked: int = 0
+    metric: OwnMetric = "accuracy"
 
     @property
     def train_hash(self) -> str:
@@ -57,18 +58,16 @@ def load_data(recipe: Recipe) -> DomainData:
     Raises:
         UserError: anything wrong with the file, its columns or its rows.
     """
-    if recipe.data is not None and recipe.data not in DOMAINS:
-        raise unknown("data recipe", recipe.data, DOMAINS)
+    known = None if recipe.data is None else domain(recipe.data)
     if recipe.data_config is not None and (recipe.data_path is None or not _on_hub(recipe.data_path)):
         raise UserError("data_config is for a data set of the hub, and data_path names none; leave it out")
-    if recipe.data == "clinic":
-        return _clinic(recipe)
+    if known is not None and known.generate is not None:
+        return _generated(recipe, known)
     if recipe.data_path is None:
-        need = f"data: {recipe.data}" if recipe.data else "a recipe without data: clinic"
+        generated = " or ".join(name for name in domain_names() if domain(name).generate is not None)
+        need = f"data: {recipe.data}" if recipe.data else f"a recipe without data: {generated}"
         raise UserError(f"{need} needs data_path (--data-path), a data file")
-    if recipe.data is None:
-        return _plain(recipe, recipe.data_path)
-    return _domain(recipe, recipe.data, recipe.data_path)
+    return _plain(recipe, recipe.data_path) if known is None else _domain(recipe, known, recipe.data_path)
 
 
 def domain_name(recipe: Recipe) -> str:
@@ -80,26 +79,39 @@ def _on_hub(path: str) -> bool:
     return is_hub_name(path) and not Path(path).exists()
 
 
-def _clinic(recipe: Recipe) -> DomainData:
+def _generated(recipe: Recipe, known: Domain) -> DomainData:
     if recipe.data_path is not None:
-        raise UserError("data: clinic generates its rows and takes no data_path; drop one of the two")
-    rows = recipe.train_rows or _DEFAULT_CLINIC_ROWS
-    train = clinic_examples(rows, seed=recipe.seed, cot=recipe.cot, split="train")
-    # One test set for every seed: runs with other seeds are judged on the same questions.
-    test = clinic_examples(recipe.test_rows, seed=0, cot=recipe.cot, split="test")
-    return DomainData("clinic", [e.row() for e in train], [e.row() for e in test], test)
+        raise UserError(f"data: {known.name} generates its rows and takes no data_path; drop one of the two")
+    assert known.generate is not None
+    train = known.generate(recipe.train_rows or GENERATED_ROWS, seed=recipe.seed, cot=recipe.cot, split="train")
+    test = held_out_examples(known, recipe.test_rows, recipe)
+    return DomainData(known.name, [e.row() for e in train], [e.row() for e in test], test, metric=known.metric)
 
 
-def _domain(recipe: Recipe, name: str, path: str) -> DomainData:
-    make = _FROM_FILE[name]
+def held_out_examples(known: Domain, rows: int, recipe: Recipe) -> list[Example]:
+    """Test rows of a domain that generates them.
+
+    They are the same for every seed: runs with other seeds are judged on the same questions.
+    """
+    assert known.generate is not None
+    return known.generate(rows, seed=0, cot=recipe.cot, split="test")
+
+
+def file_examples(known: Domain, rows: Sequence[Row], path: str, recipe: Recipe) -> list[Example]:
+    """The examples of a domain that its `rows` of the file `path` make. Raises `UserError` with the row's number."""
+    assert known.example is not None
+    return [known.example(row, cot=recipe.cot, where=f"{path}: row {i}") for i, row in enumerate(rows, 1)]
+
+
+def _domain(recipe: Recipe, known: Domain, path: str) -> DomainData:
     rows = read_rows(path, split=recipe.data_split, config=recipe.data_config)
     if recipe.test_path:
         held_rows = read_rows(recipe.test_path, split="test", config=recipe.data_config)
-        train = [make(r, cot=recipe.cot, where=f"{path}: row {i}") for i, r in enumerate(rows, 1)]
-        held = [make(r, cot=recipe.cot, where=f"{recipe.test_path}: row {i}") for i, r in enumerate(held_rows, 1)]
+        train = file_examples(known, rows, path, recipe)
+        held = file_examples(known, held_rows, recipe.test_path, recipe)
     else:
-        examples = [make(r, cot=recipe.cot, where=f"{path}: row {i}") for i, r in enumerate(rows, 1)]
-        if {"train", "test"} <= {str(r.get("split")) for r in rows}:  # the official ESCI file holds both
+        examples = file_examples(known, rows, path, recipe)
+        if {"train", "test"} <= {str(r.get("split")) for r in rows}:  # an official file may hold both
             train = [e for e, r in zip(examples, rows, strict=True) if r["split"] == "train"]
             held = [e for e, r in zip(examples, rows, strict=True) if r["split"] == "test"]
         else:
@@ -110,7 +122,8 @@ def _domain(recipe: Recipe, name: str, path: str) -> DomainData:
         raise UserError(f"{path}: every training row shares its group with the held-out rows; nothing left to train on")
     held = draw(held, recipe.test_rows)
     kept = draw(clean, recipe.train_rows) if recipe.train_rows else clean
-    return DomainData(name, [e.row() for e in kept], [e.row() for e in held], held, leaked=len(train) - len(clean))
+    leaked = len(train) - len(clean)
+    return DomainData(known.name, [e.row() for e in kept], [e.row() for e in held], held, leaked, known.metric)
 
 
 def _plain(recipe: Recipe, path: str) -> DomainData:

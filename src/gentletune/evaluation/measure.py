@@ -150,7 +150,7 @@ def measure(
         held = encode_rows(data.test, subject.tokenizer, max_length=subject.max_length, where=f"{data.name}, held out")
         if data.examples:  # both scores on the same rows
             examples = [data.examples[i] for i in held.kept]
-            task = example_task(data.name, "domain", examples, max_tokens=recipe.domain_tokens)
+            task = example_task(data.name, "domain", examples, max_tokens=recipe.domain_tokens, metric=data.metric)
             tasks.append(wrap_own(task))
         texts = _references(recipe, subject.tokenizer, subject.max_length)
         key: list[Any] = [subject.hash, subject.max_length, data.name, data.test_hash, reference.model]

@@ -1,4 +1,4 @@
-"""Reading a number, a date, an age or an ESCI class out of free text.
+"""Reading a number, a date, an age or a class out of free text; the words of its classes are a domain's.
 
 Every pattern is linear and at most `_WINDOW` characters are searched, so no response can make reading slow.
 """
@@ -12,11 +12,12 @@ from collections.abc import Callable
 from datetime import date
 from itertools import pairwise
 
-from gentletune.data.domains.esci import CLASSES
+from gentletune.core.errors import UserError
+from gentletune.data.domains import domain
 from gentletune.data.example import AnswerKind
 
 Read = float | date | tuple[int, int] | str
-"""What an answer is read as: a number, a date, (weeks, days) or an ESCI letter."""
+"""What an answer is read as: a number, a date, (weeks, days) or the class chosen."""
 
 _WINDOW, _MAX_TOKENS, _MAX_DEPTH = 4000, 100, 20
 _HUGE = 1e300
@@ -51,8 +52,8 @@ def read_number(response: str) -> float | None:
     return None if found is None else found[1]
 
 
-def read_answer(response: str, kind: AnswerKind) -> Read | None:
-    """The answer a response gives, read as `kind`; None where it cannot be read.
+def read_answer(response: str, kind: AnswerKind, reader: str = "") -> Read | None:
+    """The answer a response gives, read as `kind`, a choice by the domain `reader`; None where it cannot be read.
 
     It is read from the line after the last `Answer:`, where the first number, date, age or class counts; without
     one from the last `\\boxed{}`; without that from the response, where the last counts.
@@ -68,7 +69,12 @@ def read_answer(response: str, kind: AnswerKind) -> Read | None:
         return None if found is None else _score(*found) if kind == "integer" else found[1]
     if kind == "date":
         return _read_date(text, first)
-    return _read_weeks_days(text, first) if kind == "weeks_days" else _read_class(text, first)
+    if kind == "weeks_days":
+        return _read_weeks_days(text, first)
+    read = domain(reader).read
+    if read is None:
+        raise UserError(f"domain '{reader}' has answers to choose from and no `read`; give it one")
+    return read(text, first)
 
 
 # Where the answer stands.
@@ -271,7 +277,7 @@ def _score(source: str, value: float) -> float:
     return float(found[1]) if found and int(found[1]) <= int(found[2]) else value
 
 
-# Dates, ages and classes.
+# Dates and ages.
 
 
 def _read_date(text: str, first: bool) -> date | None:
@@ -298,42 +304,3 @@ def _read_weeks_days(text: str, first: bool) -> tuple[int, int] | None:
     found = [*_WEEKS_AND_DAYS.finditer(text)] or [*_ONE_OF_THEM.finditer(text)]
     pair = found[0 if first else -1] if found else _PAIR.fullmatch(text)
     return (int(pair[1] or 0), int(pair[2] or 0)) if pair else None
-
-
-_WORDS = r"exact|substitutes?|complement(?:s|ary)?|irrelevant"
-# A letter is a class where it stands alone: not `I think`, `I'm`, `S hook`, `C-clamp`.
-_MENTION = re.compile(
-    rf"(?P<not>(?:\b(?:not?|never|neither|nor|than|instead of)|n['’]t) (?:an? |the )?)?[\"'(*]{{0,3}}"
-    rf"(?:\b(?P<word>(?i:{_WORDS}))\b|(?<![\w-])(?P<letter>[ESCI])(?!\w|['’]\w)(?!-(?!(?i:{_WORDS}))\w)"
-    rf"(?! +(?!(?i:{_WORDS}|because|since|as|is|match|or|and|but|not|rather|instead|here)\b)\w)(?!(?<=I) +as\b))"
-)
-_LEADS = re.compile(r"[\W_]*([ESC])(?![\w'’-])")
-_CLOSED = re.compile(r"(?: match)? *(?:[^\w\s]|\n|$)")
-_HEDGE = re.compile(r"(?: match)?[\s\"')*]*(?:/|,|\||&|\bor\b|\band\b)[\s\"'(*]*")
-
-
-def _read_class(text: str, first: bool) -> str | None:
-    """The letter of the class named; None where none is, or two are in one breath (`E or S`).
-
-    A lone letter may be small. A response without a marker that opens with a class is read by that.
-    """
-    if len(alone := re.sub(r"[\W_]+", "", text).upper()) == 1:
-        return alone if alone in CLASSES else None
-    named = [
-        (m[kind][0].upper(), *m.span(kind)) for m in _MENTION.finditer(text) if not m["not"] and (kind := m.lastgroup)
-    ]
-    if first and (lead := _LEADS.match(text)) and (not named or lead.start(1) < named[0][1]):
-        named.insert(0, (lead[1], *lead.span(1)))  # on an answer line whatever word may follow
-    if not named:
-        return None
-    _, begin, end = named[0]
-    opens = not re.search(r"\w", text[:begin]) and (end - begin == 1 or _CLOSED.match(text, end) is not None)
-    if not first and not opens:
-        letter, later = named[-1][0], named[::-1]
-    else:
-        letter, later = named[0][0], named
-    for this, other in pairwise(later):
-        if other[0] != letter:
-            between = text[this[2] : other[1]] if this[1] < other[1] else text[other[2] : this[1]]
-            return None if _HEDGE.fullmatch(between) else letter
-    return letter

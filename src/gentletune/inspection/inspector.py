@@ -15,6 +15,7 @@ import torch
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.data import load_data
+from gentletune.data.domains import domain, domain_names
 from gentletune.data.files import Row
 from gentletune.data.load import draw
 from gentletune.data.templates import set_chat_template
@@ -39,9 +40,6 @@ from gentletune.losses import batch_tau
 
 Progress = Callable[[int, int], None]
 Stage = Callable[[str], Progress | None]
-BOTH_KNOWN = ("clinic", "medcalc")
-"""Domains whose rows all have a chain of thought and a label alone."""
-
 COT, LABEL_ONLY, ROWS = "CoT", "label only", "rows"
 
 
@@ -122,10 +120,8 @@ def inspect(
     _check(rows, thresholds, coloured)
     sets = [(_name(recipe), _rows(recipe, rows))]
     if compare_cot and recipe.data is None:
-        raise UserError(
-            "compare_cot needs a domain that knows chain of thought and label: data: clinic, medcalc or esci"
-        )
-    if compare_cot or (compare_cot is None and recipe.data in BOTH_KNOWN):
+        raise UserError(f"compare_cot needs a domain (data: {', '.join(domain_names())}), which has both completions")
+    if compare_cot or (compare_cot is None and recipe.data is not None and domain(recipe.data).both_completions):
         other = recipe.model_copy(update={"cot": not recipe.cot})
         sets.append((_name(other), _rows(other, rows)))
     source = _source(recipe)

@@ -1,0 +1,81 @@
+"""One file a domain: its rows, files, scoring and the skills it trains. Importing this package registers them all."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gentletune.core.cache import file_digest
+from gentletune.core.errors import unknown
+from gentletune.core.records import OwnMetric
+from gentletune.data.example import Example
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain as a value. Its rows are generated, or made from the rows of a file: one of the first two is given.
+
+    Attributes:
+        name: what a recipe calls it.
+        generate: `generate(rows, seed=, cot=, split=)`, the first rows of a split (`train`, `test`) under a seed.
+        example: `example(row, cot=, where=)`, one row of a file as an example; raises `UserError` that begins with
+            `where` on a row it cannot take.
+        files: by split, the official files under `task_data`, of which the first that is there is read: what the
+            domain's task is measured on, and the training file it is held against (`shared`).
+        shared: `shared(train_rows, test_rows)`, the groups that stand in both (`Example.group`).
+        read: `read(text, first)`, the class that an answer of kind `choice` names, in one spelling, or None where it
+            cannot be told. `text` is where the answer stands; with `first` the first class named counts, else the last.
+        metric: what its answers are scored by.
+        both_completions: whether every row has a chain of thought and a label alone.
+        skills: what it trains beside its own knowledge, such as `arithmetic`: a general task of such a skill may gain
+            by it.
+
+    Raises `ValueError` where neither or both of `generate` and `example` are given.
+    """
+
+    name: str
+    generate: Callable[..., list[Example]] | None = None
+    example: Callable[..., Example] | None = None
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shared: Callable[..., set[str]] | None = None
+    read: Callable[[str, bool], str | None] | None = None
+    metric: OwnMetric = "accuracy"
+    both_completions: bool = False
+    skills: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.generate is None) == (self.example is None):
+            raise ValueError(f"domain '{self.name}' needs generate or example, one of the two")
+
+    @property
+    def reading(self) -> str:
+        """SHA-256 of the file that `read` stands in, for what is cached; empty where there is none."""
+        code = getattr(self.read, "__code__", None)
+        return file_digest(Path(code.co_filename)) if code and Path(code.co_filename).is_file() else ""
+
+
+_DOMAINS: dict[str, Domain] = {}
+
+
+def register_domain(domain: Domain) -> None:
+    """Make a domain known by its name, to recipes (`data`) and as a task (`tasks`)."""
+    _DOMAINS[domain.name] = domain
+
+
+def domain(name: str) -> Domain:
+    """The domain of that name. Raises `UserError` where none is."""
+    if name not in _DOMAINS:
+        raise unknown("data recipe", name, domain_names())
+    return _DOMAINS[name]
+
+
+def domain_names() -> list[str]:
+    """Names of all registered domains."""
+    return sorted(_DOMAINS)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -11,6 +11,7 @@ from random import Random
 from typing import Literal
 
 from gentletune.core.errors import unknown
+from gentletune.data.domains import Domain, register_domain
 from gentletune.data.domains.clinic_formulas import FORMULAS, Case, Fact, Formula, Patient
 from gentletune.data.example import ANSWER_PREFIX, Answer, Example
 
@@ -187,3 +188,6 @@ def _explanation(rng: Random, case: Case) -> str:
         given = ", ".join(f"{fact.label} {fact.value}" for fact in case.facts)
         steps = f"{rng.choice(('With', 'Given'))} {given}: {steps}"
     return f"{case.rule}. {steps}.\n{ANSWER_PREFIX} {case.working.result.shown}"
+
+
+register_domain(Domain("clinic", generate=clinic_examples, both_completions=True, skills=("arithmetic",)))

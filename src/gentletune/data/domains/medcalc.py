@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from gentletune.core.errors import UserError
+from gentletune.data.domains import Domain, register_domain
 from gentletune.data.example import ANSWER_PREFIX, Answer, AnswerKind, Example
 
 COLUMNS = (
@@ -87,3 +88,15 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
         value = str(int(number))
     known: AnswerKind = "decimal" if kind == "decimal" else "integer"
     return Answer(known, value, min(low, high), max(low, high))
+
+
+register_domain(
+    Domain(
+        "medcalc",
+        example=medcalc_example,
+        files={"train": ("medcalc/train.csv",), "test": ("medcalc/test.csv", "medcalc/test.parquet")},
+        shared=shared_notes,
+        both_completions=True,
+        skills=("arithmetic",),
+    )
+)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from gentletune.core.cache import digest
 from gentletune.core.errors import UserError
-from gentletune.core.records import Score
+from gentletune.core.records import OwnMetric, Score, Side
+from gentletune.data.domains import domain
 from gentletune.data.example import Example
 from gentletune.evaluation.constraints import satisfied
 from gentletune.evaluation.scoring import is_readable, is_right, said
 from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown
 
-Side = Literal["domain", "general"]
-OwnMetric = Literal["accuracy", "balanced_accuracy"]
 UNREADABLE = "unreadable"
 
 
@@ -63,18 +62,24 @@ class OwnTask:
 
 
 def example_task(
-    name: str, side: Side, examples: Sequence[Example], *, max_tokens: int, notes: Mapping[str, Any] | None = None
+    name: str,
+    side: Side,
+    examples: Sequence[Example],
+    *,
+    max_tokens: int,
+    metric: OwnMetric = "accuracy",
+    notes: Mapping[str, Any] | None = None,
 ) -> OwnTask:
-    """The examples as a task. Choices are scored by balanced accuracy, as ESCI is, all else by accuracy."""
-    choices = any(e.answer is not None and e.answer.kind == "choice" for e in examples)
+    """The examples as a task."""
+    readers = sorted({e.answer.domain for e in examples if e.answer is not None and e.answer.domain})
     return OwnTask(
         name,
         side,
         [Item(e.prompt, e.answer.value if e.answer else e.completion, e.group, e.category) for e in examples],
         lambda number, text: judge_example(examples[number], text),
-        repr([(e.answer, e.constraints) for e in examples]),
+        repr([[(e.answer, e.constraints) for e in examples], [domain(name).reading for name in readers]]),
         max_tokens,
-        "balanced_accuracy" if choices else "accuracy",
+        metric,
         notes=notes or {},
     )
 

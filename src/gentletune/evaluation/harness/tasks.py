@@ -14,19 +14,18 @@ from typing import Any
 from gentletune.core.cache import cache_root, digest, file_digest
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
+from gentletune.core.records import Side
 from gentletune.core.yaml_file import read_yaml
-from gentletune.data.domains.clinic import clinic_examples
-from gentletune.data.domains.esci import esci_example
-from gentletune.data.domains.medcalc import medcalc_example, shared_notes
+from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
-from gentletune.data.files import read_rows
+from gentletune.data.files import Row, read_rows
 from gentletune.data.general import arithmetic_examples, instruction_examples
-from gentletune.data.load import draw
+from gentletune.data.load import draw, file_examples, held_out_examples
 from gentletune.evaluation.harness.content import content_hash
 from gentletune.evaluation.harness.humaneval import DATASET as HUMANEVAL
 from gentletune.evaluation.harness.humaneval import humaneval_task
 from gentletune.evaluation.harness.names import may_be_a_task, tasks_folder, written_names
-from gentletune.evaluation.harness.own import OwnTask, Side, as_harness_task, example_task
+from gentletune.evaluation.harness.own import OwnTask, as_harness_task, example_task
 from gentletune.evaluation.harness.punkt import ensure_punkt
 from gentletune.evaluation.harness.user import user_task
 from gentletune.sandbox.host import probe_isolation, require_isolation
@@ -39,11 +38,6 @@ _FILES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     _IFEVAL: {"train": ("ifeval/input_data.jsonl",)},
     HUMANEVAL: {"test": ("humaneval/HumanEval.jsonl.gz", "humaneval/HumanEval.jsonl")},
 }
-_DOMAIN_FILES = {
-    "medcalc": ("medcalc/test.csv", "medcalc/test.parquet"),
-    "esci": ("esci/test.parquet", "esci/test.csv", "esci/sample.csv"),
-}
-OWN = ("arithmetic", "instructions", "clinic", *_DOMAIN_FILES)
 
 
 @dataclass(frozen=True)
@@ -109,9 +103,10 @@ def _resolve(name: str, recipe: Recipe) -> EvalTask:
     if name == "instructions":
         examples = instruction_examples(limit or recipe.general_rows, seed=GENERAL_SEED)
         return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
-    if name in OWN:
+    if name in domain_names():
         examples, notes = _domain_examples(name, recipe)
-        return wrap_own(example_task(name, "domain", examples, max_tokens=tokens or recipe.domain_tokens, notes=notes))
+        budget, metric = tokens or recipe.domain_tokens, domain(name).metric
+        return wrap_own(example_task(name, "domain", examples, max_tokens=budget, metric=metric, notes=notes))
     return _harness(name, recipe)
 
 
@@ -119,28 +114,29 @@ def _resolve(name: str, recipe: Recipe) -> EvalTask:
 
 
 def _domain_examples(name: str, recipe: Recipe) -> tuple[list[Example], dict[str, Any]]:
-    if name == "clinic":
-        return clinic_examples(recipe.limit or recipe.test_rows, seed=0, cot=recipe.cot, split="test"), {}
-    file = _first_file(recipe, _DOMAIN_FILES[name])
+    known = domain(name)
+    if known.generate is not None:
+        return held_out_examples(known, recipe.limit or recipe.test_rows, recipe), {}
+    names = known.files.get("test", ())
+    if not names:
+        raise UserError(f"task '{name}': the domain has no official test file; use data: {name} with a test_path")
+    file = _first_file(recipe, names)
     if file is None:
         where = recipe.task_data or "task_data (--task-data DIR)"
-        raise UserError(f"task '{name}' needs {' or '.join(_DOMAIN_FILES[name])} under {where}")
+        raise UserError(f"task '{name}' needs {' or '.join(names)} under {where}")
     rows = read_rows(str(file), split="test")
-    if name == "esci":
-        made = [esci_example(r, cot=recipe.cot, where=f"{file}: row {i}") for i, r in enumerate(rows, 1)]
-        return draw(made, recipe.limit), {}
-    made = [medcalc_example(r, cot=recipe.cot, where=f"{file}: row {i}") for i, r in enumerate(rows, 1)]
-    kept, notes = _without_leaks(made, rows, file.parent / "train.csv", recipe.drop_leaked)
+    kept, notes = _without_leaks(known, file_examples(known, rows, str(file), recipe), rows, recipe)
     return draw(kept, recipe.limit), notes
 
 
 def _without_leaks(
-    examples: list[Example], rows: list[dict[str, Any]], train: Path, drop: bool
+    known: Domain, examples: list[Example], rows: list[Row], recipe: Recipe
 ) -> tuple[list[Example], dict[str, Any]]:
-    """The examples, without those whose note stands in the training file if `drop`, and the counts either way."""
-    if not train.is_file():
+    """The examples, without those whose group stands in the training file if `drop_leaked`; the counts either way."""
+    train = _first_file(recipe, known.files.get("train", ()))
+    if train is None or known.shared is None:
         return examples, {}
-    shared = shared_notes(read_rows(str(train)), rows)
+    shared, drop = known.shared(read_rows(str(train)), rows), recipe.drop_leaked
     clean = [e for e in examples if e.group not in shared]
     notes = {"leaked_notes": len(shared), "leaked_items": len(examples) - len(clean), "leaked_dropped": drop}
     return (clean if drop else examples), notes
@@ -217,9 +213,10 @@ def _manager_with(name: str) -> Any:
 
 
 def _unknown(name: str, known: Sequence[str]) -> UserError:
-    near = difflib.get_close_matches(name, [*OWN, *known], n=1, cutoff=0.6)
+    ours = ("arithmetic", "instructions", *domain_names())
+    near = difflib.get_close_matches(name, [*ours, *known], n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return UserError(f"unknown task '{name}'; {hint}Ours: {', '.join(OWN)}; `lm-eval ls tasks` lists the harness's")
+    return UserError(f"unknown task '{name}'; {hint}Ours: {', '.join(ours)}; `lm-eval ls tasks` lists the harness's")
 
 
 def _local_files(dataset: str, recipe: Recipe) -> dict[str, Any]:

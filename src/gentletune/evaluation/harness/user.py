@@ -12,10 +12,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gentletune.core.errors import UserError, check_text
+from gentletune.core.records import OwnMetric, Side
 from gentletune.core.yaml_file import read_yaml
 from gentletune.data.files import Row, read_rows
 from gentletune.data.load import draw
-from gentletune.evaluation.harness.own import Item, OwnMetric, OwnTask, Side, Verdict
+from gentletune.evaluation.harness.own import Item, OwnTask, Verdict
 from gentletune.evaluation.scoring import answer_text, read_number
 
 
