@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import pytest
 import gentletune.runs.run as run_module
 from gentletune import Recipe, RunRecord, sweep, train
 from gentletune.lm.models import model_hash
+from gentletune.sweeps.estimate import estimate
+from gentletune.sweeps.plan import plan
+from gentletune.sweeps.store import Job, record_death
 from tests.cli.test_cli import run
 from tests.evaluation.harness.conftest import GSM8K, write_jsonl
 from tests.helpers import tiny_recipe
@@ -176,6 +180,13 @@ def test_a_sweep_measures_again_and_trains_nothing(tiny_dir: Path, tmp_path: Pat
     assert counted["fit"] == 1
     assert sweep(study, tmp_path / "study") == first
     replaced(folder / "test.jsonl", "It is 1.", "It was 1.")
+    trials = plan(study, tmp_path / "study")
+    planned = estimate(trials, study, tmp_path / "study")
+    assert (planned.trials, planned.trainings) == (2, 0)  # a dry run says the same
+    # A worker that dies while it measures anew has not done so: what it finds there is of the file as it was.
+    dead = record_death(Job(trials[0], tmp_path / "study", time.time() + 1), "the worker process died")
+    assert dead.record is not None
+    assert dead.record.status == "failed"
     again = sweep(study, tmp_path / "study")
     assert counted["fit"] == 1
     for old, new in zip(first, again, strict=True):

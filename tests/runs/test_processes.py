@@ -13,7 +13,9 @@ import gentletune.runs.run as run_module
 from gentletune import Recipe, UserError, sweep, train
 from gentletune.core import provenance
 from gentletune.core.records import read_record
+from gentletune.runs.inputs import Shared
 from gentletune.runs.launch import command_line
+from gentletune.sweeps.sweep import Queue
 from gentletune.training import TrainingDivergedError
 from gentletune.training.trainer import GentleTrainer
 from tests.cli.test_cli import SMALL, refused, run
@@ -88,6 +90,16 @@ def test_more_processes_than_gpus_are_refused_before_anything_is_measured(
     call = ["train", "--model", str(tiny_dir), "--data", "clinic", "--processes", "3", "--output", str(tmp_path / "o")]
     assert "processes: 3 need as many GPUs, and 2 can be seen" in refused(monkeypatch, capfd, *call)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_study_may_be_planned_where_it_could_not_train(tiny_dir: Path, tmp_path: Path) -> None:
+    """The GPUs of a login node or of Ray's head are not those that will train."""
+    study = tiny_study(tiny_dir)
+    study["base"]["processes"] = 3
+    Queue(study, tmp_path / "study").check(Shared())
+    with pytest.raises(UserError, match="3 need as many GPUs, and 2 can be seen"):
+        sweep(study, tmp_path / "study")
 
 
 def test_auto_is_one_process_without_gpus(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
