@@ -248,12 +248,3 @@ def test_how_a_number_is_written_does_not_count() -> None:
 def test_processes_are_a_number_or_auto(value: Any) -> None:
     assert Recipe(processes="auto").processes == "auto"
     assert "processes: must be a whole number from 1, or auto" in mistake({"processes": value})
-
-
-def test_a_field_younger_than_a_run_leaves_the_run_what_it_was() -> None:
-    assert not {"optimizer", "calibration", "processes"} & Recipe().result_fields().keys()
-    old = Recipe().model_dump(mode="json", exclude={"optimizer", "calibration", "processes"})
-    assert Recipe.parse(old) == Recipe()
-    assert Recipe.parse(old).training_fields() == Recipe(optimizer="adamw").training_fields()
-    assert Recipe(optimizer="sgd").training_fields()["optimizer"] == "sgd"
-    assert Recipe(calibration=True).result_fields()["calibration"] is True

@@ -45,15 +45,17 @@ def test_items_groups_and_details_come_back(tmp_path: Path) -> None:
     assert (SCORE.units, back.scores[0].units) == (2, 1)
 
 
-def test_a_record_from_before_items_is_read(tmp_path: Path) -> None:
-    write_record(tmp_path, record(scores=[SCORE]))
-    old = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
-    for field in ("items", "clusters", "details"):
-        del old["scores"][0][field]
-    write_json_atomic(tmp_path / "record.json", old)
-    back = read_record(tmp_path)
-    assert back is not None
-    assert (back.scores[0].items, back.scores[0].clusters, back.scores[0].details) == ((), (), {})
+@pytest.mark.parametrize("schema", [2, "1", None])
+def test_a_record_of_another_schema_is_refused_in_one_line(tmp_path: Path, schema: Any) -> None:
+    write_record(tmp_path, record())
+    values = json.loads((tmp_path / "record.json").read_text())
+    assert next(iter(values)) == "schema_version"
+    values["schema_version"] = schema
+    if schema is None:
+        del values["schema_version"]
+    (tmp_path / "record.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"record.json is not a record of this gentletune \(schema .*, not 1\); delete"):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize(("items", "clusters"), [((1.0,), ()), ((0.0, 1.0), (0,)), ((), (0, 1))])
@@ -105,7 +107,9 @@ def test_missing_and_empty_directories_are_named(tmp_path: Path) -> None:
         load_records([tmp_path])
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"[]", b'{"status": "complete"}', b'{"a": "\xff"}', b"null"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"[]", b'{"schema_version": 1, "status": "complete"}', b'{"a": "\xff"}', b"null"]
+)
 def test_a_corrupt_record_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
     with pytest.raises(UserError, match=r"record\.json is not a run record") as caught:

@@ -136,14 +136,10 @@ def test_each_seeds_own_held_out_rows_are_paired_with_the_initial_model_on_them(
     assert (change.paired, change.seeds) == (True, 2)
 
 
-def test_a_field_younger_than_a_record_counts_with_its_default() -> None:
-    old, new, other = (
-        record("sft", 6),
-        record("sft", 9, seed=1, optimizer="adamw"),
-        record("talr", 9, optimizer="adamw"),
-    )
-    settings, _ = settled([old, new, other])
+def test_another_optimizer_is_another_setting() -> None:
+    plain, twin = record("sft", 6, optimizer="adamw"), record("talr", 9, optimizer="adamw")
+    settings, _ = settled([plain, record("sft", 9, seed=1, optimizer="adamw"), twin])
     assert [s.seeds for s in settings] == [2, 1]
     assert plain_twin(settings[1], settings) == 0
-    apart, _ = settled([old, record("sft", 9, seed=1, optimizer="sgd")])
+    apart, _ = settled([plain, record("sft", 9, seed=1, optimizer="sgd")])
     assert [s.seeds for s in apart] == [1, 1]

@@ -44,9 +44,6 @@ _MEASUREMENT = frozenset(
         "calibration",
     }
 )
-# Fields younger than runs on disk. While one holds its default it is left out of what identifies a run, so that those
-# go on, and count as done, as if it had always been there.
-_YOUNGER = frozenset({"optimizer", "calibration", "processes", "data_config"})
 
 DATE = "2024-07-26"  # the default of Llama 3.1's and 3.2's own templates where no clock is at hand
 Processes = int | Literal["auto"]
@@ -196,16 +193,12 @@ class Recipe(BaseModel):
         return self.parse({**self.model_dump(), **_renamed(values, "recipe")})
 
     def training_fields(self) -> dict[str, Any]:
-        """The fields that determine the trained weights; without those of `_YOUNGER` that hold their default."""
-        return self._without(_BOOKKEEPING | _MEASUREMENT)
+        """The fields that determine the trained weights."""
+        return self.model_dump(mode="json", exclude=set(_BOOKKEEPING | _MEASUREMENT))
 
     def result_fields(self) -> dict[str, Any]:
-        """The fields that determine weights and scores; without those of `_YOUNGER` that hold their default."""
-        return self._without(_BOOKKEEPING)
-
-    def _without(self, left_out: frozenset[str]) -> dict[str, Any]:
-        plain = {name for name in _YOUNGER if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude=set(left_out | plain))
+        """The fields that determine weights and scores."""
+        return self.model_dump(mode="json", exclude=set(_BOOKKEEPING))
 
 
 def _renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gentletune.core.errors import NotFiniteError, UserError
 
 RECORD_FILE = "record.json"
+SCHEMA = 1
 Side = Literal["domain", "general"]
 OwnMetric = Literal["accuracy", "balanced_accuracy"]
 
@@ -27,7 +28,7 @@ class Score(BaseModel):
 
     `items` are the n linearised items, in the value's unit: their mean is `value`, up to rounding, and the
     variance of their mean is that of `value` (`gentletune.stats`). `clusters` numbers the group of each
-    item; empty, every item is its own. Both are empty in old records. `details` holds breakdowns, fit for JSON.
+    item; empty, every item is its own. `details` holds breakdowns, fit for JSON.
 
     Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.
     """
@@ -70,11 +71,13 @@ class RunRecord(BaseModel):
     `method` is the canonical composed name (`talr+lora`), `recipe` every field of the recipe, `hashes` content
     hashes (SHA-256), `timings` in seconds. `label` names the point in a report when the method alone does not
     (a Wise-FT point: `sft+wise_ft(alpha=0.5)`). `sandbox` says what isolated generated code, where any was run.
-    `curves` are what was logged in training, thinned: `{name: [(step, value), …]}`.
+    `curves` are what was logged in training, thinned: `{name: [(step, value), …]}`. `schema_version` changes with the
+    meaning of a field; records of another are refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: int = SCHEMA
     status: Literal["complete", "failed"]
     method: str
     label: str
@@ -158,9 +161,14 @@ def read_record(directory: Path) -> RunRecord | None:
     if not path.exists():
         return None
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.get("schema_version") == SCHEMA:
+            return RunRecord.model_validate_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again") from error
+    other = values.get("schema_version", "none")
+    raise UserError(f"{path} is not a record of this gentletune (schema {other}, not {SCHEMA}); delete it to run again")
 
 
 def load_records(directories: Iterable[Path]) -> list[RunRecord]:

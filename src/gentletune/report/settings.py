@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gentletune.core.recipe import Recipe
 from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, Point, Verdict
 from gentletune.report.numbers import rate
@@ -150,9 +149,8 @@ def settings_of(records: Sequence[RunRecord], *axes: Axis) -> list[Setting]:
 
 
 def _rest(record: RunRecord) -> dict[str, Any]:
-    """What of the recipe makes a setting, beside method and rate; a field younger than the record has its default."""
-    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
-    return {key: value for key, value in {**defaults, **record.recipe}.items() if key not in _APART}
+    """What of the recipe makes a setting, beside method and rate."""
+    return {key: value for key, value in record.recipe.items() if key not in _APART}
 
 
 def plain_twin(setting: Setting, others: Sequence[Setting]) -> int | None:
