@@ -8,13 +8,14 @@ from gentletune.training.callbacks import read_metrics
 from gentletune.training.fit import METRICS_FILE
 
 LIMIT = 200
-_KEPT = ("loss", "nll", "grad_norm", "update_norm", "domain_nll", "drift_bits_per_token")
+# No weighted loss: that of one method cannot be held against another's.
+_KEPT = ("nll", "grad_norm", "update_norm", "domain_nll", "drift_bits_per_token")
 
 Curves = dict[str, list[tuple[float, float]]]
 
 
 def read_curves(run: Path) -> Curves:
-    """What `metrics.jsonl` of the run says of loss, norms and probes, by step; empty where there is none.
+    """What `metrics.jsonl` of the run says of NLL, norms and probes, by step; empty where there is none.
 
     A run that took another's weights has none of its own.
     """

@@ -31,10 +31,13 @@ def progress_bar(console: Console) -> Progress:
 
 
 class ProgressCallback(TrainerCallback):
-    """The current loss, the step and an ETA: a live line on a terminal, ten plain lines elsewhere."""
+    """The training NLL, the step and an ETA: a live line on a terminal, ten plain lines elsewhere.
+
+    The NLL is unweighted (nats per token), so that the lines of two methods can be held against each other.
+    """
 
     def __init__(self, title: str) -> None:
-        self.title, self.loss = title, ""
+        self.title, self.nll = title, ""
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.begun, self.first = 0.0, 0
@@ -52,14 +55,14 @@ class ProgressCallback(TrainerCallback):
             self.bar.update(self.task, completed=step)
         elif state.is_world_process_zero and step * 10 // total > (step - 1) * 10 // total:
             left = (time.perf_counter() - self.begun) / (step - self.first) * (total - step)
-            line = f"gentletune: {self.title}: step {step}/{total}{self.loss}, {left:.0f} s to go"
+            line = f"gentletune: {self.title}: step {step}/{total}{self.nll}, {left:.0f} s to go"
             self.console.print(line, soft_wrap=True, highlight=False)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.loss = f", loss {logs['loss']:.3f}"
+        if logs and "nll" in logs:
+            self.nll = f", NLL {logs['nll']:.3f}"
             if self.bar:
-                self.bar.update(self.task, description=self.title + self.loss)
+                self.bar.update(self.task, description=self.title + self.nll)
 
     def close(self) -> None:
         """Take the line off the screen, also after a failure."""

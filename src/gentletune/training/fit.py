@@ -200,9 +200,9 @@ def _dataset(rows: Sequence[Encoded], sequence_weights: Sequence[float] | None) 
 
 
 def _figures(trainer: GentleTrainer, run: Path) -> dict[str, float]:
-    losses = [line for line in read_metrics(run / METRICS_FILE) if "loss" in line]
+    lines = [line for line in read_metrics(run / METRICS_FILE) if "nll" in line]
     figures = {"steps": float(trainer.state.global_step), "update_norm": trainer.update_norm()}
-    if losses:
-        figures |= {"first_loss": losses[0]["loss"], "last_loss": losses[-1]["loss"]}
-        figures["label_tokens"] = sum(line.get("label_tokens", 0.0) for line in losses)
+    if lines:
+        figures |= {"first_nll": lines[0]["nll"], "last_nll": lines[-1]["nll"]}
+        figures["label_tokens"] = sum(line["label_tokens"] for line in lines)
     return figures
