@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+import gentletune.cli.runs
 from gentletune.cli import main
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe, groups
 from gentletune.core.records import read_record
 
 SMALL = [
@@ -91,11 +95,11 @@ def test_yaml_with_an_override_and_evaluate(
         (["--method", "talr(tau=0)"], "tau must be a number > 0"),
         (["--method", "talr(tua=1)"], "did you mean 'tau'?"),
         (["--data", "clinc"], "did you mean 'clinic'?"),
-        (["--learning-rat", "1"], "did you mean '--learning-rate'?"),
+        (["--learning-rat", "1"], "No such option: --learning-rat (Possible options: --learning-rate"),
         (["--model", "smollm2-135"], "did you mean 'smollm2-135m'?"),
         (["--model", "/no/such/model"], "no such model directory"),
-        (["--lr"], "needs a value"),
-        (["stray"], "unexpected argument"),
+        (["--lr"], "Option '--lr' requires an argument"),
+        (["stray"], "unexpected extra argument (stray)"),
         (["--data", "medcalc"], "needs data_path"),
         (["--data-path", "missing.jsonl"], "no such data file: missing.jsonl"),
         (["-c", "missing.yaml"], "no such file: missing.yaml"),
@@ -217,8 +221,47 @@ def test_inspect_and_advise(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_the_installed_command_and_its_help() -> None:
-    command = [sys.executable, "-c", "from gentletune.cli import main; main()", "train", "--help"]
-    env = {**os.environ, "COLUMNS": "120"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    assert "--learning-rate" in done.stdout
+    """Every recipe key is a flag in its group, with what the shell would take for its default; torch is not needed."""
+    code = "import sys; from gentletune.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    env = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--help"], capture_output=True, text=True, env=env, check=True
+    )
     assert "gentletune train -c recipe.yaml" in done.stdout
+    panels = [line.split("─")[1].strip() for line in done.stdout.splitlines() if line.startswith("╭")]
+    assert panels == ["Options", *(f"Recipe: {group}" for group in groups())]
+    lines = [" ".join(line.strip("│ ").split()) for line in done.stdout.splitlines()]
+    for key in Recipe.model_fields:
+        assert any(line.startswith(f"--{key.replace('_', '-')}") for line in lines), key
+    for start, end in (
+        ("--learning-rate,--lr <float>", "[default: 1e-05]"),
+        ("--precision auto|fp32|bf16", "[default: auto]"),
+        ("--tasks <text>,…", "[default: arithmetic,instructions]"),
+        ("--max-length <int>", "[default: none]"),
+        ("--cot --no-cot", "[default: on]"),
+        ("--output <text>", "[default: runs/DATA-METHOD-LR-HASH]"),
+    ):
+        first = next(i for i, line in enumerate(lines) if line.startswith(start))
+        assert end in " ".join(lines[first : first + 2])
+    assert "None" not in done.stdout
+    assert "True" not in done.stdout
+
+
+def test_flags_as_a_shell_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def load(config: Path | None, given: dict[str, Any]) -> Any:
+        seen.append(given)
+        raise UserError("enough")
+
+    monkeypatch.setattr(gentletune.cli.runs, "load_recipe", load)
+    flags = ["--learning_rate", "1e-4", "--no-cot", "--tasks=gsm8k,ifeval", "--max-length", "none", "--test-path", ""]
+    assert run(monkeypatch, "train", *flags) == 2
+    assert seen == [
+        {"learning_rate": "1e-4", "cot": False, "tasks": ("gsm8k", "ifeval"), "max_length": None, "test_path": ""}
+    ]
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capfd.readouterr().out == f"gentletune {version('gentletune')}\n"

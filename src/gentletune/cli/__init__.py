@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -17,8 +18,16 @@ __all__ = ["app", "main"]
 _UsageError: Any = typer.BadParameter.__base__  # typer exports only this child of it
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"gentletune {version('gentletune')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     """Fine-tune a language model on a domain without losing what it could already do."""
 
 

@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
-import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from gentletune.core.errors import UserError, unknown
-from gentletune.core.recipe import ALIASES, Recipe
+from gentletune.core.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 stdout, stderr = Console(), Console(stderr=True)
 
-_RECIPE = "Recipe YAML; flags override it. Every recipe key is a flag: --learning-rate (or --lr), --max-steps, …"
+_RECIPE = "Recipe YAML; flags override it."
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help=_RECIPE)]
-FREE: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-def recipe_help() -> str:
-    """The recipe's keys as flags, with their defaults."""
-    flags = [f"--{k.replace('_', '-')}: {f.description} Default: {f.default}." for k, f in Recipe.model_fields.items()]
-    return "Recipe flags:\n\n" + "\n\n".join(flags).replace("[", "\\[")
-
-
-def overrides(arguments: list[str]) -> dict[str, Any]:
-    """`--key value`, `--key=value`, `--flag` and `--no-flag` as recipe values."""
-    values: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise UserError(f"unexpected argument '{word}'; recipe keys are given as --key value")
-        key, equals, value = word[2:].partition("=")
-        key = key.replace("-", "_")
-        name = ALIASES.get(key, key)
-        if name.startswith("no_") and _is_flag(name[3:]):
-            values[name[3:]] = False
-        elif name not in Recipe.model_fields:
-            raise unknown(
-                "flag", word.split("=")[0], [f"--{k.replace('_', '-')}" for k in [*Recipe.model_fields, *ALIASES]]
-            )
-        elif _is_flag(name) and not equals:
-            values[name] = True
-        elif not equals and (not rest or rest[0].startswith("--")):
-            raise UserError(f"{word} needs a value")
-        else:
-            values[name] = _typed(name, value if equals else rest.pop(0))
-    return values
-
-
-def _is_flag(name: str) -> bool:
-    field = Recipe.model_fields.get(name)
-    return field is not None and field.annotation in (bool, bool | None)
-
-
-def _typed(name: str, text: str) -> Any:
-    """Comma-separated lists and `none`, as the field's type wants them; pydantic parses the rest."""
-    annotation = Recipe.model_fields[name].annotation
-    if typing.get_origin(annotation) is tuple:
-        return tuple(part for part in text.split(",") if part)
-    optional = typing.get_origin(annotation) is types.UnionType and type(None) in typing.get_args(annotation)
-    return None if optional and text.lower() == "none" else text
 
 
 def split_methods(text: str) -> list[str]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from gentletune.cli.check import check_recipe
 from gentletune.cli.common import (
-    FREE,
     ConfigOption,
     app,
     numbers,
-    overrides,
     prepare,
     say,
     seed_list,
@@ -23,12 +21,13 @@ from gentletune.cli.common import (
     stderr,
     stdout,
 )
+from gentletune.cli.flags import recipe_command
 from gentletune.core.recipe import load_recipe
 
 
-@app.command("controls", context_settings=FREE)
+@recipe_command(app, "controls")
 def controls_command(
-    context: typer.Context,
+    given: dict[str, Any],
     name: Annotated[str, typer.Argument(help="views, optimizer, normalization, norm or tau.")],
     config: ConfigOption = None,
     seeds: Annotated[str, typer.Option(help="Training seeds, such as 0,1,2.")] = "0",
@@ -53,7 +52,7 @@ def controls_command(
 
       gentletune controls tau --data clinic --max-steps 50 --taus 0.5,1,2
     """
-    recipe = load_recipe(config, overrides(context.args))
+    recipe = load_recipe(config, given)
     named, given, temperatures = split_methods(methods), numbers("--rates", rates), numbers("--taus", taus)
     chosen = seed_list(seeds)
     check_recipe(recipe, methods=[recipe.method, *named], tasks=recipe.evaluate)

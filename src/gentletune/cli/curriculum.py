@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gentletune.cli.check import check_recipe
 from gentletune.cli.common import (
-    FREE,
     ConfigOption,
     app,
-    overrides,
     prepare,
     say,
     seed_list,
@@ -20,13 +18,14 @@ from gentletune.cli.common import (
     stderr,
     stdout,
 )
+from gentletune.cli.flags import recipe_command
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import load_recipe
 
 
-@app.command("curriculum", context_settings=FREE)
+@recipe_command(app, "curriculum")
 def curriculum_command(
-    context: typer.Context,
+    given: dict[str, Any],
     config: ConfigOption = None,
     methods: Annotated[str, typer.Option(help="Methods, by comma or semicolon.")] = "sft,talr,mask(p_min=0.1)",
     seeds: Annotated[str, typer.Option(help="Training seeds, by comma; the rows stay those of --seed.")] = "0,1,2",
@@ -47,7 +46,6 @@ def curriculum_command(
 
       gentletune curriculum -c recipe.yaml --methods "sft, talr(tau=1.0, floor=0.0), mask(p_min=0.1)" --seeds 0,1,2
     """
-    given = overrides(context.args)
     for name in ("method", "output"):
         if name in given:
             raise UserError(f"--{name} is one run's; give --{name if name == 'output' else 'methods'} to a curriculum")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -12,7 +12,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from gentletune.cli.check import check_recipe
-from gentletune.cli.common import FREE, ConfigOption, app, overrides, prepare, say, stages, stdout
+from gentletune.cli.common import ConfigOption, app, prepare, say, stages, stdout
+from gentletune.cli.flags import recipe_command
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import load_recipe
 from gentletune.core.records import write_json_atomic
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 _HARDEST = 10  # on the terminal
 
 
-@app.command("inspect", context_settings=FREE)
+@recipe_command(app, "inspect")
 def inspect_command(
-    context: typer.Context,
+    given: dict[str, Any],
     config: ConfigOption = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="Look at so many of the training rows, spread over all.")
@@ -52,7 +53,7 @@ def inspect_command(
 
       gentletune inspect --data clinic --train-rows 100 --html tokens.html
     """
-    recipe = load_recipe(config, overrides(context.args))
+    recipe = load_recipe(config, given)
     outputs = [path for path in (html, csv, parquet, json_path) if path is not None]
     _check(outputs)
     check_recipe(recipe)

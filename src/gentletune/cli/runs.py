@@ -7,31 +7,29 @@ import os
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gentletune.cli.check import check_output, check_recipe, check_study
 from gentletune.cli.common import (
-    FREE,
     ConfigOption,
     app,
     numbers,
-    overrides,
     prepare,
-    recipe_help,
     say,
     stages,
     stderr,
     stdout,
 )
+from gentletune.cli.flags import recipe_command
 from gentletune.cli.scores import print_scores
 from gentletune.core.recipe import load_recipe
 from gentletune.core.records import load_records, write_json_atomic, write_text_atomic
 
 
-@app.command("train", context_settings=FREE, epilog=recipe_help())
-def train_command(context: typer.Context, config: ConfigOption = None) -> None:
+@recipe_command(app, "train")
+def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
     """Train one recipe, measure domain gain and general loss, and write its run directory.
 
     [bold]Examples[/bold]
@@ -42,7 +40,7 @@ def train_command(context: typer.Context, config: ConfigOption = None) -> None:
 
       gentletune train --data medcalc --data-path train.csv --no-cot --method "talr(tau=1.0)+lora+wise_ft"
     """
-    recipe = load_recipe(config, overrides(context.args))
+    recipe = load_recipe(config, given)
     if recipe.output:
         check_output(Path(recipe.output))
     check_recipe(recipe, tasks=recipe.evaluate)
@@ -65,9 +63,9 @@ def train_command(context: typer.Context, config: ConfigOption = None) -> None:
     say(f"run directory: {recipe.output or record.recipe['output']}")
 
 
-@app.command("evaluate", context_settings=FREE, epilog=recipe_help())
+@recipe_command(app, "evaluate")
 def evaluate_command(
-    context: typer.Context,
+    given: dict[str, Any],
     config: ConfigOption = None,
     model: Annotated[str, typer.Option(help="The model to measure: directory, alias or hub name.")] = "",
     initial: Annotated[
@@ -90,7 +88,7 @@ def evaluate_command(
 
       gentletune evaluate --model smollm2-135m --tasks gsm8k,medcalc,my_task.yaml --task-data benchmarks/
     """
-    recipe = load_recipe(config, overrides(context.args) | ({"model": initial} if initial else {}))
+    recipe = load_recipe(config, given | ({"model": initial} if initial else {}))
     has_data = recipe.data is not None or recipe.data_path is not None
     name, alone = model or recipe.model, not (has_data or initial)
     check_recipe(recipe, models=[name] if alone else [name, recipe.model], data=has_data, tasks=True)
@@ -158,9 +156,9 @@ def sweep_command(
     say(f"{len(records) - len(failed)} of {len(records)} runs complete under {output}")
 
 
-@app.command("advise", context_settings=FREE)
+@recipe_command(app, "advise")
 def advise_command(
-    context: typer.Context,
+    given: dict[str, Any],
     config: ConfigOption = None,
     steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps of each probe; 6 to 24 by default.")] = None,
     rates: Annotated[str, typer.Option(help="Rates to probe, such as 1e-5,1e-4; by default from the model.")] = "",
@@ -176,7 +174,7 @@ def advise_command(
 
       gentletune advise -c recipe.yaml --budget 0.1 --json proposal.json
     """
-    recipe = load_recipe(config, overrides(context.args))
+    recipe = load_recipe(config, given)
     given = numbers("--rates", rates)
     check_recipe(recipe)
     from gentletune.advice import advise, print_proposal

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gentletune.cli.check import check_recipe
-from gentletune.cli.common import FREE, ConfigOption, numbers, overrides, prepare, say, seed_list, stages, stdout
+from gentletune.cli.common import ConfigOption, numbers, prepare, say, seed_list, stages, stdout
+from gentletune.cli.flags import recipe_command
 from gentletune.cli.theory import theory_app
 from gentletune.core.recipe import load_recipe
 
 
-@theory_app.command("fit", context_settings=FREE)
+@recipe_command(theory_app, "fit")
 def fit_command(
-    context: typer.Context,
+    given: dict[str, Any],
     config: ConfigOption = None,
     rates: Annotated[str, typer.Option(help="Learning rates, with commas between.")] = "1e-5,3e-5,1e-4,3e-4",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between; the first one's run is the target.")] = "0,1",
@@ -36,7 +37,7 @@ def fit_command(
 
       gentletune theory fit --data clinic --max-steps 12 --rates 3e-5,1e-4,3e-4 --seeds 0,1 --output runs/tilting
     """
-    recipe = load_recipe(config, overrides(context.args))
+    recipe = load_recipe(config, given)
     learning_rates, chosen = numbers("--rates", rates), seed_list(seeds)
     from gentletune.research.tilting.check import check_fit
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,33 +18,15 @@ from gentletune.core.yaml_file import read_yaml
 
 ALIASES = {"lr": "learning_rate"}
 
-# Fields that change neither the trained weights nor any score.
-_BOOKKEEPING = frozenset(
-    {"output", "report_to", "log_every", "save_every", "keep_checkpoints", "probe_every", "probe_rows"}
-)
-# Fields that change scores but not the trained weights.
-_MEASUREMENT = frozenset(
-    {
-        "evaluate",
-        "domain_tokens",
-        "general_prompts",
-        "general_tokens",
-        "task_tokens",
-        "general_rows",
-        "reference_path",
-        "eval_batch_tokens",
-        "tasks",
-        "task_data",
-        "limit",
-        "num_fewshot",
-        "max_gen_toks",
-        "apply_chat_template",
-        "backend",
-        "drop_leaked",
-        "allow_unsafe_code",
-        "calibration",
-    }
-)
+# Groups of fields, each from the first of them to where the next begins, in the order of the class.
+_BEGINS = {
+    "model": "model",
+    "data": "data",
+    "method": "method",
+    "learning_rate": "optimisation",
+    "output": "output",
+    "evaluate": "measurement",
+}
 
 DATE = "2024-07-26"  # the default of Llama 3.1's and 3.2's own templates where no clock is at hand
 Processes = int | Literal["auto"]
@@ -103,7 +86,7 @@ class Recipe(BaseModel):
     head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
     seed: int = Field(0, ge=0, description="Seeds data order, splits, adapters and sampling.")
 
-    # --- bookkeeping
+    # --- output: fields that change neither the trained weights nor any score
     output: str | None = Field(None, description="Run directory.")
     report_to: tuple[str, ...] = Field((), description="trackio, wandb, tensorboard, …")
     log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
@@ -112,7 +95,7 @@ class Recipe(BaseModel):
     probe_every: int = Field(10, ge=0, description="Steps between probes of domain NLL and drift (0: none).")
     probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
 
-    # --- measurement
+    # --- measurement: fields that change scores but not the trained weights
     evaluate: bool = Field(True, description="Measure the initial and the tuned model after training.")
     domain_tokens: int = Field(160, ge=1, description="Longest answer generated for a domain row.")
     general_prompts: int = Field(200, ge=1, description="Shipped general prompts whose answers measure drift.")
@@ -194,11 +177,26 @@ class Recipe(BaseModel):
 
     def training_fields(self) -> dict[str, Any]:
         """The fields that determine the trained weights."""
-        return self.model_dump(mode="json", exclude=set(_BOOKKEEPING | _MEASUREMENT))
+        return self.model_dump(mode="json", exclude={*groups()["output"], *groups()["measurement"]})
 
     def result_fields(self) -> dict[str, Any]:
         """The fields that determine weights and scores."""
-        return self.model_dump(mode="json", exclude=set(_BOOKKEEPING))
+        return self.model_dump(mode="json", exclude=set(groups()["output"]))
+
+
+@cache
+def groups() -> dict[str, list[str]]:
+    """Names of the recipe's fields by what they are about.
+
+    >>> list(groups()), groups()["method"]
+    (['model', 'data', 'method', 'optimisation', 'output', 'measurement'], ['method'])
+    """
+    found: dict[str, list[str]] = {}
+    for name in Recipe.model_fields:
+        if name in _BEGINS:
+            found[_BEGINS[name]] = []
+        found[next(reversed(found))].append(name)
+    return found
 
 
 def _renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""The recipe's keys as flags of a command: in groups, typed, with defaults as a shell would write them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from gentletune.core.recipe import ALIASES, Recipe, groups
+
+_TYPES = {str: "<text>", int: "<int>", float: "<float>"}
+_REAL = {"output": "runs/DATA-METHOD-LR-HASH"}  # what None stands for, where that can be said beforehand
+
+
+def recipe_command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`app.command(name)` for a function whose parameter `given` gets the recipe keys of the command line.
+
+    A key that is also a parameter of the function's own is the function's.
+    """
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True)
+        flags = {
+            key: _flag(key, Recipe.model_fields[key], group)
+            for group, keys in groups().items()
+            for key in keys
+            if key not in own.parameters
+        }
+
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            said = {key: values.pop(key) for key in flags}
+            function(given={key: _read(key, value) for key, value in said.items() if value is not None}, **values)
+
+        parameters = [*(p for key, p in own.parameters.items() if key != "given"), *flags.values()]
+        shown: Any = command  # typer goes by the signature
+        shown.__signature__ = own.replace(parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
+        shown.__annotations__ = {p.name: p.annotation for p in parameters}
+        # Keys may be written as in YAML, too: --learning_rate.
+        app.command(name, context_settings={"token_normalize_func": lambda token: token.replace("_", "-")})(shown)
+        return command
+
+    return add
+
+
+def _flag(key: str, field: FieldInfo, group: str) -> inspect.Parameter:
+    name, switch, default = key.replace("_", "-"), _is_switch(field), _default(key, field)
+    about = re.sub(r"\bNone\b", "none", field.description or "").replace("[", "\\[")
+    option = typer.Option(
+        *([f"--{name}/--no-{name}"] if switch else [f"--{name}", *(f"--{a}" for a, k in ALIASES.items() if k == key)]),
+        help=about + (f" [dim]\\[default: {default}][/dim]" if default else ""),
+        show_default=False,
+        metavar=None if switch else _metavar(field.annotation),
+        rich_help_panel=f"Recipe: {group}",
+    )
+    kind: Any = bool if switch else str
+    shown = Annotated[kind | None, option]
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=shown)
+
+
+def _is_switch(field: FieldInfo) -> bool:
+    return field.annotation in (bool, bool | None)
+
+
+def _default(key: str, field: FieldInfo) -> str:
+    """The default as it would be typed; of a switch that is neither on nor off, nothing."""
+    value = field.default
+    if _is_switch(field):
+        return {None: "", True: "on", False: "off"}[value]
+    if isinstance(value, tuple):
+        return ",".join(value) or '""'
+    if value is None:
+        return _REAL.get(key, "none")
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is tuple:
+        return "<text>,…"
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return "|".join(map(_metavar, kinds)) if kinds else _TYPES[annotation]
+
+
+def _read(key: str, value: Any) -> Any:
+    """Comma-separated lists and `none`, as the field's type wants them; pydantic parses the rest."""
+    annotation = Recipe.model_fields[key].annotation
+    if get_origin(annotation) is tuple:
+        return tuple(part for part in value.split(",") if part)
+    return None if value == "none" and NoneType in get_args(annotation) else value
