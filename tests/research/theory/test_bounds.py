@@ -26,7 +26,8 @@ from gentletune.research.theory.bounds import (
     very_hard_token_bound,
 )
 from gentletune.research.theory.checks import largest
-from gentletune.research.theory.tilting import LN2, node_reach, node_rows
+from gentletune.research.theory.tilting import node_reach
+from gentletune.research.theory.tree import LN2
 from tests.research.theory.random_settings import EPSILON, LAMBDAS, models, setting, shapes, single
 
 mixes, thresholds = st.floats(0.01, 0.95), st.floats(0.01, 0.5)
@@ -210,10 +211,10 @@ def test_noise_bound_refusals(step: float, steps: int, depth: int) -> None:
 @given(**shapes, mix=mixes, threshold=thresholds)
 def test_hard_tokens_bound_the_rise(seed: int, depth: int, vocab: int, mix: float, threshold: float) -> None:
     q, domain, other = models(seed, depth, vocab, 3)
-    p2, rows = q.mix(domain, mix), node_rows(q)
-    share = hard_tokens(rows, node_rows(domain), threshold)
+    p2, rows = q.mix(domain, mix), q.rows
+    share = hard_tokens(rows, domain.rows, threshold)
     for law in (q, q.mix(other, 0.2), other):
-        general = node_rows(law)
+        general = law.rows
         bound = hard_token_bound(node_reach(general, depth), share, mix, threshold, shortfall(general, rows))
         for lam in LAMBDAS:
             assert general_rise(q, p2, law, lam) <= float(bound.at(lam)) + EPSILON
@@ -227,8 +228,8 @@ def test_hard_tokens_bound_the_rise(seed: int, depth: int, vocab: int, mix: floa
 @given(**shapes, mix=mixes, threshold=thresholds)
 def test_hard_tokens_do_drive_the_rise(seed: int, depth: int, vocab: int, mix: float, threshold: float) -> None:
     q, domain = models(seed, depth, vocab, 2)
-    rows = node_rows(q)
-    mass, share = (hard_tokens(rows, node_rows(tree), threshold) for tree in (q, domain))
+    rows = q.rows
+    mass, share = (hard_tokens(rows, tree.rows, threshold) for tree in (q, domain))
     floor = hard_token_floor(node_reach(rows, depth), mass, share, mix)
     assert -EPSILON <= float(floor) <= general_rise(q, q.mix(domain, mix), q, 1.0) + EPSILON
 
@@ -244,8 +245,8 @@ def test_the_full_rise_is_convex_in_what_the_domain_asks(seed: int, depth: int, 
 @given(**shapes, mix=mixes, threshold=thresholds)
 def test_very_hard_tokens_bound_the_rise(seed: int, depth: int, vocab: int, mix: float, threshold: float) -> None:
     q, domain = models(seed, depth, vocab, 2)
-    rows = node_rows(q)
-    mass, share = (hard_tokens(rows, node_rows(tree), threshold) for tree in (q, domain))
+    rows = q.rows
+    mass, share = (hard_tokens(rows, tree.rows, threshold) for tree in (q, domain))
     reach = node_reach(rows, depth)
     plain = hard_token_bound(reach, share, mix, threshold)
     for lam in LAMBDAS:
@@ -307,7 +308,7 @@ def test_fewer_hard_tokens_do_not_always_rise_less() -> None:
     # Moving a quarter of the domain from the second token to the hard one lowers the rise, at every λ.
     q = single(0.2, 0.3, 0.5)
     without, some = (q.mix(single(h, 1.0 - h, 0.0), 0.5) for h in (0.0, 0.25))
-    assert hard_tokens(node_rows(q), node_rows(q), 0.25).tolist() == [0.2]
+    assert hard_tokens(q.rows, q.rows, 0.25).tolist() == [0.2]
     for lam in (0.1, 0.5, 1.0):
         assert general_rise(q, some, q, lam) < 0.7 * general_rise(q, without, q, lam)
 

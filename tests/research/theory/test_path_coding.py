@@ -85,7 +85,7 @@ def test_non_codewords_are_refused(golden_q: TokenTree, bits: str) -> None:
         decode_path(golden_q, bits)
 
 
-@pytest.mark.parametrize("name", ["tree", "code_length", "coding", "tilting", "bounds", "draw", "tally"])
+@pytest.mark.parametrize("name", ["tree", "coding", "tilting", "bounds", "draw", "tally"])
 def test_docstring_examples(name: str) -> None:
     results = doctest.testmod(importlib.import_module(f"gentletune.research.theory.{name}"))
     assert results.attempted > 0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune.research.theory import TokenTree, Tuning, code_length_change
-from gentletune.research.theory.tilting import node_reach, node_rows
+from gentletune.research.theory.tilting import node_reach
 from tests.research.theory.random_settings import LAMBDAS, models, setting, shapes, single
 
 
@@ -26,7 +26,7 @@ def test_rise_and_gain_are_code_length_changes(seed: int, depth: int, vocab: int
 @given(**shapes)
 def test_reach_is_the_probability_of_the_prefix(seed: int, depth: int, vocab: int) -> None:
     (tree,) = models(seed, depth, vocab, 1)
-    reach = node_reach(node_rows(tree), depth)
+    reach = node_reach(tree.rows, depth)
     prefixes = np.concatenate([np.exp(tree.prefix_log_probs(d)) for d in range(depth)])
     np.testing.assert_allclose(reach, prefixes, atol=1e-13)
     assert reach.sum() == pytest.approx(depth, abs=1e-12)
@@ -66,7 +66,7 @@ def test_log_partition_is_convex_and_not_positive(seed: int, depth: int, vocab: 
 
 def test_a_batch_is_its_trees_one_by_one() -> None:
     trees = [models(seed, 2, 3, 4) for seed in range(5)]
-    q, p2, general, domain = (np.stack([node_rows(four[i]) for four in trees]) for i in range(4))
+    q, p2, general, domain = (np.stack([four[i].rows for four in trees]) for i in range(4))
     batch = Tuning(q, p2, general, domain, 2)
     lam = np.linspace(0.1, 0.9, 5)
     rises, gains = batch.rise_and_gain(lam)
@@ -94,7 +94,7 @@ def test_noise_is_averaged_over_every_sign_of_every_node() -> None:
         model = q
         for step in range(2):
             noise = np.array(signs[3 * step : 3 * step + 3])[:, None] * width / 2 * direction
-            rows = node_rows(p2) * np.exp(noise)
+            rows = p2.rows * np.exp(noise)
             rows /= rows.sum(axis=-1, keepdims=True)
             model = model.tilt(TokenTree((rows[:1], rows[1:])), lam)
         rises.append(code_length_change(general, q, model))

@@ -1,4 +1,4 @@
-"""Language models as compressors: token trees, their code lengths and coder, tilting and its bounds (numpy only)."""
+"""Language models as compressors: token trees, their code lengths and coder, tilting and its bounds (no torch)."""
 
 from gentletune.research.theory.bounds import (
     RiseBound,
@@ -8,10 +8,9 @@ from gentletune.research.theory.bounds import (
     rise_bound,
     safe_lambda,
 )
-from gentletune.research.theory.code_length import code_length_change, expected_code_length, kl, node_kl
 from gentletune.research.theory.coding import decode_path, encode_path, path_interval
 from gentletune.research.theory.tilting import Tuning
-from gentletune.research.theory.tree import TokenTree
+from gentletune.research.theory.tree import TokenTree, code_length_change, expected_code_length, kl, node_kl
 
 __all__ = [
     "RiseBound",

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import rel_entr
 
-from gentletune.research.theory.tilting import LN2, Tuning
-from gentletune.research.theory.tree import FloatArray
+from gentletune.research.theory.tilting import Tuning
+from gentletune.research.theory.tree import LN2, FloatArray
 
 Number = float | FloatArray
 
@@ -43,8 +44,11 @@ def rise_bound(tuning: Tuning) -> RiseBound:
     >>> float(bound.linear), round(float(bound.quadratic), 4)
     (0.0, 0.2177)
     """
-    slope = ((tuning.initial - tuning.general) * tuning.log_ratio).sum(axis=-1)
-    curvature = np.minimum(_range(tuning) ** 2 / 8, _one_sided_variance(tuning))
+    ratio = tuning.log_ratio
+    slope = ((tuning.initial - tuning.general) * ratio).sum(axis=-1)
+    above = tuning.target - tuning.initial * (1.0 + ratio)
+    one_sided = np.where(ratio >= 0, above, tuning.initial * ratio**2 / 2).sum(axis=-1)
+    curvature = np.minimum(np.ptp(ratio, axis=-1) ** 2 / 8, one_sided)
     return RiseBound(tuning.over_general(slope) / LN2, tuning.over_general(curvature) / LN2)
 
 
@@ -53,11 +57,8 @@ def pinsker_slope(tuning: Tuning) -> FloatArray:
 
     ε_c = KL(P₁(·|c) ‖ q(·|c)) in nats. Source: Pinsker's inequality (Cover and Thomas, Lemma 11.6.1).
     """
-    general = tuning.general
-    with np.errstate(divide="ignore"):
-        log_general = np.where(general > 0, np.log(general), 0.0)
-    divergence = (general * (log_general - np.log(tuning.initial))).sum(axis=-1)
-    return tuning.over_general(_range(tuning) * np.sqrt(np.maximum(divergence, 0.0) / 2)) / LN2
+    divergence = np.maximum(rel_entr(tuning.general, tuning.initial).sum(axis=-1), 0.0)
+    return tuning.over_general(np.ptp(tuning.log_ratio, axis=-1) * np.sqrt(divergence / 2)) / LN2
 
 
 def exchange_rate_bound(bound: RiseBound, lam: Number, full_gain: Number) -> FloatArray:
@@ -148,8 +149,8 @@ def hard_token_floor(reach: FloatArray, hard_mass: FloatArray, hard_share: Float
     (…, M) as `reach` and `hard_share`; `mix` as in `hard_token_bound`. Where q(H_c) = 0 it is -log(1 - m h_c) ≥ m h_c.
     """
     m = np.asarray(mix, dtype=np.float64)[..., None]
-    easy_mass, easy_share = np.maximum(0.0, 1.0 - hard_mass), np.maximum(0.0, 1.0 - hard_share)
-    nats = _coin_term(hard_mass, hard_share, m) + _coin_term(easy_mass, easy_share, m)
+    sides = ((hard_mass, hard_share), (np.maximum(0.0, 1.0 - hard_mass), np.maximum(0.0, 1.0 - hard_share)))
+    nats = sum(rel_entr(before, (1.0 - m) * before + m * pull) for before, pull in sides)
     return np.asarray((reach * nats).sum(axis=-1) / LN2)
 
 
@@ -192,22 +193,3 @@ def shortfall(general: FloatArray, initial: FloatArray) -> FloatArray:
     """
     short: FloatArray = np.maximum(0.0, (1.0 - general / initial).max(axis=-1))
     return short
-
-
-def _range(tuning: Tuning) -> FloatArray:
-    spread: FloatArray = np.ptp(tuning.log_ratio, axis=-1)
-    return spread
-
-
-def _one_sided_variance(tuning: Tuning) -> FloatArray:
-    ratio = tuning.log_ratio
-    up = tuning.target - tuning.initial * (1.0 + ratio)
-    terms: FloatArray = np.where(ratio >= 0, up, tuning.initial * ratio**2 / 2).sum(axis=-1)
-    return terms
-
-
-def _coin_term(before: FloatArray, pull: FloatArray, m: FloatArray) -> FloatArray:
-    """p log(p/p′) of one side of a coin, p′ = (1-m) p + m `pull`; at p = 0 it is 0."""
-    after = (1.0 - m) * before + m * pull
-    term: FloatArray = before * np.log(np.where(before > 0, before, 1.0) / np.where(before > 0, after, 1.0))
-    return term

@@ -9,12 +9,11 @@ import numpy as np
 from gentletune.research.theory import bounds
 from gentletune.research.theory.draw import BATCH, NEAR, OWN, UNRELATED, Draw
 from gentletune.research.theory.tally import SMALLEST, Mask, Tally
-from gentletune.research.theory.tilting import LN2, Tuning
-from gentletune.research.theory.tree import FloatArray
+from gentletune.research.theory.tilting import Tuning, normalised
+from gentletune.research.theory.tree import LN2, FloatArray, path_log_probs
 
 LAMBDAS = np.array([0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-BUDGETS = (0.01, 0.1, 1.0)
-"""Bits per sequence that general data may lose, for the safe range of Theorem 2."""
+BUDGETS = (0.01, 0.1, 1.0)  # bits per sequence that general data may lose, for the safe range of Theorem 2
 THRESHOLDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 _HALVINGS = 45
 
@@ -22,9 +21,8 @@ _HALVINGS = 45
 def check_identities(tally: Tally, drawn: Draw) -> None:
     """The proposition, the sum over nodes, and the composition of tilts."""
     tuning = drawn.tuning
-    log_q, log_p, log_general = (
-        sequences(rows, tuning.depth) for rows in (tuning.initial, tuning.target, tuning.general)
-    )
+    laws = (tuning.initial, tuning.target, tuning.general)
+    log_q, log_p, log_general = (path_log_probs(rows, tuning.depth) for rows in laws)
     weights, one = np.exp(log_general), np.ones(BATCH)
     change = (weights * (log_q - log_p)).sum(axis=-1) / LN2
     after, before = ((weights * (log_general - log)).sum(axis=-1) / LN2 for log in (log_p, log_q))
@@ -33,8 +31,8 @@ def check_identities(tally: Tally, drawn: Draw) -> None:
     path = np.log(tuning.initial)
     rate = drawn.step[:, None, None]
     for _ in range(drawn.steps):
-        path = _normalised((1.0 - rate) * path + rate * np.log(tuning.target))
-    once = _normalised(np.log(tuning.initial) + way(drawn)[:, None, None] * tuning.log_ratio)
+        path = normalised((1.0 - rate) * path + rate * np.log(tuning.target))
+    once = normalised(np.log(tuning.initial) + drawn.way[:, None, None] * tuning.log_ratio)
     apart = np.abs(path - once).max(axis=(-2, -1))
     tally.equal("Composition: K tilts by λ = one by 1-(1-λ)^K, log-probabilities", apart, 0.0 * apart, drawn.step)
 
@@ -67,7 +65,7 @@ def check_exchange_rate(tally: Tally, drawn: Draw) -> None:
 def check_noisy_steps(tally: Tally, drawn: Draw) -> None:
     """Theorem 1b, with the exact expectation over all sign sequences."""
     tuning, lam = drawn.tuning, drawn.step
-    length = way(drawn)
+    length = drawn.way
     rise, gain = tuning.rise_and_gain(length)
     noisy_rise, noisy_gain = tuning.noisy_rise_and_gain(drawn.step, drawn.steps, drawn.direction, drawn.width)
     extra = bounds.noisy_steps_bound(drawn.step, drawn.steps, drawn.width, tuning.depth)
@@ -113,7 +111,8 @@ def check_hard_token_range(tally: Tally, drawn: Draw) -> None:
     own, other = mixed & (drawn.kind == OWN), mixed & (drawn.kind != OWN)
     bound = hard_bound(drawn, m, drawn.threshold)
     for budget in BUDGETS:
-        safe, exact = bounds.safe_lambda(bound, budget), exact_safe_lambda(tuning, budget)
+        safe = bounds.safe_lambda(bound, budget)
+        exact = largest(lambda x, budget=budget: tuning.rise_and_gain(x)[0] <= budget, one)  # R is convex: one range
         for label, trees in (("P₁ = q", own), ("P₁ ≠ q", other)):
             tally.at_most(f"2 safe λ at {budget:g} bits, {label}: up to the exact one", safe, exact, safe, trees)
     rise, _ = curves(tuning)
@@ -141,11 +140,6 @@ def hard_bound(drawn: Draw, mix: FloatArray, threshold: bounds.Number) -> bounds
     return bounds.hard_token_bound(tuning.general_reach, share, mix, threshold, short)
 
 
-def exact_safe_lambda(tuning: Tuning, budget: float) -> FloatArray:
-    """The largest λ with R(λ) ≤ `budget` bits per sequence, which is one range from 0, as R is convex: (T,)."""
-    return largest(lambda lam: tuning.rise_and_gain(lam)[0] <= budget, np.ones(BATCH))
-
-
 def with_hard_share(drawn: Draw, share: float) -> Tuning:
     """The drawn settings with P₁ = q and hard share h = `share` wherever a node has hard and easy tokens.
 
@@ -161,12 +155,6 @@ def with_hard_share(drawn: Draw, share: float) -> Tuning:
     m = drawn.mix[:, None, None]
     target = (1.0 - m) * q + m * pull
     return Tuning(q, target, q, target, drawn.tuning.depth)
-
-
-def way(drawn: Draw) -> FloatArray:
-    """L = 1 - (1-λ)^K: how far K steps of size λ go, shape (T,)."""
-    length: FloatArray = 1.0 - (1.0 - drawn.step) ** drawn.steps
-    return length
 
 
 def curves(tuning: Tuning) -> tuple[FloatArray, FloatArray]:
@@ -196,20 +184,3 @@ def largest(holds: Callable[[FloatArray], Mask], end: FloatArray) -> FloatArray:
         good = holds(middle)
         low, high = np.where(good, middle, low), np.where(good, high, middle)
     return low
-
-
-def sequences(rows: FloatArray, depth: int) -> FloatArray:
-    """log-probability of every sequence from node rows: (T, M, v) to (T, v**depth), nats."""
-    vocab, start = rows.shape[-1], 0
-    total = np.zeros((len(rows), 1))
-    for d in range(depth):
-        level = np.log(rows[:, start : start + vocab**d])
-        total = (total[..., None] + level).reshape(len(rows), -1)
-        start += vocab**d
-    return total
-
-
-def _normalised(logits: FloatArray) -> FloatArray:
-    peak = logits.max(axis=-1, keepdims=True)
-    shifted: FloatArray = logits - peak - np.log(np.exp(logits - peak).sum(axis=-1, keepdims=True))
-    return shifted

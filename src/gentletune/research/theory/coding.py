@@ -1,10 +1,7 @@
-"""A token tree as an actual lossless code: exact arithmetic coding of a root-to-leaf path.
+"""A token tree as an actual lossless code: exact arithmetic coding of a root-to-leaf path, in Python rationals.
 
-Python rationals are used throughout, so nothing rounds and no precision has to be chosen. The conditionals
-need no further quantising: a float64 is itself a dyadic rational, so each is taken at its exact value and
-each row divided by its exact sum. The coded model is thus the tree's own, up to the relative error (about
-1e-16) by which a float row misses 1. The price is integers whose size grows with depth: this is a reference
-to check code lengths against, not a fast coder.
+A float64 is itself a dyadic rational, so each conditional is taken at its exact value and each row divided by its exact
+sum: nothing rounds. Integers grow with depth: this is a reference to check code lengths against, not a fast coder.
 """
 
 from __future__ import annotations
@@ -18,9 +15,8 @@ from gentletune.research.theory.tree import TokenTree
 def path_interval(tree: TokenTree, path: Sequence[int]) -> tuple[Fraction, Fraction]:
     """The interval [low, low + width) of [0, 1) that arithmetic coding gives to `path`; width = q(path).
 
-    `path` holds `depth` tokens in [0, vocab). Intervals of different paths are disjoint, lie in
-    lexicographic order and fill [0, 1). Raises `ValueError` on a path of wrong length or with a token out
-    of range.
+    `path` holds `depth` tokens in [0, vocab). Intervals of different paths are disjoint, lie in lexicographic order and
+    fill [0, 1). Raises `ValueError` on a path of wrong length or with a token out of range.
 
     >>> path_interval(TokenTree(([[0.5, 0.5]], [[0.25, 0.75], [0.5, 0.5]])), (0, 1))
     (Fraction(1, 8), Fraction(3, 8))
@@ -39,9 +35,9 @@ def path_interval(tree: TokenTree, path: Sequence[int]) -> tuple[Fraction, Fract
 def encode_path(tree: TokenTree, path: Sequence[int]) -> str:
     """The Shannon-Fano-Elias codeword of `path`, as a string of 0s and 1s.
 
-    It is the midpoint of the path's interval cut to ⌈L⌉ + 1 bits, where L = -log₂ q(path); so it is
-    shorter than L + 2 bits, and no codeword is a prefix of another. Raises `ValueError` on a path that is
-    malformed or has probability zero. Source: Cover and Thomas, Elements of Information Theory, §5.9.
+    It is the midpoint of the path's interval cut to ⌈L⌉ + 1 bits, where L = -log₂ q(path); so it is shorter than L + 2
+    bits, and no codeword is a prefix of another. Raises `ValueError` on a path that is malformed or has probability
+    zero. Source: Cover and Thomas, Elements of Information Theory, §5.9.
 
     >>> tree = TokenTree(([[0.5, 0.5]], [[0.25, 0.75], [0.5, 0.5]]))
     >>> [encode_path(tree, path) for path in ((0, 0), (0, 1), (1, 0), (1, 1))]
@@ -50,7 +46,7 @@ def encode_path(tree: TokenTree, path: Sequence[int]) -> str:
     low, width = path_interval(tree, path)
     if width == 0:
         raise ValueError(f"path {tuple(path)} has probability zero: it has no codeword")
-    bits = _ceil_log2_inverse(width) + 1
+    bits = ((width.denominator - 1) // width.numerator).bit_length() + 1  # ⌈log₂(1/width)⌉ in integers, and one
     middle = low + width / 2
     return format((middle.numerator << bits) // middle.denominator, f"0{bits}b")
 
@@ -84,8 +80,3 @@ def _shares(tree: TokenTree, level: int, node: int) -> Iterator[tuple[Fraction, 
     for weight in weights:
         yield start, weight / total
         start += weight / total
-
-
-def _ceil_log2_inverse(probability: Fraction) -> int:
-    """⌈log₂(1 / probability)⌉ in integers: the least k with 2^k ≥ denominator / numerator."""
-    return ((probability.denominator - 1) // probability.numerator).bit_length()

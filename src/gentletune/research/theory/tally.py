@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +10,8 @@ import numpy.typing as npt
 from gentletune.research.theory.draw import BATCH
 from gentletune.research.theory.tree import FloatArray
 
-SLACK = 1e-9
-"""What an inequality may miss by, in bits: for rounding alone."""
-SMALLEST = 1e-6
-"""Tightness is a ratio: values below this many bits are left out of it."""
+SLACK = 1e-9  # what an inequality may miss by, in bits: for rounding alone
+SMALLEST = 1e-6  # tightness is a ratio: values below this many bits are left out of it
 Mask = npt.NDArray[np.bool_]
 Quantiles = tuple[float, float, float]
 
@@ -24,8 +21,8 @@ class Finding:
     """What came of one statement.
 
     `checks` counts (tree, λ) pairs, `violations` those that failed. `tightness` is bound over actual value and
-    `uninformative` the λ from which the bound is idle, one a tree: 5 %, 50 % and 95 % quantiles of each. Idle is
-    to exceed λ R(1), which convexity gives, and for Theorem 1b to allow more than the noise-free rise itself.
+    `uninformative` the λ from which the bound is idle, one a tree: 5 %, 50 % and 95 % quantiles of each. Idle is to
+    exceed λ R(1), which convexity gives, and for Theorem 1b to allow more than the noise-free rise itself.
     `worst_error` is the largest difference of an equality. `counterexample` is the first violation.
     """
 
@@ -36,9 +33,6 @@ class Finding:
     uninformative: Quantiles | None
     worst_error: float | None
     counterexample: str | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -55,16 +49,14 @@ class Tally:
     """Collects checks batch after batch; set `batch` before each. Statements keep the order of first mention."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.batch = 0
-        self.trees = BATCH
+        self.seed, self.batch, self.trees = seed, 0, BATCH
         self._rows: dict[str, _Row] = {}
 
     def at_most(
         self, statement: str, small: FloatArray, large: FloatArray, lam: FloatArray, where: Mask | None = None
     ) -> None:
-        """Check small ≤ large, shape (T,) or (T, Λ), at the λs `lam` (broadcast) where `where` allows,
-        (T,) or as the values. A value that is not a number fails.
+        """Check small ≤ large, shape (T,) or (T, Λ), at the λs `lam` (broadcast) where `where` allows, (T,) or as the
+        values. A value that is not a number fails.
         """
         row, keep = self._row(statement, small, where)
         self._count(row, small, large, ~(small <= large + SLACK) & keep, keep, lam)
@@ -75,11 +67,10 @@ class Tally:
         self, statement: str, left: FloatArray, right: FloatArray, lam: FloatArray, tolerance: float = SLACK
     ) -> None:
         """Check |left - right| ≤ tolerance."""
-        row, keep = self._row(statement, left, None)
+        row, keep = self._row(statement, left)
         error = np.abs(left - right)
         self._count(row, left, right, ~(error <= tolerance) & keep, keep, lam)
-        if keep.any():
-            row.worst_error = max(row.worst_error or 0.0, float(error[keep].max()))
+        row.worst_error = max(row.worst_error or 0.0, float(error[keep].max(initial=0.0)))
 
     def silent_from(self, statement: str, lam: FloatArray, where: Mask | None = None) -> None:
         """Note the λs (T,) from which the statement's bound says nothing."""
@@ -93,13 +84,14 @@ class Tally:
             for name, row in self._rows.items()
         )  # fmt: skip
 
-    def _row(self, statement: str, values: FloatArray, where: Mask | None) -> tuple[_Row, Mask]:
+    def _row(self, statement: str, values: FloatArray, where: Mask | None = None) -> tuple[_Row, Mask]:
         """The statement's row, and which values count: those of the trees asked for, in `where` too."""
-        drawn = np.arange(BATCH) < self.trees
-        keep = _like(drawn, values)
-        if where is not None:
-            keep = keep & _like(where, values)
-        return self._rows.setdefault(statement, _Row()), keep
+
+        def like(mask: Mask) -> Mask:
+            return np.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
+
+        keep = like(np.arange(BATCH) < self.trees)
+        return self._rows.setdefault(statement, _Row()), keep if where is None else keep & like(where)
 
     def _count(self, row: _Row, left: FloatArray, right: FloatArray, failed: Mask, keep: Mask, lam: FloatArray) -> None:
         row.checks += int(keep.sum())
@@ -111,11 +103,6 @@ class Tally:
                 f"at tree {first[0]} of draw(seed={self.seed}, batch={self.batch}); "
                 f"again with --seed {self.seed} --trees {self.batch * BATCH + int(first[0]) + 1}"
             )
-
-
-def _like(mask: Mask, values: FloatArray) -> Mask:
-    """A mask (T,) or of the values' shape, in the values' shape."""
-    return np.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
 
 
 def quantiles(parts: list[FloatArray]) -> Quantiles | None:

@@ -1,7 +1,7 @@
 """What tilting costs and gains, exactly, for one tree or a batch of trees of one shape at once.
 
-A tree of depth n over v tokens is laid out as the rows of its M = (v**n - 1)/(v - 1) inner nodes, level after
-level: shape (M, v), and (…, M, v) for a batch. Everything is a sum over nodes, which numpy does in one go.
+A tree of depth n over v tokens is laid out as the rows of its M = (v**n - 1)/(v - 1) inner nodes, level after level:
+shape (M, v), and (…, M, v) for a batch. Everything is a sum over nodes, which numpy does in one go.
 """
 
 from __future__ import annotations
@@ -12,19 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gentletune.research.theory.tree import FloatArray, TokenTree, check_same_shape
-
-LN2 = float(np.log(2.0))
-"""Nats per bit."""
-
-
-def node_rows(tree: TokenTree) -> FloatArray:
-    """The conditionals of all inner nodes, level after level: shape (M, v).
-
-    >>> node_rows(TokenTree(([[0.5, 0.5]], [[0.25, 0.75], [1.0, 0.0]]))).tolist()
-    [[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]]
-    """
-    return np.concatenate(tree.conditionals)
+from gentletune.research.theory.tree import LN2, FloatArray, TokenTree, check_same_shape, levels
 
 
 def node_reach(rows: FloatArray, depth: int) -> FloatArray:
@@ -35,24 +23,20 @@ def node_reach(rows: FloatArray, depth: int) -> FloatArray:
     >>> node_reach(np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]]), 2).tolist()
     [1.0, 0.5, 0.5]
     """
-    batch, vocab = rows.shape[:-2], rows.shape[-1]
-    level = np.ones((*batch, 1))
-    levels, start = [level], 0
-    for d in range(depth - 1):
-        below = level[..., None] * rows[..., start : start + vocab**d, :]
-        start += vocab**d
-        level = below.reshape(*batch, vocab ** (d + 1))
-        levels.append(level)
-    return np.concatenate(levels, axis=-1)
+    batch = rows.shape[:-2]
+    reach = [np.ones((*batch, 1))]
+    for level in levels(rows, depth - 1):
+        reach.append((reach[-1][..., None] * level).reshape(*batch, -1))
+    return np.concatenate(reach, axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
     """Fine-tuning as theory sees it: from model q towards p₂, judged on general and on domain data.
 
-    `initial` (q), `target` (p₂), `general` (P₁) and `domain` (P₂) are node rows of shape (…, M, v), of trees of
-    depth `depth`; the leading axes, if any, number the trees of a batch. Raises `ValueError` when shapes differ,
-    do not fit `depth`, or when q or p₂ excludes a token (P₁ and P₂ may).
+    `initial` (q), `target` (p₂), `general` (P₁) and `domain` (P₂) are node rows of shape (…, M, v), of trees of depth
+    `depth`; the leading axes, if any, number the trees of a batch. Raises `ValueError` when shapes differ, do not fit
+    `depth`, or when q or p₂ excludes a token (P₁ and P₂ may).
     """
 
     initial: FloatArray
@@ -69,7 +53,7 @@ class Tuning:
         if self.depth < 1 or nodes != sum(vocab**d for d in range(self.depth)):
             raise ValueError(f"{nodes} nodes over {vocab} tokens are no complete tree of depth {self.depth}")
         if not ((self.initial > 0).all() and (self.target > 0).all()):
-            raise ValueError("the initial model and the target must give every token a positive probability")
+            raise ValueError("the base model and the target must give every token a positive probability")
 
     @classmethod
     def from_trees(
@@ -81,13 +65,12 @@ class Tuning:
         """
         law = target if domain is None else domain
         check_same_shape(initial, target, general, law)
-        return cls(node_rows(initial), node_rows(target), node_rows(general), node_rows(law), initial.depth)
+        return cls(initial.rows, target.rows, general.rows, law.rows, initial.depth)
 
     @cached_property
     def log_ratio(self) -> FloatArray:
         """s_c(x) = log(p₂(x | c) / q(x | c)), nats: shape (…, M, v)."""
-        ratio: FloatArray = np.log(self.target) - np.log(self.initial)
-        return ratio
+        return np.log(self.target) - np.log(self.initial)
 
     @cached_property
     def general_reach(self) -> FloatArray:
@@ -95,8 +78,7 @@ class Tuning:
         return node_reach(self.general, self.depth)
 
     @cached_property
-    def domain_reach(self) -> FloatArray:
-        """P₂(c) of every inner node: shape (…, M)."""
+    def _domain_reach(self) -> FloatArray:
         return node_reach(self.domain, self.depth)
 
     def over_general(self, nodes: FloatArray) -> FloatArray:
@@ -106,7 +88,7 @@ class Tuning:
 
     def over_domain(self, nodes: FloatArray) -> FloatArray:
         """Σ_c P₂(c) f(c): per-node values (…, M) to one per tree (…)."""
-        total: FloatArray = (self.domain_reach * nodes).sum(axis=-1)
+        total: FloatArray = (self._domain_reach * nodes).sum(axis=-1)
         return total
 
     def log_partition(self, lam: float | FloatArray) -> FloatArray:
@@ -119,8 +101,8 @@ class Tuning:
     def rise_and_gain(self, lam: float | FloatArray) -> tuple[FloatArray, FloatArray]:
         """R(λ) = ΔL(P₁) and G(λ) = -ΔL(P₂) from q to q_λ, bits per sequence: shape (…) each.
 
-        R = Σ_c P₁(c) [ψ_c(λ) - λ E_{P₁(·|c)} s_c] is convex in λ, and G, the same with P₂ and the sign turned,
-        concave. With P₂ = p₂, G(1) = KL(p₂ ‖ q).
+        R = Σ_c P₁(c) [ψ_c(λ) - λ E_{P₁(·|c)} s_c] is convex in λ, and G, the same with P₂ and the sign turned, concave.
+        With P₂ = p₂, G(1) = KL(p₂ ‖ q).
 
         >>> q, p = TokenTree(([[0.5, 0.5]],)), TokenTree(([[0.25, 0.75]],))
         >>> rise, gain = Tuning.from_trees(q, p, general=q).rise_and_gain(1.0)
@@ -128,9 +110,8 @@ class Tuning:
         (0.2075, 0.1887)
         """
         psi = self.log_partition(lam)
-        rise = self.over_general(psi) - lam * self._mean_ratio[0]
-        gain = lam * self._mean_ratio[1] - self.over_domain(psi)
-        return rise / LN2, gain / LN2
+        general, domain = self._mean_ratio
+        return (self.over_general(psi) - lam * general) / LN2, (lam * domain - self.over_domain(psi)) / LN2
 
     @cached_property
     def _mean_ratio(self) -> tuple[FloatArray, FloatArray]:
@@ -143,40 +124,40 @@ class Tuning:
     ) -> tuple[FloatArray, FloatArray]:
         """E[R] and E[G] after `steps` noisy steps of size `step`, exactly, bits per sequence: shape (…) each.
 
-        Step k goes to q_{k+1} ∝ q_k^(1-λ) p̂^λ with log p̂ = log p₂ + σ_k (w/2) u, where u is `direction`
-        (…, M, v) in [-1, 1], w is `width` (…), nats, and the signs σ_k = ±1 are fair and independent. All
-        2**steps sign sequences are walked and averaged. Each node has its own signs in Theorem 1b; R and G are
-        sums over nodes, so giving all nodes the same ones leaves the expectations as they are.
+        Step k goes to q_{k+1} ∝ q_k^(1-λ) p̂^λ with log p̂ = log p₂ + σ_k (w/2) u, where u is `direction` (…, M, v) in
+        [-1, 1], w is `width` (…), nats, and the signs σ_k = ±1 are fair and independent: all 2**steps sign sequences
+        are averaged. Each node has its own signs in Theorem 1b; R and G are sums over nodes, so giving all nodes the
+        same ones leaves the expectations as they are.
         """
-        log_initial, log_target = np.log(self.initial), np.log(self.target)
-        noise = _per_tree(width) / 2 * direction
-        rate = _per_tree(step)
+        log_initial, noise, rate = np.log(self.initial), _per_tree(width) / 2 * direction, _per_tree(step)
+
+        def walk(logits: FloatArray, left: int) -> Iterator[FloatArray]:
+            """The unnormalised log q_K of every sign sequence."""
+            if left == 0:
+                yield logits
+            else:
+                for sign in (1.0, -1.0):
+                    yield from walk((1.0 - rate) * logits + rate * (np.log(self.target) + sign * noise), left - 1)
+
         total = np.zeros(self.initial.shape)
-        for logits in _walk(log_initial, rate, log_target, noise, steps):
-            total += logits - _log_sum_exp(logits)[..., None]
+        for logits in walk(log_initial, steps):
+            total += normalised(logits)
         change = log_initial - total / 2.0**steps  # E[log q - log q_K]
         rise = self.over_general((self.general * change).sum(axis=-1))
         return rise / LN2, -self.over_domain((self.domain * change).sum(axis=-1)) / LN2
 
 
-def _walk(
-    logits: FloatArray, rate: FloatArray, log_target: FloatArray, noise: FloatArray, steps: int
-) -> Iterator[FloatArray]:
-    """The unnormalised log q_K of every sign sequence."""
-    if steps == 0:
-        yield logits
-        return
-    for sign in (1.0, -1.0):
-        following = (1.0 - rate) * logits + rate * (log_target + sign * noise)
-        yield from _walk(following, rate, log_target, noise, steps - 1)
-
-
-def _per_tree(value: float | FloatArray) -> FloatArray:
-    """One number, or one a tree (…), to be multiplied with node rows (…, M, v)."""
-    return np.asarray(value, dtype=np.float64)[..., None, None]
+def normalised(logits: FloatArray) -> FloatArray:
+    """Log-probabilities over the last axis."""
+    return logits - _log_sum_exp(logits)[..., None]
 
 
 def _log_sum_exp(logits: FloatArray) -> FloatArray:
     peak = logits.max(axis=-1)
     total: FloatArray = peak + np.log(np.exp(logits - peak[..., None]).sum(axis=-1))
     return total
+
+
+def _per_tree(value: float | FloatArray) -> FloatArray:
+    """One number, or one a tree (…), to be multiplied with node rows (…, M, v)."""
+    return np.asarray(value, dtype=np.float64)[..., None, None]

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from gentletune.research.theory.checks import (
-    check_exchange_rate,
-    check_hard_token_range,
-    check_hard_tokens,
-    check_identities,
-    check_noisy_steps,
-    with_hard_share,
-)
+from gentletune.research.theory import checks
 from gentletune.research.theory.draw import BATCH, Draw, draw
-from gentletune.research.theory.tally import Finding, Tally
+from gentletune.research.theory.tally import Finding, Mask, Tally
 
 
 @dataclass(frozen=True)
@@ -36,64 +29,50 @@ class Verification:
         return tuple(finding for finding in self.findings if finding.violations)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "trees": self.trees,
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "findings": [finding.as_dict() for finding in self.findings],
-            "observations": list(self.observations),
-        }
+        return asdict(self)
 
 
 def verify(trees: int = 10_000, seed: int = 0) -> Verification:
     """Draw `trees` settings and check every statement on each, at the λs of `LAMBDAS` where it has a λ.
 
-    Settings come in batches (`theory.draw`) of depth 1 to 4 and vocabulary 2 to 6. All but `seconds`
-    follows from `trees` and `seed`. Raises `ValueError` on less than one tree or a negative seed.
+    Settings come in batches (`theory.draw`) of depth 1 to 4 and vocabulary 2 to 6. All but `seconds` follows from
+    `trees` and `seed`. Raises `ValueError` on less than one tree or a negative seed.
     """
     if trees < 1 or seed < 0:
         raise ValueError(f"trees must be at least 1 and seed not negative, got {trees} and {seed}")
-    start = time.perf_counter()
-    tally, wider = Tally(seed), WiderRange()
+    start, tally = time.perf_counter(), Tally(seed)
+    pairs = {True: [0, 0], False: [0, 0]}  # whether Theorem 2's b grows with h: [pairs, those ordered as claimed]
     for batch in range(-(-trees // BATCH)):
         tally.batch, tally.trees = batch, min(BATCH, trees - batch * BATCH)
         drawn = draw(seed, batch)
-        check_identities(tally, drawn)
-        check_exchange_rate(tally, drawn)
-        check_noisy_steps(tally, drawn)
-        check_hard_tokens(tally, drawn)
-        check_hard_token_range(tally, drawn)
-        wider.add(drawn, tally.trees)
-    return Verification(trees, seed, time.perf_counter() - start, tally.findings(), wider.lines())
-
-
-class WiderRange:
-    """The claim that fewer hard tokens mean a wider safe range, tried on the exact rise rather than on a bound.
-
-    Two domains differ only in the hard share: h = 0.25 and h = 0.75 at every node that has both hard and easy
-    tokens, with the same law inside either kind. At the budget that the first meets at λ = 1/2, the first has the
-    wider safe range exactly when the second rises higher there.
-    """
-
-    def __init__(self) -> None:
-        self.counts = {True: [0, 0], False: [0, 0]}  # whether the bound's b grows with h: [pairs, as claimed]
-
-    def add(self, drawn: Draw, trees: int) -> None:
-        few, many = (with_hard_share(drawn, share).rise_and_gain(0.5)[0] for share in (0.25, 0.75))
-        counted = (np.arange(BATCH) < trees) & (drawn.mix < 1.0) & (np.abs(many - few) > 1e-9)
-        m = np.where(drawn.mix < 1.0, drawn.mix, 0.5)
-        grows = m >= np.log1p(-m) ** 2 / 2 * (1.0 / drawn.threshold - 2.0)
-        for regime, pair in self.counts.items():
+        checks.check_identities(tally, drawn)
+        checks.check_exchange_rate(tally, drawn)
+        checks.check_noisy_steps(tally, drawn)
+        checks.check_hard_tokens(tally, drawn)
+        checks.check_hard_token_range(tally, drawn)
+        counted, wider, grows = _wider_range(drawn)
+        counted &= np.arange(BATCH) < tally.trees
+        for regime, count in pairs.items():
             chosen = counted & (grows == regime)
-            pair[0] += int(chosen.sum())
-            pair[1] += int((chosen & (many > few)).sum())
+            count[0] += int(chosen.sum())
+            count[1] += int((chosen & wider).sum())
+    names = {True: "where the bound of Theorem 2 grows with the hard share", False: "elsewhere"}
+    observations = tuple(
+        f"Fewer hard tokens, wider exact safe range: true of {good} of {count} pairs of domains ({good / count:.1%}) "
+        f"{names[regime]}."
+        for regime, (count, good) in pairs.items()
+        if count
+    )
+    return Verification(trees, seed, time.perf_counter() - start, tally.findings(), observations)
 
-    def lines(self) -> tuple[str, ...]:
-        """One sentence a regime."""
-        names = {True: "where the bound of Theorem 2 grows with the hard share", False: "elsewhere"}
-        return tuple(
-            f"Fewer hard tokens, wider exact safe range: true of {good} of {pairs} pairs of domains "
-            f"({good / pairs:.1%}) {names[regime]}."
-            for regime, (pairs, good) in self.counts.items()
-            if pairs
-        )
+
+def _wider_range(drawn: Draw) -> tuple[Mask, Mask, Mask]:
+    """The claim that fewer hard tokens mean a wider safe range, tried on the exact rise: counted, true, b grows; (T,).
+
+    Two domains differ only in the hard share, h = 0.25 and h = 0.75 at every node that has both hard and easy tokens.
+    At the budget that the first meets at λ = 1/2, it has the wider safe range exactly when the second rises higher.
+    """
+    few, many = (checks.with_hard_share(drawn, share).rise_and_gain(0.5)[0] for share in (0.25, 0.75))
+    m = np.where(drawn.mix < 1.0, drawn.mix, 0.5)
+    grows = m >= np.log1p(-m) ** 2 / 2 * (1.0 / drawn.threshold - 2.0)
+    return (drawn.mix < 1.0) & (np.abs(many - few) > 1e-9), many > few, grows
