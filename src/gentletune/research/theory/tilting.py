@@ -129,7 +129,8 @@ class Tuning:
         are averaged. Each node has its own signs in Theorem 1b; R and G are sums over nodes, so giving all nodes the
         same ones leaves the expectations as they are.
         """
-        log_initial, noise, rate = np.log(self.initial), _per_tree(width) / 2 * direction, _per_tree(step)
+        log_initial, log_target = np.log(self.initial), np.log(self.target)
+        noise, rate = _per_tree(width) / 2 * direction, _per_tree(step)
 
         def walk(logits: FloatArray, left: int) -> Iterator[FloatArray]:
             """The unnormalised log q_K of every sign sequence."""
@@ -137,7 +138,7 @@ class Tuning:
                 yield logits
             else:
                 for sign in (1.0, -1.0):
-                    yield from walk((1.0 - rate) * logits + rate * (np.log(self.target) + sign * noise), left - 1)
+                    yield from walk((1.0 - rate) * logits + rate * (log_target + sign * noise), left - 1)
 
         total = np.zeros(self.initial.shape)
         for logits in walk(log_initial, steps):
