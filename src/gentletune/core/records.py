@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from gentletune.core.errors import NotFiniteError, UserError
 
@@ -97,6 +97,12 @@ class RunRecord(BaseModel):
     git_commit: str | None = None
     sandbox: str = ""
     error: str | None = None
+    _directory: Path | None = PrivateAttr(default=None)
+
+    @property
+    def directory(self) -> Path | None:
+        """The run directory that `load_records` found it in; None for a record made otherwise."""
+        return self._directory
 
     def score(self, key: str, initial: bool = False) -> Score | None:
         """The score named `task/metric`, or None."""
@@ -184,6 +190,7 @@ def load_records(directories: Iterable[Path]) -> list[RunRecord]:
         for path in sorted(root.rglob(RECORD_FILE)):
             record = read_record(path.parent)
             if record is not None:
+                record._directory = path.parent
                 records.append(record)
     if not records:
         raise UserError(f"no {RECORD_FILE} under {', '.join(map(str, roots))}; run `gentletune train` first")

@@ -21,13 +21,14 @@ from gentletune.core.locks import HOLDER_FILE, LOCK_FILE, SOFT_LOCK_FILE, check_
 from gentletune.core.provenance import model_card, provenance
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import RECORD_FILE, RunRecord, Score, read_record, write_json_atomic, write_record
+from gentletune.core.samples import SAMPLES_FILE, write_samples
 from gentletune.data import Encoded
 from gentletune.data.chat import end_tokens
 from gentletune.data.templates import save_tokenizer
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import BROKEN, check_rows, of_model
 from gentletune.evaluation.harness import Stage
-from gentletune.evaluation.measure import Reference, measure, probe, reference_answers, silent
+from gentletune.evaluation.measure import Measured, Reference, measure, probe, reference_answers, silent
 from gentletune.lm.models import load_model, quiet, stop_at
 from gentletune.methods import method_parts, training_part
 from gentletune.methods.base import merge_weights
@@ -149,7 +150,7 @@ def has_weights(run: Path) -> bool:
 def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunRecord:
     recipe, timings = inputs.recipe, dict[str, float]()
     begun = time.perf_counter()
-    reference, initial = _initial(inputs, stage) if recipe.evaluate or recipe.probe_every else (None, [])
+    reference, initial = _initial(inputs, stage) if recipe.evaluate or recipe.probe_every else (None, Measured([], []))
     timings["initial"] = time.perf_counter() - begun
     base: dict[str, Any] = {
         "method": inputs.method.name,
@@ -159,7 +160,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         "recipe": recipe.override({"output": str(run)}).model_dump(mode="json"),
         "hashes": inputs.record_hashes,
         "data": _data_figures(inputs),
-        "initial_scores": initial,
+        "initial_scores": initial.scores,
         "sandbox": inputs.sandbox,
         **provenance(),
     }
@@ -179,13 +180,15 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         begun = time.perf_counter()
         subject = inputs.subject(tuned, run / "model")
         try:
-            scores = measure(subject, inputs.data, recipe, reference, stage=stage).scores
+            measured = measure(subject, inputs.data, recipe, reference, stage=stage)
         except NotFiniteError as error:
             # Else the model is whole, and a task's own metric is undefined on its answers.
             mend = "; lower the learning rate" if BROKEN in str(error) else ""
             message = f"the tuned model: {error}{mend}"
             return RunRecord(status="failed", error=message, timings=timings, curves=read_curves(run), **base)
         timings["evaluate"] = time.perf_counter() - begun
+        scores = measured.scores
+        write_samples(run, initial.samples, measured.samples, scores)
     figures = json.loads((run / FIGURES_FILE).read_text(encoding="utf-8"))
     if "train_seconds" in figures:  # training ended in an earlier call
         timings["train"] = figures.pop("train_seconds")
@@ -193,17 +196,17 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
     return RunRecord(status="complete", timings=timings, **more, **base)
 
 
-def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, list[Score]]:
+def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, Measured]:
     """The initial model's answers and scores, from the cache where another run computed them."""
     model, recipe = inputs.initial_model(), inputs.recipe
     with _alone(inputs), of_model(f"the initial model {recipe.model}"):
         reference = reference_answers(model, inputs.tokenizer, recipe, inputs.model_hash, stage=stage)
         if not recipe.evaluate:
-            return reference, []
+            return reference, Measured([], [])
         measured = measure(
             inputs.subject(model), inputs.data, recipe, reference, stage=lambda name: stage(f"initial model: {name}")
         )
-    return reference, measured.scores
+    return reference, measured
 
 
 @contextmanager
@@ -377,7 +380,7 @@ def _check_directory(run: Path, mine: dict[str, Any]) -> None:
 
 def _scraps(run: Path) -> list[Path]:
     """What a kill left of a file or directory of ours that was being written, under its hidden name."""
-    names = (STATE_FILE, FIGURES_FILE, RECORD_FILE, HOLDER_FILE, "model", "tuned")
+    names = (STATE_FILE, FIGURES_FILE, RECORD_FILE, SAMPLES_FILE, HOLDER_FILE, "model", "tuned")
     return [path for name in names for path in run.glob(f".{name}.*")]
 
 

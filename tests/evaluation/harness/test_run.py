@@ -186,7 +186,9 @@ def test_choices_by_log_likelihood(subject: Subject, tmp_path: Path) -> None:
         f"    test: {tmp_path / 'data.jsonl'}\ntest_split: test\noutput_type: multiple_choice\n"
         "doc_to_text: '{{q}}'\ndoc_to_target: gold\ndoc_to_choice: ['yes', 'no']\n"
     )
-    found = scores(subject, None, str(tmp_path / "pick.yaml"))
+    (result,) = evaluated(subject, None, str(tmp_path / "pick.yaml"))
+    assert {tuple(sample["choices"]) for sample in result.samples} == {(" yes", " no")}
+    found = {score.key: score for score in result.scores}
     assert found["pick/accuracy"].n == 6
     assert set(found["pick/accuracy"].items) <= {0.0, 1.0}
     assert "pick/acc_norm" in found

@@ -250,6 +250,7 @@ def _samples(result: dict[str, Any]) -> list[dict[str, Any]]:
                         "task": leaf,
                         "doc_id": sample["doc_id"],
                         "prompt": sample["arguments"][0][0],
+                        **_choices(sample["arguments"]),
                         "responses": sample["resps"],
                         "read": sample["filtered_resps"],
                         "target": sample["target"],
@@ -258,6 +259,14 @@ def _samples(result: dict[str, Any]) -> list[dict[str, Any]]:
                 )
     written: list[dict[str, Any]] = _writable(kept)
     return written
+
+
+def _choices(arguments: Sequence[Any]) -> dict[str, list[str]]:
+    """What was to be chosen from: the continuations, or whole texts where the contexts differ."""
+    if len(arguments) < 2:
+        return {}
+    alike = len({context for context, *_ in arguments}) == 1
+    return {"choices": [rest[0] if alike else context + str(rest[0]) for context, *rest in arguments]}
 
 
 def _writable(value: Any) -> Any:
