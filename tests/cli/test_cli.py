@@ -61,7 +61,12 @@ def test_train_without_a_file_and_report(
     assert (record.method, record.learning_rate, record.recipe["max_steps"]) == ("talr", 1e-3, 2)
     assert record.score("train/bits_per_token") is not None
     assert record.score("train/accuracy") is None  # a plain file has no answers to judge
-    assert "train/bits_per_token" in capfd.readouterr().out.replace("\n", "")
+    said = capfd.readouterr()
+    assert "train/bits_per_token" in said.out.replace("\n", "")
+    assert said.err.splitlines()[-2:] == [
+        f"gentletune: the tuned model is in {out / 'model'}, its record with all scores in {out / 'record.json'}",
+        f"gentletune: next, what was gained and lost on one page: gentletune report {out}",
+    ]
     assert run(monkeypatch, "report", str(tmp_path / "runs"), "--output", str(tmp_path / "report")) == 0
     assert {p.name for p in (tmp_path / "report").iterdir()} == {
         "report.html", "pareto.png", "results.csv", "settings.csv", "results.md",
@@ -98,8 +103,8 @@ def test_yaml_with_an_override_and_evaluate(
         (["--learning-rat", "1"], "No such option: --learning-rat (Possible options: --learning-rate"),
         (["--model", "smollm2-135"], "did you mean 'smollm2-135m'?"),
         (["--model", "/no/such/model"], "no such model directory"),
-        (["--lr"], "Option '--lr' requires an argument"),
-        (["stray"], "unexpected extra argument (stray)"),
+        (["--lr"], "needs a value, and --output is a flag"),
+        (["stray"], "unexpected extra argument(s) (stray)"),
         (["--data", "medcalc"], "needs data_path"),
         (["--data-path", "missing.jsonl"], "no such data file: missing.jsonl"),
         (["-c", "missing.yaml"], "no such file: missing.yaml"),

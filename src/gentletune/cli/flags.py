@@ -56,12 +56,20 @@ def _flag(key: str, field: FieldInfo, group: str) -> inspect.Parameter:
         *([f"--{name}/--no-{name}"] if switch else [f"--{name}", *(f"--{a}" for a, k in ALIASES.items() if k == key)]),
         help=about + (f" [dim]\\[default: {default}][/dim]" if default else ""),
         show_default=False,
+        callback=_no_flag,
         metavar=None if switch else _metavar(field.annotation),
         rich_help_panel=f"Recipe: {group}",
     )
     kind: Any = bool if switch else str
     shown = Annotated[kind | None, option]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=shown)
+
+
+def _no_flag(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """Refuse another flag of the command as a value: it was forgotten."""
+    if any(value in known.opts for known in context.command.params):
+        raise typer.BadParameter(f"needs a value, and {value} is a flag", ctx=context, param=param)
+    return value
 
 
 def _is_switch(field: FieldInfo) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import webbrowser
 from pathlib import Path
@@ -25,7 +26,7 @@ from gentletune.cli.common import (
 from gentletune.cli.flags import recipe_command
 from gentletune.cli.scores import print_scores
 from gentletune.core.recipe import load_recipe
-from gentletune.core.records import load_records, write_json_atomic, write_text_atomic
+from gentletune.core.records import RECORD_FILE, RunRecord, load_records, write_json_atomic, write_text_atomic
 
 
 @recipe_command(app, "train")
@@ -60,7 +61,17 @@ def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
     print_scores(stdout, record.scores, record.initial_scores, title)
     if record.sandbox:
         say(record.sandbox)
-    say(f"run directory: {recipe.output or record.recipe['output']}")
+    _say_what_next(record, Path(recipe.output or record.recipe["output"]))
+
+
+def _say_what_next(record: RunRecord, run: Path) -> None:
+    say(f"the tuned model is in {run / 'model'}, its record with all scores in {run / RECORD_FILE}")
+    if record.scores:
+        say(f"next, what was gained and lost on one page: gentletune report {shlex.quote(str(run))}")
+    else:
+        say(
+            f"next, its scores: gentletune evaluate --model {shlex.quote(str(run / 'model'))}, with the same data flags"
+        )
 
 
 @recipe_command(app, "evaluate")
