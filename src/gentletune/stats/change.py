@@ -84,15 +84,17 @@ class Mean:
 
 
 def compare(
-    ours: Score | Sequence[Run], base: Score | Sequence[Run], *, level: float = LEVEL, pool: Pool | None = None
-) -> Change:
+    ours: Score | Sequence[Run], base: Score | Sequence[Run], *, level: float = LEVEL, pool: Pool | None = None,
+    null: float = 0.0,
+) -> Change:  # fmt: skip
     """`ours` minus `base`: two groups of runs that differ in their seed only, or a group and a base model.
 
     Runs are paired by seed, and within a seed by item (or by group of items) where both were measured on the same
     sample; what is averaged over is both (`contrast` has the model and the interval). Of one seed the interval is over
     items alone and says so (`Change.seed_effect`). With a `pool` the variance from seed to seed is moderated by that
-    of a study's other settings (`family.seed_pool`). Two scores are taken to be on the same sample; nothing tells
-    whether they are.
+    of a study's other settings (`family.seed_pool`). `p` is that of the true change being `null`: for a claim that a
+    loss is not larger than a margin, the change that is as large. Two scores are taken to be on the same sample;
+    nothing tells whether they are.
 
     Raises `ValueError` where the scores' keys differ, there are none, a seed is twice in a group, or `level` is not
     within (0, 1).
@@ -132,7 +134,7 @@ def compare(
         found.n,
         found.paired,
         df if math.isfinite(df) else None,
-        float(p_value(contrast)),
+        float(p_value(contrast, null)),
         *rest,
     )
 
