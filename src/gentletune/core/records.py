@@ -28,7 +28,8 @@ class Score(BaseModel):
 
     `items` are the n linearised items, in the value's unit: their mean is `value`, up to rounding, and the
     variance of their mean is that of `value` (`gentletune.stats`). `clusters` numbers the group of each
-    item; empty, every item is its own. `details` holds breakdowns, fit for JSON.
+    item; empty, every item is its own. `details` holds breakdowns, fit for JSON. `skills` are what the task asks for,
+    on the domain side what the data train: a general score that shares one says nothing of general skill.
 
     Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.
     """
@@ -45,6 +46,7 @@ class Score(BaseModel):
     items: tuple[float, ...] = ()
     clusters: tuple[int, ...] = ()
     details: dict[str, Any] = Field(default_factory=dict)
+    skills: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
