@@ -14,6 +14,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.data.files import check_rows, is_text, read_rows, read_text
 from gentletune.data.load import load_data
 from gentletune.data.templates import read_template
+from gentletune.lab import lab_domain  # noqa: F401 (importing it makes its domain known)
 from gentletune.lm.model_files import resolve_model
 
 

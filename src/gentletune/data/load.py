@@ -17,6 +17,7 @@ from gentletune.core.records import OwnMetric
 from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
 from gentletune.data.files import Row, Shape, check_rows, read_rows, shaped
+from gentletune.data.general import general_prompts
 from gentletune.data.hub import data_name, is_hub_name
 
 GENERATED_ROWS = 1000
@@ -72,7 +73,15 @@ def load_data(recipe: Recipe) -> DomainData:
 
 def domain_name(recipe: Recipe) -> str:
     """What the recipe's domain is called in scores and run directories."""
-    return recipe.data or data_name(recipe.data_path or "data")
+    return domain(recipe.data).name if recipe.data else data_name(recipe.data_path or "data")
+
+
+def reference_prompts(recipe: Recipe) -> list[str]:
+    """The prompts on whose answers KL from base is measured: the domain's own where it has some, else the shipped."""
+    own = domain(recipe.data).prompts if recipe.data else None
+    if own is not None:
+        return own(recipe.general_prompts)
+    return [one.prompt for one in general_prompts(recipe.general_prompts)]
 
 
 def _on_hub(path: str) -> bool:

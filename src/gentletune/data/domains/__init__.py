@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gentletune.core.cache import file_digest
-from gentletune.core.errors import unknown
+from gentletune.core.errors import UserError, unknown
 from gentletune.core.records import OwnMetric
 from gentletune.data.example import Example
 
@@ -30,6 +31,8 @@ class Domain:
             cannot be told. `text` is where the answer stands; with `first` the first class named counts, else the last.
         metric: what its answers are scored by.
         both_completions: whether every row has a chain of thought and a label alone.
+        knobs: `knobs(**values)`, the domain with other settings, where a recipe may write `name(key=value)`.
+        prompts: `prompts(n)`, what KL from base is measured on instead of the shipped general prompts.
         skills: what it trains beside its own knowledge, such as `arithmetic`: a general task of such a skill may gain
             by it.
 
@@ -45,6 +48,8 @@ class Domain:
     metric: OwnMetric = "accuracy"
     both_completions: bool = False
     skills: tuple[str, ...] = ()
+    knobs: Callable[..., Domain] | None = None
+    prompts: Callable[[int], list[str]] | None = None
 
     def __post_init__(self) -> None:
         if (self.generate is None) == (self.example is None):
@@ -65,11 +70,28 @@ def register_domain(domain: Domain) -> None:
     _DOMAINS[domain.name] = domain
 
 
-def domain(name: str) -> Domain:
-    """The domain of that name. Raises `UserError` where none is."""
+def domain(text: str) -> Domain:
+    """The domain that `text` names, such as `clinic` or, with knobs, `lab(noise=0.3)`.
+
+    Raises `UserError` where none is, and for a knob that it does not have or take.
+    """
+    name, bracket, _ = text.partition("(")
+    name = name.strip()
     if name not in _DOMAINS:
         raise unknown("data recipe", name, domain_names())
-    return _DOMAINS[name]
+    if not bracket:
+        return _DOMAINS[name]
+    knobs = _DOMAINS[name].knobs
+    if knobs is None:
+        raise UserError(f"data: {name} has no knobs; leave out the bracket in '{text}'")
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError(text)
+        values = {str(given.arg): ast.literal_eval(given.value) for given in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"data: '{text}': write knobs as {name}(key=value), with numbers as values") from error
+    return knobs(**values)
 
 
 def domain_names() -> list[str]:

@@ -28,6 +28,7 @@ from gentletune.evaluation.harness.names import may_be_a_task, tasks_folder, wri
 from gentletune.evaluation.harness.own import OwnTask, as_harness_task, example_task
 from gentletune.evaluation.harness.punkt import ensure_punkt
 from gentletune.evaluation.harness.user import user_task
+from gentletune.lab import SKILLS, skill_examples
 from gentletune.sandbox.host import probe_isolation, require_isolation
 
 GENERAL_SEED = 20250920  # the generated tasks are the same rows in every run
@@ -64,12 +65,13 @@ def resolve_tasks(recipe: Recipe) -> list[EvalTask]:
     Raises:
         UserError: a name or file that is not known, twice the same task, one that the recipe's domain measures.
     """
-    found = [_resolve(name, recipe) for name in recipe.tasks]
+    groups: Mapping[str, Sequence[str]] = {"lab_skills": list(SKILLS)}
+    found = [_resolve(name, recipe) for given in recipe.tasks for name in groups.get(given, [given])]
     names = [task.name for task in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"tasks: '{twice}' is named twice; take one out")
-    if recipe.data in names:
-        raise UserError(f"tasks: '{recipe.data}' is what data: {recipe.data} already measures; take it out of tasks")
+    if recipe.data is not None and (own := domain(recipe.data).name) in names:
+        raise UserError(f"tasks: '{own}' is what data: {recipe.data} already measures; take it out of tasks")
     return found
 
 
@@ -102,6 +104,9 @@ def _resolve(name: str, recipe: Recipe) -> EvalTask:
         return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
     if name == "instructions":
         examples = instruction_examples(limit or recipe.general_rows, seed=GENERAL_SEED)
+        return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
+    if name in SKILLS:
+        examples = skill_examples(name, limit or recipe.general_rows, seed=GENERAL_SEED)
         return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
     if name in domain_names():
         examples, notes = _domain_examples(name, recipe)
@@ -213,7 +218,7 @@ def _manager_with(name: str) -> Any:
 
 
 def _unknown(name: str, known: Sequence[str]) -> UserError:
-    ours = ("arithmetic", "instructions", *domain_names())
+    ours = ("arithmetic", "instructions", *domain_names(), "lab_skills", *SKILLS)
     near = difflib.get_close_matches(name, [*ours, *known], n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return UserError(f"unknown task '{name}'; {hint}Ours: {', '.join(ours)}; `lm-eval ls tasks` lists the harness's")
