@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from gentletune.report.axes import Point
-from gentletune.stats import Change
+from gentletune.stats import Change, Mean
 
 MISSING = "–"
 
 
-def plus_minus(point: Point | None, *, signed: bool = False) -> str:
+def plus_minus(point: Point | Mean | None, *, signed: bool = False) -> str:
     """`value ± standard error`, the error to two digits; `–` where there is none.
 
     >>> plus_minus(Point(0.81234, 0.0213, 100))
