@@ -6,7 +6,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,7 +18,7 @@ from gentletune.core.errors import NotFiniteError, UserError
 RECORD_FILE = "record.json"
 SCHEMA = 1
 Side = Literal["domain", "general"]
-OwnMetric = Literal["accuracy", "balanced_accuracy"]
+OwnMetric = Literal["accuracy", "balanced_accuracy", "chrf"]
 
 
 class Score(BaseModel):
@@ -112,23 +113,30 @@ class RunRecord(BaseModel):
         return next((s for s in pool if s.key == key), None)
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the whole new one.
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch file that becomes `path` once the context ends well: a reader, or a crash, sees the old or the new one.
 
     Raises `OSError` where the directory cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    scratch = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield scratch
+        with scratch.open("rb") as file:
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all, as `whole_file` does."""
+    with whole_file(path) as scratch:
+        scratch.write_bytes(data)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
