@@ -197,7 +197,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_limit_beyond_the_context_is_refused(tiny_dir: Path) -> None:
-    with pytest.raises(UserError, match="max_length 600 exceeds the model's context of 512"):
+    with pytest.raises(UserError, match="max_length 600 exceeds the context of 512 tokens"):
         inspect(Recipe(model=str(tiny_dir), data="clinic", max_length=600))
 
 

@@ -12,8 +12,8 @@ import torch
 import gentletune.runs.run as run_module
 from gentletune import Recipe, UserError, sweep, train
 from gentletune.core import provenance
+from gentletune.core.cache import Shared
 from gentletune.core.records import read_record
-from gentletune.runs.inputs import Shared
 from gentletune.runs.launch import command_line
 from gentletune.sweeps.sweep import Queue
 from gentletune.training import TrainingDivergedError

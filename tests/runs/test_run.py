@@ -114,7 +114,7 @@ def test_flow_weights_come_from_the_initial_model(tiny_dir: Path, tmp_path: Path
     inputs = gentletune.runs.run.Inputs(tiny_recipe(tiny_dir, tmp_path, method="flow"))
     weights = gentletune.runs.run.sequence_weights_of(inputs)
     assert weights is not None
-    model = inputs.initial_model()
+    model = inputs.base.model
     means = []
     for row in inputs.train.rows:
         out = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels]))

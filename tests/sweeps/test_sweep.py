@@ -38,8 +38,10 @@ def test_what_trials_have_in_common_is_done_once(
 
         monkeypatch.setattr(module, name, wrapper)
 
-    for name in ("load_data", "encode_rows", "load_tokenizer", "model_hash", "load_model"):
+    for name in ("load_data", "encode_rows"):
         counted(gentletune.runs.inputs, name)
+    for name in ("load_tokenizer", "model_hash", "load_model"):
+        counted(gentletune.lm.loaded, name)
     for name in ("fit", "sequence_nll"):
         counted(gentletune.runs.run, name)
     counted(gentletune.evaluation.measure, "generate")

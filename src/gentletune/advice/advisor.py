@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gentletune.advice.curve import (
@@ -28,10 +27,9 @@ from gentletune.advice.reasons import nothing_to_propose, rate_reasons
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded, encode_rows, load_data
-from gentletune.data.templates import prompted_hash, set_chat_template
-from gentletune.evaluation.measure import reference_answers, row_limit
+from gentletune.evaluation.measure import reference_answers
 from gentletune.inspection.tokens import token_statistics
-from gentletune.lm.models import load_model, load_tokenizer, model_hash, resolve_model
+from gentletune.lm.loaded import Loaded
 
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)  # of the prior rate: probes move as far as full runs at smaller rates
 MORE_FACTORS = (300.0, 1000.0)  # probed too, one by one, where the best rate lies at the upper end of those
@@ -114,13 +112,15 @@ def advise(
     """
     begun = time.perf_counter()
     _check(rates, candidates, steps, budget, sweep_runs)
-    loaded = _load(recipe)
+    data, loaded = load_data(recipe), Loaded.of(recipe)
+    where = f"{data.name}, training"
+    rows = encode_rows(data.train, loaded.tokenizer, max_length=loaded.max_length, where=where).rows
     base, talr = base_method(recipe.method), talr_method(recipe.method)
-    prior = prior_rate(int(loaded.model.config.get_text_config().hidden_size)) * (10 if "lora" in base else 1)
+    prior = prior_rate(int(loaded.config.get_text_config().hidden_size)) * (10 if "lora" in base else 1)
     probed = sorted(rates or [nearest_half_decade(prior * f) for f in FACTORS])
-    full = loaded.full_steps(recipe)
+    full = _full_steps(recipe, len(rows))
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / (len(probed) + 1))))
-    bench, hard_share = _bench(recipe, loaded, count, say)
+    bench, hard_share = _bench(recipe, loaded, rows, count, say)
     units = unit_movement(full, full, recipe.warmup, recipe.schedule) or 1.0  # one step may be all warm-up
     search = _RateSearch(bench, base, count, units, min(prior / 10, *probed), candidates, budget, say)
     choice = search.run(probed, () if rates else [nearest_half_decade(prior * f) for f in MORE_FACTORS])
@@ -230,45 +230,27 @@ def _check(
         raise UserError(f"sweep_runs must be 1 or more, got {sweep_runs}")
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """The initial model, its tokenizer and directory, and the training rows as tokens."""
-
-    model: Any
-    tokenizer: Any
-    directory: Path
-    rows: Sequence[Encoded]
-
-    def full_steps(self, recipe: Recipe) -> int:
-        """Optimiser steps of the full training."""
-        return recipe.max_steps or max(1, math.ceil(recipe.epochs * math.ceil(len(self.rows) / _step_rows(recipe))))
-
-
-def _load(recipe: Recipe) -> _Loaded:
-    data = load_data(recipe)
-    directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    plain = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
-    tokenizer = set_chat_template(plain, recipe.chat_template, recipe.date)
-    model = load_model(directory, trust_remote_code=recipe.trust_remote_code)
-    rows = encode_rows(data.train, tokenizer, max_length=row_limit(model, recipe), where=f"{data.name}, training").rows
-    return _Loaded(model, tokenizer, directory, rows)
+def _full_steps(recipe: Recipe, rows: int) -> int:
+    """Optimiser steps of the full training."""
+    return recipe.max_steps or max(1, math.ceil(recipe.epochs * math.ceil(rows / _step_rows(recipe))))
 
 
 def _step_rows(recipe: Recipe) -> int:
     return recipe.batch_size * recipe.gradient_accumulation
 
 
-def _bench(recipe: Recipe, loaded: _Loaded, steps: int, say: Callable[[str], None]) -> tuple[Bench, float]:
+def _bench(
+    recipe: Recipe, loaded: Loaded, rows: Sequence[Encoded], steps: int, say: Callable[[str], None]
+) -> tuple[Bench, float]:
     """What probes of `steps` steps train and are measured on, and the share of hard tokens."""
-    model, tokenizer, rows = loaded.model, loaded.tokenizer, loaded.rows
+    model, tokenizer = loaded.model, loaded.tokenizer
     train, held = split_rows(rows, HELD_ROWS, steps * _step_rows(recipe), recipe.seed)
     say("token statistics of the training rows under the initial model")
     looked_at = random.Random(recipe.seed).sample(rows, min(STATISTICS_ROWS, len(rows)))
     tokens = {"pad_id": tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
     hard = token_statistics(model, looked_at, **tokens).hard_share[HARD]
     say("the initial model's own answers (shared with any run of the recipe)")
-    mine = prompted_hash(model_hash(loaded.directory), tokenizer)
-    reference = reference_answers(model, tokenizer, recipe, mine)
+    reference = reference_answers(loaded, recipe)
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")
     return Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS)), hard
 

@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from gentletune.core.records import write_json_atomic
+
+T = TypeVar("T")
 
 
 def cache_root() -> Path:
@@ -47,6 +49,27 @@ def cached_json(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
         with suppress(OSError):
             write_json_atomic(path, value)
         return value
+
+
+class Shared:
+    """What several runs of one process have in common, made once: rows, tokenizers, hashes, tokenised rows.
+
+    It is made for one study: files are taken not to change while it lasts.
+
+    >>> shared = Shared()
+    >>> shared.once("answer", lambda: 42), shared.once("answer", lambda: 43)
+    (42, 42)
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """The value of `make` at its first call for this JSON-able key."""
+        name = digest(key)
+        if name not in self._known:
+            self._known[name] = make()
+        return cast("T", self._known[name])
 
 
 @contextmanager

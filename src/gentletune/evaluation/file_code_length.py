@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypedDict
 
 from gentletune.core.errors import UserError, memory_errors
-from gentletune.core.recipe import DATE
 from gentletune.core.records import Score
 from gentletune.data.encode import Encoded, EncodedRows
 from gentletune.data.files import is_text
 from gentletune.data.hub import data_name
-from gentletune.data.templates import set_chat_template
 from gentletune.evaluation.code_length import (
     SequenceNLL,
     byte_change_score,
@@ -27,7 +24,7 @@ from gentletune.evaluation.coder import decode, encode, gaps
 from gentletune.evaluation.finite import check_rows
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
-from gentletune.lm.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.loaded import Loaded
 
 
 class RoundTrip(TypedDict):
@@ -97,27 +94,26 @@ def code_length(
 
     >>> code_length("notes.txt", "runs/a/model", "smollm2-135m", roundtrip=1)  # doctest: +SKIP
     """
-    directories = [resolve_model(name) for name in (model, initial) if name is not None]
-    tokenizers = [set_chat_template(load_tokenizer(directory), None, DATE) for directory in directories]
-    limit = _limit(directories, max_length)
+    models = [Loaded(name, max_length=max_length) for name in (model, initial) if name is not None]
+    limit = min(loaded.max_length for loaded in models)
     if max_length is None and is_text(path):
         limit = min(limit, batch_tokens)
-    same = len({frozenset(tokenizer.get_vocab().items()) for tokenizer in tokenizers}) == 1
+    same = len({frozenset(loaded.tokenizer.get_vocab().items()) for loaded in models}) == 1
     task = data_name(path)
     measured: list[_Measured] = []
     coded: list[RoundTrip] = []
-    for number, directory in enumerate(directories):
-        tokenizer = tokenizers[0 if same else number]
+    for number, loaded in enumerate(models):
+        tokenizer = models[0 if same else number].tokenizer
         encoded = measured[0].encoded if measured and same else encoded_file(path, tokenizer, limit)
-        loaded = load_model(directory)
         found = sequence_nll(
-            loaded, encoded.rows, pad_id=tokenizer.pad_token_id, batch_tokens=batch_tokens,
+            loaded.model, encoded.rows, pad_id=tokenizer.pad_token_id, batch_tokens=batch_tokens,
             progress=stage(f"{'initial model: ' if number else ''}code length"),
         )  # fmt: skip
-        check_rows(found.nll, f"{path} under {directory}")
+        check_rows(found.nll, f"{path} under {loaded.directory}")
         measured.append(_Measured(encoded, replace(found, bytes=label_bytes(encoded.rows, tokenizer))))
         if number == 0:
-            coded = _round_trips(loaded, encoded.rows[:roundtrip], found, stage)
+            coded = _round_trips(loaded.model, encoded.rows[:roundtrip], found, stage)
+        loaded.forget()
     scores = [code_length_scores(m.found, task=task, side="general") for m in measured]
     encoded = measured[0].encoded
     return CodeLength(
@@ -128,22 +124,6 @@ def code_length(
         changes=[] if initial is None else _changes(measured[0], measured[1], same, path),
         roundtrip=coded,
     )
-
-
-def _limit(directories: Sequence[Path], max_length: int | None) -> int:
-    """Longest row in tokens that all the models can read."""
-    from transformers import AutoConfig
-
-    limits = []
-    for directory in directories:
-        config = AutoConfig.from_pretrained(directory).get_text_config()
-        context = int(getattr(config, "max_position_embeddings", None) or 2**31)
-        if max_length is not None and max_length > context:
-            raise UserError(
-                f"max_length {max_length} exceeds the context of {context} tokens of the model in {directory}; lower it"
-            )
-        limits.append(context)
-    return min(limits) if max_length is None else max_length
 
 
 def _changes(tuned: _Measured, initial: _Measured, same: bool, path: str) -> list[Score]:

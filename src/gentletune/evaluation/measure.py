@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gentletune.core.cache import cached_json, digest
-from gentletune.core.errors import UserError, memory_errors
+from gentletune.core.errors import memory_errors
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score, Side
 from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_rows
@@ -26,13 +26,13 @@ from gentletune.evaluation.finite import check_model, check_rows, check_scores
 from gentletune.evaluation.harness import (
     EvalTask,
     Stage,
-    Subject,
     example_task,
     resolve_tasks,
     run_tasks,
     wrap_own,
 )
 from gentletune.lm.generate import Progress, generate
+from gentletune.lm.loaded import Loaded
 
 GENERAL_SEED = 20250920  # the sampled answers are the same in every run
 _VERSION = 4  # raise when what is cached would come out differently
@@ -96,19 +96,18 @@ class Measured:
     samples: list[dict[str, Any]]
 
 
-def reference_answers(
-    model: Any, tokenizer: Any, recipe: Recipe, model_hash: str, *, stage: Stage = silent
-) -> Reference:
+def reference_answers(initial: Loaded, recipe: Recipe, *, stage: Stage = silent) -> Reference:
     """The initial model's own answers to the shipped prompts, sampled and greedy; computed once and cached.
 
-    `model` is the initial model; the cache key is its hash with the prompts and limits.
+    The cache key is its hash with the prompts and limits.
     """
     prompts = reference_prompts(recipe)
 
     def answers(kind: Literal["sampled", "greedy"]) -> OwnAnswers:
-        key = [_VERSION, model_hash, prompts, recipe.general_tokens, kind]
+        key = [_VERSION, initial.hash, prompts, recipe.general_tokens, kind]
 
         def compute() -> Any:
+            model, tokenizer = initial.model, initial.tokenizer
             check_model(model, tokenizer)
             ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
             said = generate(
@@ -124,11 +123,11 @@ def reference_answers(
             value = cached_json("answers", key, compute)
         return OwnAnswers([Encoded(**row) for row in value["rows"]], SequenceNLL(**value["initial"]))
 
-    return Reference(model_hash, answers("sampled"), answers("greedy"))
+    return Reference(initial.hash, answers("sampled"), answers("greedy"))
 
 
 def measure(
-    subject: Subject,
+    subject: Loaded,
     data: DomainData | None,
     recipe: Recipe,
     reference: Reference | None,
@@ -182,7 +181,7 @@ def _cached(kind: str, key: list[Any], compute: Callable[[], list[Score]]) -> li
 
 
 def _code_lengths(
-    subject: Subject,
+    subject: Loaded,
     name: str,
     held: Sequence[Encoded],
     texts: Sequence[Encoded],
@@ -204,7 +203,7 @@ def _code_lengths(
 
 
 def _calibration(
-    subject: Subject,
+    subject: Loaded,
     name: str,
     held: Sequence[Encoded],
     texts: Sequence[Encoded],
@@ -238,16 +237,6 @@ def probe(
     own = reference.sampled.head(rows)
     drift = drift_score(sequence_nll(model, own.rows, **kwargs), own.initial, task="drift_sampled")
     return {"domain_nll": sum(found.nll) / sum(found.tokens), "drift_bits_per_token": drift.value}
-
-
-def row_limit(model: Any, recipe: Recipe) -> int:
-    """Longest row in tokens: the recipe's limit, or the model's context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if recipe.max_length is None:
-        return int(context or 2**31)
-    if context and recipe.max_length > context:
-        raise UserError(f"max_length {recipe.max_length} exceeds the model's context of {context} tokens; lower it")
-    return recipe.max_length
 
 
 def _nll(

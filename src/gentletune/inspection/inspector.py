@@ -18,7 +18,6 @@ from gentletune.data import load_data
 from gentletune.data.domains import domain, domain_names
 from gentletune.data.files import Row
 from gentletune.data.load import draw
-from gentletune.data.templates import set_chat_template
 from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.hardest import Hardest, HardToken
 from gentletune.inspection.spool import Spool, TokenFiles, token_files
@@ -35,7 +34,7 @@ from gentletune.inspection.summary import (
 )
 from gentletune.inspection.tokens import QUANTILES, THRESHOLDS, TokenStatistics
 from gentletune.inspection.weights import HARD, MethodWeight, WeightTotals, method_columns, method_weights
-from gentletune.lm.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.loaded import Loaded
 from gentletune.losses import batch_tau
 
 Progress = Callable[[int, int], None]
@@ -124,7 +123,8 @@ def inspect(
     if compare_cot or (compare_cot is None and recipe.data is not None and domain(recipe.data).both_completions):
         other = recipe.model_copy(update={"cot": not recipe.cot})
         sets.append((_name(other), _rows(other, rows)))
-    source = _source(recipe)
+    loaded = Loaded.of(recipe)
+    source = Source(loaded.model, loaded.tokenizer, loaded.max_length, recipe.eval_batch_tokens)
     found: list[Inspection] = []
     with token_files(csv, parquet) as files:
         for name, given in sets:
@@ -259,15 +259,3 @@ def _check(rows: int | None, thresholds: Sequence[float], coloured: int) -> None
         raise UserError(f"thresholds must be probabilities above 0 and up to 1, got {', '.join(map(str, thresholds))}")
     if coloured < 0:
         raise UserError(f"coloured must be 0 or more rows, got {coloured}")
-
-
-def _source(recipe: Recipe) -> Source:
-    directory = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    plain = load_tokenizer(directory, trust_remote_code=recipe.trust_remote_code)
-    tokenizer = set_chat_template(plain, recipe.chat_template, recipe.date)
-    model = load_model(directory, trust_remote_code=recipe.trust_remote_code)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if recipe.max_length is not None and context and recipe.max_length > context:
-        raise UserError(f"max_length {recipe.max_length} exceeds the model's context of {context} tokens; lower it")
-    limit = recipe.max_length or int(context or 2**31)
-    return Source(model, tokenizer, limit, recipe.eval_batch_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gentletune.core.errors import UserError
@@ -11,11 +10,10 @@ from gentletune.core.provenance import provenance
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score
 from gentletune.data import DomainData, load_data
-from gentletune.data.templates import prompted_hash, set_chat_template
 from gentletune.evaluation.finite import of_model
-from gentletune.evaluation.harness import Stage, Subject, code_walls, resolve_tasks
-from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, row_limit, silent
-from gentletune.lm.models import load_model, load_tokenizer, model_hash, resolve_model
+from gentletune.evaluation.harness import Stage, code_walls, resolve_tasks
+from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, silent
+from gentletune.lm.loaded import Loaded
 from gentletune.stats import Change, compare, mean_over_tasks
 
 
@@ -72,14 +70,15 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
         raise UserError("nothing to measure: give --tasks, or --data with its --data-path")
     if data is not None and alone:
         raise UserError("a domain is measured with the drift from an initial model; give --initial, or --tasks alone")
-    subject, weights = _load(model, recipe)
-    hashes = {"model": weights}
+    subject = _load(model, recipe)
+    hashes = {"model": subject.files_hash}
     hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
     if alone:
         with of_model(model):
             found = measure(subject, None, recipe, None, stage=stage)
         return Evaluation(model, None, _with_mean(found.scores), [], sandbox, found.samples, hashes)
-    initial, hashes["initial model"] = (subject, weights) if model == recipe.model else _load(recipe.model, recipe)
+    initial = subject if model == recipe.model else _load(recipe.model, recipe)
+    hashes["initial model"] = initial.files_hash
     with of_model(f"the initial model {recipe.model}"):
         reference = _reference(subject, initial, data, recipe, model, stage)
         before = measure(initial, data, recipe, reference, stage=lambda name: stage(f"initial model: {name}"))
@@ -90,26 +89,21 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     return Evaluation(model, recipe.model, scores, base, sandbox, found.samples, hashes)
 
 
-def _load(name: str, recipe: Recipe) -> tuple[Subject, str]:
-    """The model to measure, and the hash of its files."""
-    trust = recipe.trust_remote_code
-    directory: Path = resolve_model(name, trust_remote_code=trust)
-    model = load_model(directory, trust_remote_code=trust)
-    plain = load_tokenizer(directory, trust_remote_code=trust)
-    tokenizer = set_chat_template(plain, recipe.chat_template, recipe.date)
-    files = model_hash(directory)
-    mine = prompted_hash(files, tokenizer)
-    return Subject(model, tokenizer, directory, mine, row_limit(model, recipe)), files
+def _load(name: str, recipe: Recipe) -> Loaded:
+    """The model to measure; what is wrong with its weights is told before anything is measured."""
+    loaded = Loaded.of(recipe, name)
+    loaded.load()
+    return loaded
 
 
 def _reference(
-    subject: Subject, initial: Subject, data: DomainData | None, recipe: Recipe, name: str, stage: Stage
+    subject: Loaded, initial: Loaded, data: DomainData | None, recipe: Recipe, name: str, stage: Stage
 ) -> Reference | None:
     if data is None:
         return None
     if subject.tokenizer.get_vocab() != initial.tokenizer.get_vocab():
         raise UserError(f"{name} and {recipe.model} have different vocabularies, so drift is not defined between them")
-    return reference_answers(initial.model, initial.tokenizer, recipe, initial.hash, stage=stage)
+    return reference_answers(initial, recipe, stage=stage)
 
 
 def _with_mean(scores: list[Score]) -> list[Score]:

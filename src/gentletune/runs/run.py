@@ -93,7 +93,7 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
     if not has_weights(run):  # what is wrong is said before anything is measured or written
         if reuse is None:
             check_gpus(inputs.processes)
-        inputs.initial_model()
+        inputs.base.load()
     with one_line_errors(run):
         for scrap in _scraps(run):
             shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
@@ -178,7 +178,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
     scores: list[Score] = []
     if recipe.evaluate and reference is not None:
         begun = time.perf_counter()
-        subject = inputs.subject(tuned, run / "model")
+        subject = inputs.base.with_model(tuned, run / "model")
         try:
             measured = measure(subject, inputs.data, recipe, reference, stage=stage)
         except NotFiniteError as error:
@@ -198,13 +198,14 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
 
 def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, Measured]:
     """The initial model's answers and scores, from the cache where another run computed them."""
-    model, recipe = inputs.initial_model(), inputs.recipe
+    recipe = inputs.recipe
+    inputs.base.load()
     with _alone(inputs), of_model(f"the initial model {recipe.model}"):
-        reference = reference_answers(model, inputs.tokenizer, recipe, inputs.model_hash, stage=stage)
+        reference = reference_answers(inputs.base, recipe, stage=stage)
         if not recipe.evaluate:
             return reference, Measured([], [])
         measured = measure(
-            inputs.subject(model), inputs.data, recipe, reference, stage=lambda name: stage(f"initial model: {name}")
+            inputs.base, inputs.data, recipe, reference, stage=lambda name: stage(f"initial model: {name}")
         )
     return reference, measured
 
@@ -214,7 +215,7 @@ def _alone(inputs: Inputs) -> Iterator[None]:
     """Parallel trials wait here for the one that computes what they all need of the initial model."""
     with ExitStack() as stack:
         with suppress(UserError):  # the cache may never be the reason that a run fails
-            stack.enter_context(locked(cache_root() / "locks" / inputs.model_hash[:16]))
+            stack.enter_context(locked(cache_root() / "locks" / inputs.base.hash[:16]))
         yield
 
 
@@ -223,13 +224,13 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     recipe, target = inputs.recipe, run / "model"
     if has_weights(run):
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # a kill may have left them beside the weights
-        inputs.forget_model()
+        inputs.base.forget()
         return load_model(target, trust_remote_code=recipe.trust_remote_code)
     begun = time.perf_counter()
     if inputs.method.merge is not None:
-        inputs.base_weights()  # while no tuned model is in memory
+        _ = inputs.base.weights  # while no tuned model is in memory
     if reuse is not None:
-        inputs.forget_model()
+        inputs.base.forget()
         tuned, figures = _reused(inputs, reuse)
     else:
         with memory_errors("in training", lambda: _less_memory(inputs, run)):
@@ -241,7 +242,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     if inputs.method.merge is not None:
         _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
         figures["tuned_norm"] = figures["update_norm"]  # for trials that take the weights before the merge
-        figures["update_norm"] = merge_weights(tuned, inputs.base_weights(), inputs.method.merge)
+        figures["update_norm"] = merge_weights(tuned, inputs.base.weights, inputs.method.merge)
     if not all(map(math.isfinite, figures.values())):
         raise TrainingDivergedError("the weights are not finite after the last step")
     write_json_atomic(run / FIGURES_FILE, figures)
@@ -269,7 +270,7 @@ def _less_memory(inputs: Inputs, run: Path) -> str:
 def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
     """Weights trained by several processes of their own, which share their last checkpoint with any later launch."""
     sequence_weights_of(inputs)  # computed here, with all cores; the ranks read it from the cache
-    inputs.forget_model()  # each rank loads its own
+    inputs.base.forget()  # each rank loads its own
     found = launch(inputs.recipe, run, inputs.processes)
     model = load_model(found.model, trust_remote_code=inputs.recipe.trust_remote_code)
     return model, found.figures | {"processes": float(inputs.processes)}
@@ -278,7 +279,7 @@ def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
 def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
     """Tuned weights before any merge, and figures of their training; in this process alone or as one of several."""
     recipe, method = inputs.recipe, inputs.method
-    pad_id = inputs.tokenizer.pad_token_id
+    pad_id = inputs.base.tokenizer.pad_token_id
     held: list[Encoded] = inputs.test.rows
 
     def look(model: Any) -> dict[str, float]:
@@ -286,12 +287,12 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         return probe(model, held, reference, recipe, pad_id=pad_id)
 
     weights = sequence_weights_of(inputs)
-    base = inputs.base_weights() if method.parameterisation.needs_base else None
+    base = inputs.base.weights if method.parameterisation.needs_base else None
     fitted = fit(
         recipe,
         method,
-        inputs.model_to_train(),
-        inputs.tokenizer,
+        inputs.base.hand_over(),
+        inputs.base.tokenizer,
         inputs.train.rows,
         run,
         base=base,
@@ -313,13 +314,13 @@ def sequence_weights_of(inputs: Inputs) -> list[float] | None:
         mend = f"lower eval_batch_tokens (now {recipe.eval_batch_tokens})"
         with of_model(f"the initial model {recipe.model}"), memory_errors("in the weights of the training rows", mend):
             found = sequence_nll(
-                inputs.initial_model(), rows, pad_id=inputs.tokenizer.pad_token_id,
+                inputs.base.model, rows, pad_id=inputs.base.tokenizer.pad_token_id,
                 batch_tokens=recipe.eval_batch_tokens,
             )  # fmt: skip
             check_rows(found.nll, "training")
         return found.means
 
-    key = [inputs.model_hash, inputs.data.train_hash, inputs.train.kept]
+    key = [inputs.base.hash, inputs.data.train_hash, inputs.train.kept]
     with _alone(inputs):
         means = cached_json("sequence_nll", key, compute)
     weights: list[float] = inputs.method.sequence_weights(torch.tensor(means, dtype=torch.float64)).tolist()
@@ -345,9 +346,9 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
 
 def _save(model: Any, inputs: Inputs, target: Path, method: str) -> None:
     with whole_directory(target) as scratch, quiet():
-        stop_at(model, end_tokens(inputs.tokenizer))
+        stop_at(model, end_tokens(inputs.base.tokenizer))
         model.save_pretrained(scratch)
-        save_tokenizer(inputs.tokenizer, scratch)
+        save_tokenizer(inputs.base.tokenizer, scratch)
         card = model_card(inputs.recipe, method, inputs.hashes, method_parts(method))
         (scratch / "README.md").write_text(card, encoding="utf-8")
 

@@ -37,7 +37,7 @@ def main(run: Path) -> None:
     inputs = Inputs(Recipe.parse(json.loads(exchange.recipe.read_text(encoding="utf-8"))))
     recipe, reference = inputs.recipe, None
     if recipe.probe_every:  # the launcher has computed it, so it comes from the cache
-        reference = reference_answers(inputs.initial_model(), inputs.tokenizer, recipe, inputs.model_hash)
+        reference = reference_answers(inputs.base, recipe)
     try:
         tuned, figures = fit_weights(inputs, run, reference)
     except (TrainingDivergedError, UserError) as error:

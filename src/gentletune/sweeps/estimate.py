@@ -8,10 +8,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gentletune.core.cache import Shared
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import read_record
 from gentletune.data import DomainData
@@ -19,7 +20,7 @@ from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.harness import EvalTask, resolve_tasks, run_tasks
 from gentletune.evaluation.measure import measure, reference_answers, silent
 from gentletune.methods import parse_method
-from gentletune.runs.inputs import Inputs, Shared
+from gentletune.runs.inputs import Inputs
 from gentletune.runs.run import has_weights, is_result_of
 from gentletune.sweeps.plan import Trial, read_settings
 from gentletune.training import fit
@@ -164,14 +165,14 @@ def probe_trial(inputs: Inputs) -> Probe:
     recipe, none = inputs.recipe, Line(0.0, 0.0)
     domain, drift, answers, tasks = none, none, none, dict[str, Line]()
     begun = time.perf_counter()
-    inputs.initial_model()
+    inputs.base.load()
     load = time.perf_counter() - begun
     with _elsewhere() as scratch:
         if recipe.evaluate:
             domain, drift, answers = _time_measures(inputs)
             tasks = {task.name: _time_task(inputs, task.name) for task in resolve_tasks(recipe)}
         step, save, checkpoint = _time_steps(inputs, scratch / "run")
-    size = sum(file.stat().st_size for file in inputs.directory.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in inputs.base.directory.glob("*.safetensors"))
     rows = recipe.batch_size * recipe.gradient_accumulation
     return Probe(load, save, step, rows, domain, drift, answers, tasks, size, checkpoint)
 
@@ -187,10 +188,10 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
 
     short = {"max_steps": STEPS, "save_every": STEPS, "probe_every": 1, "report_to": ()}
     weights = [1.0] * len(inputs.train.rows) if inputs.method.sequence_weights else None
-    base = inputs.base_weights() if inputs.method.parameterisation.needs_base else None
+    base = inputs.base.weights if inputs.method.parameterisation.needs_base else None
     fit(
-        inputs.recipe.override(short), inputs.method, inputs.model_to_train(), inputs.tokenizer, inputs.train.rows, run,
-        base=base, sequence_weights=weights, probe=look, title="probe",
+        inputs.recipe.override(short), inputs.method, inputs.base.hand_over(), inputs.base.tokenizer,
+        inputs.train.rows, run, base=base, sequence_weights=weights, probe=look, title="probe",
     )  # fmt: skip
     save = time.perf_counter() - ends[-1]
     files = [file for file in (run / CHECKPOINTS).rglob("*") if file.is_file()]
@@ -199,26 +200,27 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
 
 def _time_measures(inputs: Inputs) -> tuple[Line, Line, Line]:
     """By held-out row, by prompt of drift, by prompt that the initial model answers."""
-    model, tokenizer, recipe = inputs.initial_model(), inputs.tokenizer, inputs.recipe
+    base, recipe = inputs.base, inputs.recipe
 
     def answer(count: int) -> int:
         few = recipe.override({"general_prompts": count})
-        return len(reference_answers(model, tokenizer, few, inputs.model_hash).sampled.rows)
+        return len(reference_answers(base, few).sampled.rows)
 
     answers = _line(answer)
     one = recipe.override({"tasks": (), "general_prompts": 1})
-    reference = reference_answers(model, tokenizer, recipe.override({"general_prompts": SIZES[1]}), inputs.model_hash)
-    single = reference_answers(model, tokenizer, one, inputs.model_hash)
+    reference = reference_answers(base, recipe.override({"general_prompts": SIZES[1]}))
+    single = reference_answers(base, one)
 
     def drift(count: int) -> int:
+        how = {"pad_id": base.tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
         for own in (reference.sampled, reference.greedy):
-            sequence_nll(model, own.rows[:count], pad_id=tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens)
+            sequence_nll(base.model, own.rows[:count], **how)
         return count
 
     def held_out(count: int) -> int:
         data = inputs.data
         share = DomainData(data.name, data.train, data.test[:count], data.examples[:count])
-        measure(replace(inputs.subject(model), hash=f"probe-{count}"), share, one, single)
+        measure(base.with_model(base.model, known_as=f"probe-{count}"), share, one, single)
         return len(share.test)
 
     return _line(held_out), _line(drift), answers
@@ -227,7 +229,7 @@ def _time_measures(inputs: Inputs) -> tuple[Line, Line, Line]:
 def _time_task(inputs: Inputs, name: str) -> Line:
     def ask(count: int) -> int:
         few = inputs.recipe.override({"tasks": (name,), "limit": count})
-        subject = replace(inputs.subject(inputs.initial_model()), hash=f"probe-{count}")
+        subject = inputs.base.with_model(inputs.base.model, known_as=f"probe-{count}")
         (result,) = run_tasks(subject, resolve_tasks(few), few, silent)
         return len(result.samples)
 

@@ -103,6 +103,6 @@ class _Trial:
         keep_freed_memory()
 
     def run(self, job: Job) -> Finished:
-        from gentletune.runs.inputs import Shared
+        from gentletune.core.cache import Shared
 
         return run_job(job, Shared())

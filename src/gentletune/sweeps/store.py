@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gentletune.core.cache import Shared
 from gentletune.core.errors import RunFailedError, UserError, memory_errors
 from gentletune.core.locks import RunHeldError, holding
 from gentletune.core.provenance import provenance
@@ -17,7 +18,7 @@ from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.lm.models import give_back_memory
 from gentletune.methods import parse_method
-from gentletune.runs.inputs import Inputs, Shared
+from gentletune.runs.inputs import Inputs
 from gentletune.runs.run import RunDirectoryError, has_weights, train_held
 from gentletune.sweeps.plan import Trial
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
 from gentletune.core.locks import holder, if_dead, locked
 from gentletune.core.records import RunRecord, read_record
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
-from gentletune.runs.inputs import Inputs, Shared
+from gentletune.runs.inputs import Inputs
 from gentletune.runs.run import refuse_launcher
 from gentletune.sweeps.executors import Executor, open_executor
 from gentletune.sweeps.plan import Trial, plan, read_settings

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from gentletune.evaluation.harness import Subject
 from gentletune.evaluation.harness.backend import GentleLM
-from gentletune.lm.models import load_model, load_tokenizer, model_hash
+from gentletune.lm.loaded import Loaded
 
 GSM8K = [
     {
@@ -98,8 +97,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def subject(tiny_dir: Path) -> Subject:
-    return Subject(load_model(tiny_dir), load_tokenizer(tiny_dir), tiny_dir, model_hash(tiny_dir), 512)
+def subject(tiny_dir: Path) -> Loaded:
+    return Loaded(str(tiny_dir), max_length=512)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import gentletune.evaluation.harness.backend as backend
 from gentletune.core.errors import UserError
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.templates import trl_templates
-from gentletune.evaluation.harness import Subject
 from gentletune.evaluation.harness.backend import GentleLM, make_lm
+from gentletune.lm.loaded import Loaded
 from tests.conftest import make_model, make_tokenizer
 
 PROMPTS = [e.prompt for e in clinic_examples(7, seed=5, cot=True, split="test")]
@@ -25,7 +25,7 @@ GREEDY = {"until": [], "max_gen_toks": 40, "do_sample": False}
 
 
 @pytest.fixture(scope="module")
-def sure(subject: Subject) -> Any:
+def sure(subject: Loaded) -> Any:
     """A model that heeds its whole context, and is sure enough that rounding decides no token."""
     made = make_model(len(subject.tokenizer))
     with torch.no_grad():
@@ -36,7 +36,7 @@ def sure(subject: Subject) -> Any:
     return made
 
 
-def pair(subject: Subject, sure: Any, batch_tokens: int = 8192, max_length: int = 512) -> tuple[Any, Any]:
+def pair(subject: Loaded, sure: Any, batch_tokens: int = 8192, max_length: int = 512) -> tuple[Any, Any]:
     ours = GentleLM(sure, subject.tokenizer, max_length=max_length, batch_tokens=batch_tokens)
     return ours, HFLM(pretrained=sure, tokenizer=subject.tokenizer, batch_size=1, max_length=max_length)
 
@@ -46,7 +46,7 @@ def asked(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 700, 8192])
-def test_greedy_answers_are_lm_evals(subject: Subject, sure: Any, batch_tokens: int) -> None:
+def test_greedy_answers_are_lm_evals(subject: Loaded, sure: Any, batch_tokens: int) -> None:
     ours, theirs = pair(subject, sure, batch_tokens)
     plain = theirs.generate_until(asked("generate_until", [(p, GREEDY) for p in PROMPTS]), disable_tqdm=True)
     assert len(set(plain)) > 3
@@ -59,13 +59,13 @@ def test_greedy_answers_are_lm_evals(subject: Subject, sure: Any, batch_tokens: 
     assert expected[7] == plain[0].split(stop)[0] != plain[0]
 
 
-def test_a_long_context_is_cut_on_the_left_as_lm_eval_does(subject: Subject, sure: Any) -> None:
+def test_a_long_context_is_cut_on_the_left_as_lm_eval_does(subject: Loaded, sure: Any) -> None:
     ours, theirs = pair(subject, sure, max_length=100)
     requests = asked("generate_until", [(" ".join(PROMPTS), GREEDY), (PROMPTS[0], GREEDY)])
     assert ours.generate_until(requests) == theirs.generate_until(requests, disable_tqdm=True)
 
 
-def test_log_likelihoods_are_lm_evals(subject: Subject, sure: Any) -> None:
+def test_log_likelihoods_are_lm_evals(subject: Loaded, sure: Any) -> None:
     greedy, theirs = pair(subject, sure)
     said = greedy.generate_until(asked("generate_until", [(p, GREEDY) for p in PROMPTS]))
     requests = asked(
@@ -82,7 +82,7 @@ def test_log_likelihoods_are_lm_evals(subject: Subject, sure: Any) -> None:
     assert len({flag for _, flag in expected}) == 2
 
 
-def test_rolling_log_likelihoods_are_lm_evals(subject: Subject, sure: Any) -> None:
+def test_rolling_log_likelihoods_are_lm_evals(subject: Loaded, sure: Any) -> None:
     ours, theirs = pair(subject, sure, max_length=60)
     requests = asked("loglikelihood_rolling", [(p,) for p in PROMPTS])
     expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
@@ -90,7 +90,7 @@ def test_rolling_log_likelihoods_are_lm_evals(subject: Subject, sure: Any) -> No
 
 
 def test_an_interrupted_evaluation_goes_on_after_the_last_answer(
-    subject: Subject, sure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Loaded, sure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = asked("generate_until", [(p, dict(GREEDY)) for p in PROMPTS])
     whole = pair(subject, sure)[0].generate_until(requests)
@@ -117,7 +117,7 @@ def test_an_interrupted_evaluation_goes_on_after_the_last_answer(
     assert counts[-1] == (4, 4)
 
 
-def test_sampling_is_reproducible_and_not_cached(subject: Subject, sure: Any, tmp_path: Path) -> None:
+def test_sampling_is_reproducible_and_not_cached(subject: Loaded, sure: Any, tmp_path: Path) -> None:
     kwargs = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
     requests = asked("generate_until", [(PROMPTS[0], kwargs)] * 6)
     ours = pair(subject, sure)[0]
@@ -126,7 +126,7 @@ def test_sampling_is_reproducible_and_not_cached(subject: Subject, sure: Any, tm
     assert len(set(first)) > 1
 
 
-def test_settings_that_are_not_known_are_refused(subject: Subject, sure: Any) -> None:
+def test_settings_that_are_not_known_are_refused(subject: Loaded, sure: Any) -> None:
     ours = pair(subject, sure)[0]
     with pytest.raises(UserError, match=r"num_beams.*backend: hf"):
         ours.generate_until(asked("generate_until", [("a", {**GREEDY, "num_beams": 3})]))
@@ -134,7 +134,7 @@ def test_settings_that_are_not_known_are_refused(subject: Subject, sure: Any) ->
         ours.generate_until(asked("generate_until", [("a", {**GREEDY, "max_gen_toks": 512})]))
 
 
-def test_the_back_ends(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_back_ends(subject: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     where = {"max_length": 512, "batch_tokens": 800}
     ours, hf = (
         make_lm(name, subject.model, subject.tokenizer, subject.directory, **where) for name in ("gentletune", "hf")
@@ -154,7 +154,7 @@ def test_the_back_ends(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Non
     assert made.hf_chat_template == subject.tokenizer.chat_template
 
 
-def test_a_template_of_parts_is_asked_with_parts(subject: Subject) -> None:
+def test_a_template_of_parts_is_asked_with_parts(subject: Loaded) -> None:
     tokenizer = make_tokenizer(trl_templates()["idefics3"])
     lm = make_lm("gentletune", subject.model, tokenizer, subject.directory, max_length=512, batch_tokens=800)
     text = lm.apply_chat_template([{"role": "user", "content": "BMI?"}])

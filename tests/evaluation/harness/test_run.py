@@ -16,7 +16,8 @@ import gentletune.evaluation.harness.run as run
 import gentletune.evaluation.harness.tasks as tasks_module
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
-from gentletune.evaluation.harness import Subject, TaskResult, code_walls, resolve_tasks, run_tasks
+from gentletune.evaluation.harness import TaskResult, code_walls, resolve_tasks, run_tasks
+from gentletune.lm.loaded import Loaded
 from gentletune.sandbox.host import Isolation
 from tests.evaluation.harness.conftest import GSM8K, HUMANEVAL, write_csv, write_jsonl
 
@@ -28,16 +29,16 @@ def silent(_: str) -> None:
     return None
 
 
-def evaluated(subject: Subject, files: Path | None, *tasks: str, **fields: Any) -> list[TaskResult]:
+def evaluated(subject: Loaded, files: Path | None, *tasks: str, **fields: Any) -> list[TaskResult]:
     recipe = Recipe.parse({"tasks": tasks, "task_data": files and str(files), **fields})
     return run_tasks(subject, resolve_tasks(recipe), recipe, silent)
 
 
-def scores(subject: Subject, files: Path | None, *tasks: str, **fields: Any) -> dict[str, Any]:
+def scores(subject: Loaded, files: Path | None, *tasks: str, **fields: Any) -> dict[str, Any]:
     return {s.key: s for result in evaluated(subject, files, *tasks, **fields) for s in result.scores}
 
 
-def test_the_numbers_are_lm_evals_own(subject: Subject, files: Path) -> None:
+def test_the_numbers_are_lm_evals_own(subject: Loaded, files: Path) -> None:
     found = scores(subject, files, "gsm8k", "ifeval", max_gen_toks=40, num_fewshot=1, apply_chat_template=True)
     recipe = Recipe(tasks=("gsm8k", "ifeval"), task_data=str(files))
     loaded = [leaf for task in resolve_tasks(recipe) for leaf in task.load()]
@@ -61,13 +62,13 @@ def test_the_numbers_are_lm_evals_own(subject: Subject, files: Path) -> None:
     assert found["ifeval/inst_level_strict_acc"].n == 2
 
 
-def test_lm_evals_own_back_end_may_be_asked_for(subject: Subject, files: Path) -> None:
+def test_lm_evals_own_back_end_may_be_asked_for(subject: Loaded, files: Path) -> None:
     found = [scores(subject, files, "ifeval", max_gen_toks=8, backend=name) for name in ("gentletune", "hf")]
     assert found[0] == found[1]
     assert found[0]["ifeval/accuracy"].n == 2
 
 
-def test_gsm8k_is_scored_by_the_final_answer(subject: Subject, files: Path, says: Says) -> None:
+def test_gsm8k_is_scored_by_the_final_answer(subject: Loaded, files: Path, says: Says) -> None:
     answers = {row["question"]: row["answer"] for row in GSM8K}
     wrong = GSM8K[2]["question"]
 
@@ -83,14 +84,14 @@ def test_gsm8k_is_scored_by_the_final_answer(subject: Subject, files: Path, says
     assert all(prompt.count("Question: ") == 6 for prompt in asked)  # the task's own five examples
 
 
-def test_humaneval_runs_in_the_sandbox(subject: Subject, files: Path, says: Says) -> None:
+def test_humaneval_runs_in_the_sandbox(subject: Loaded, files: Path, says: Says) -> None:
     solutions = {row["prompt"]: row["canonical_solution"] for row in HUMANEVAL}
     says(lambda prompt: solutions[prompt])
     right = scores(subject, files, "humaneval")["humaneval/accuracy"]
     assert (right.value, right.n, right.details) == (1.0, 3, {"harness_metric": "pass@1,sandbox"})
 
 
-def test_wrong_and_hostile_programs_fail(subject: Subject, files: Path, says: Says) -> None:
+def test_wrong_and_hostile_programs_fail(subject: Loaded, files: Path, says: Says) -> None:
     bodies = iter(["    return x + 5\n", "    import os\n    os._exit(0)\n", "    return x + 2\n"])
     by_prompt = {row["prompt"]: next(bodies) for row in HUMANEVAL}
     says(lambda prompt: by_prompt[prompt])
@@ -102,7 +103,7 @@ def test_wrong_and_hostile_programs_fail(subject: Subject, files: Path, says: Sa
     assert reasons[2] == "passed"
 
 
-def test_humaneval_instruct_answers_in_a_code_block(subject: Subject, files: Path, says: Says) -> None:
+def test_humaneval_instruct_answers_in_a_code_block(subject: Loaded, files: Path, says: Says) -> None:
     solutions = {row["entry_point"]: row["canonical_solution"] for row in HUMANEVAL}
     asked = says(lambda p: next(s for name, s in solutions.items() if f"def {name}" in p) + "```\nIt adds.")
     found = scores(subject, files, "humaneval_instruct")
@@ -110,13 +111,13 @@ def test_humaneval_instruct_answers_in_a_code_block(subject: Subject, files: Pat
     assert all("<|im_start|>assistant\nHere is the completed function" in prompt for prompt in asked)
 
 
-def test_plain_humaneval_is_not_wrapped_in_a_chat(subject: Subject, files: Path, says: Says) -> None:
+def test_plain_humaneval_is_not_wrapped_in_a_chat(subject: Loaded, files: Path, says: Says) -> None:
     asked = says(lambda _: "")
     scores(subject, files, "humaneval")
     assert sorted(asked) == sorted(row["prompt"] for row in HUMANEVAL)
 
 
-def test_medcalc_reports_categories_unreadable_answers_and_leaks(subject: Subject, files: Path, says: Says) -> None:
+def test_medcalc_reports_categories_unreadable_answers_and_leaks(subject: Loaded, files: Path, says: Says) -> None:
     def answer(prompt: str) -> str:
         number = int(prompt.split("the weight plus ")[1].split("?")[0])
         return "I cannot tell" if number == 5 else f"Answer: {100 + number}" if number < 4 else "Answer: 7"
@@ -132,7 +133,7 @@ def test_medcalc_reports_categories_unreadable_answers_and_leaks(subject: Subjec
     assert (clean.n, clean.value, clean.details["leaked_dropped"]) == (4, 0.5, True)
 
 
-def test_official_medcalc_answers_score_all(subject: Subject, says: Says, shared_data: Path) -> None:
+def test_official_medcalc_answers_score_all(subject: Loaded, says: Says, shared_data: Path) -> None:
     examples, _ = tasks_module._domain_examples("medcalc", Recipe(task_data=str(shared_data)))
     answers = {e.prompt: e.completion for e in examples}
     says(lambda prompt: answers[prompt.removeprefix("<|im_start|>user\n").rpartition("<|im_end|>")[0]])
@@ -142,7 +143,7 @@ def test_official_medcalc_answers_score_all(subject: Subject, says: Says, shared
     assert (score.details["leaked_notes"], score.details["leaked_items"]) == (41, 46)
 
 
-def test_esci_is_balanced_over_its_classes(subject: Subject, tmp_path: Path, says: Says) -> None:
+def test_esci_is_balanced_over_its_classes(subject: Loaded, tmp_path: Path, says: Says) -> None:
     rows = [
         {"query": f"query {i}", "product_text": f"product {i}", "esci_label": label} for i, label in enumerate("EEEESC")
     ]
@@ -154,7 +155,7 @@ def test_esci_is_balanced_over_its_classes(subject: Subject, tmp_path: Path, say
     assert score.details["unreadable"] == 1
 
 
-def test_nothing_is_evaluated_twice(subject: Subject, files: Path, says: Says) -> None:
+def test_nothing_is_evaluated_twice(subject: Loaded, files: Path, says: Says) -> None:
     asked = says(lambda _: "18")
     first = scores(subject, files, "gsm8k", "arithmetic", limit=3)
     count = len(asked)
@@ -167,7 +168,7 @@ def test_nothing_is_evaluated_twice(subject: Subject, files: Path, says: Says) -
     assert scores(subject, files, "gsm8k", limit=3)["gsm8k/accuracy"].items == (1.0, 0.0, 0.0)
 
 
-def test_a_task_of_the_harness_in_a_file(subject: Subject, tmp_path: Path, says: Says) -> None:
+def test_a_task_of_the_harness_in_a_file(subject: Loaded, tmp_path: Path, says: Says) -> None:
     write_jsonl(tmp_path / "data.jsonl", [{"q": "1 + 1?", "a": "2"}, {"q": "2 + 2?", "a": "4"}])
     (tmp_path / "sums.yaml").write_text(
         "task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
@@ -179,7 +180,7 @@ def test_a_task_of_the_harness_in_a_file(subject: Subject, tmp_path: Path, says:
     assert scores(subject, None, str(tmp_path / "sums.yaml"))["sums/accuracy"].items == (0.0, 1.0)
 
 
-def test_choices_by_log_likelihood(subject: Subject, tmp_path: Path) -> None:
+def test_choices_by_log_likelihood(subject: Loaded, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data.jsonl", [{"q": f"{i}?", "gold": i % 2} for i in range(6)])
     (tmp_path / "pick.yaml").write_text(
         "task: pick\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
@@ -219,7 +220,7 @@ def test_half_a_data_set_is_refused(files: Path) -> None:
         resolve_tasks(Recipe(tasks=("gsm8k",), task_data=str(files)))
 
 
-def test_a_hub_that_does_not_answer_is_one_line(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_one_line(subject: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -241,7 +242,7 @@ def test_without_isolation_code_tasks_are_refused(files: Path, monkeypatch: pyte
     assert code_walls(resolve_tasks(plain), plain) == ""
 
 
-def test_no_other_program_is_run(subject: Subject, files: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_program_is_run(subject: Loaded, files: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval would look at the machine, for seconds, and call git, whose complaint would reach the screen."""
     import subprocess
 
@@ -253,7 +254,7 @@ def test_no_other_program_is_run(subject: Subject, files: Path, says: Says, monk
     assert scores(subject, files, "gsm8k", "arithmetic", limit=2)["gsm8k/accuracy"].n == 2
 
 
-def test_samples_say_what_was_asked_and_answered(subject: Subject, files: Path, says: Says) -> None:
+def test_samples_say_what_was_asked_and_answered(subject: Loaded, files: Path, says: Says) -> None:
     says(lambda _: "#### 4")
     (result,) = evaluated(subject, files, "gsm8k", limit=2)
     assert [s["responses"] for s in result.samples] == [[["#### 4"]], [["#### 4"]]]

@@ -6,15 +6,14 @@ from gentletune.evaluation.harness.own import OwnTask, example_task
 from gentletune.evaluation.harness.tasks import EvalTask, code_walls, resolve_tasks, wrap_own
 
 if TYPE_CHECKING:
-    from gentletune.evaluation.harness.run import Stage, Subject, TaskResult, run_tasks
+    from gentletune.evaluation.harness.run import Stage, TaskResult, run_tasks
 
-_OF_RUN = ("Stage", "Subject", "TaskResult", "run_tasks")  # imported on first use: naming tasks needs no torch
+_OF_RUN = ("Stage", "TaskResult", "run_tasks")  # imported on first use: naming tasks needs no torch
 
 __all__ = [
     "EvalTask",
     "OwnTask",
     "Stage",
-    "Subject",
     "TaskResult",
     "code_walls",
     "example_task",

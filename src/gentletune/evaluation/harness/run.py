@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from gentletune.core.cache import cache_root, cached_json, digest
@@ -21,6 +20,7 @@ from gentletune.evaluation.harness.backend import GentleLM, make_lm
 from gentletune.evaluation.harness.own import own_score
 from gentletune.evaluation.harness.tasks import EvalTask
 from gentletune.lm.generate import Progress
+from gentletune.lm.loaded import Loaded
 from gentletune.stats import accuracy_score, mean_score, ratio_score
 
 Stage = Callable[[str], Progress | None]
@@ -31,17 +31,6 @@ _FILTERS = ("flexible-extract", "none")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to evaluate, with its tokenizer, where its weights lie, their hash, and its longest row in tokens."""
-
-    model: Any
-    tokenizer: Any
-    directory: Path
-    hash: str
-    max_length: int
-
-
-@dataclass(frozen=True)
 class TaskResult:
     """The scores of one task, and each document's prompt, response, target and whether it was right."""
 
@@ -49,7 +38,7 @@ class TaskResult:
     samples: list[dict[str, Any]]
 
 
-def run_tasks(subject: Subject, tasks: Sequence[EvalTask], recipe: Recipe, stage: Stage) -> list[TaskResult]:
+def run_tasks(subject: Loaded, tasks: Sequence[EvalTask], recipe: Recipe, stage: Stage) -> list[TaskResult]:
     """Evaluate the tasks one after the other; each is kept by (model, task with its documents, harness version).
 
     An evaluation that is interrupted goes on after the last answer that ended.
@@ -89,7 +78,7 @@ def _named(task: EvalTask, recipe: Recipe) -> Iterator[None]:
         raise UserError(f"task '{task.name}': {error}") from error
 
 
-def _settings(subject: Subject, task: EvalTask, recipe: Recipe) -> dict[str, Any]:
+def _settings(subject: Loaded, task: EvalTask, recipe: Recipe) -> dict[str, Any]:
     """What changes a task's result beside the model and its documents."""
     return {
         "backend": recipe.backend,
@@ -102,7 +91,7 @@ def _settings(subject: Subject, task: EvalTask, recipe: Recipe) -> dict[str, Any
     }
 
 
-def _chat(subject: Subject, task: EvalTask, recipe: Recipe) -> bool:
+def _chat(subject: Loaded, task: EvalTask, recipe: Recipe) -> bool:
     """Tasks of ours are asked as the training rows are; others by the chat template where there is one."""
     has = bool(subject.tokenizer.chat_template)
     if task.own is not None or recipe.apply_chat_template is None:
@@ -110,7 +99,7 @@ def _chat(subject: Subject, task: EvalTask, recipe: Recipe) -> bool:
     return recipe.apply_chat_template
 
 
-def _make_lm(subject: Subject, recipe: Recipe) -> Any:
+def _make_lm(subject: Loaded, recipe: Recipe) -> Any:
     check_model(subject.model, subject.tokenizer)
     return make_lm(
         recipe.backend, subject.model, subject.tokenizer, subject.directory,
@@ -119,7 +108,7 @@ def _make_lm(subject: Subject, recipe: Recipe) -> Any:
 
 
 def _run(
-    task: EvalTask, loaded: list[Any], lm: Callable[[], Any], subject: Subject, recipe: Recipe, stage: Stage
+    task: EvalTask, loaded: list[Any], lm: Callable[[], Any], subject: Loaded, recipe: Recipe, stage: Stage
 ) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager

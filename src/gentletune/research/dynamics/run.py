@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gentletune.core.cache import digest
+from gentletune.core.cache import Shared, digest
 from gentletune.core.errors import UserError
 from gentletune.core.locks import locked
 from gentletune.core.recipe import Recipe
@@ -28,7 +28,7 @@ from gentletune.research.dynamics.callback import (
 )
 from gentletune.research.dynamics.plot import curriculum_png
 from gentletune.research.dynamics.table import MethodRun, csv_text, markdown
-from gentletune.runs.inputs import Inputs, Shared
+from gentletune.runs.inputs import Inputs
 from gentletune.runs.run import one_line_errors, sequence_weights_of
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.fit import CHECKPOINTS
@@ -160,17 +160,17 @@ class _Trial:
             self.directory / CURRICULUM_FILE,
             self.probe_rows,
             inputs.method,
-            pad_id=inputs.tokenizer.pad_token_id,
+            pad_id=inputs.base.tokenizer.pad_token_id,
             every=self.every,
             sequence_weights=None if weights is None or self.held_out else [weights[i] for i in self.probe],
             edges=self.edges,
             batch_tokens=recipe.eval_batch_tokens,
         )
-        base = inputs.base_weights() if inputs.method.parameterisation.needs_base else None
-        model = inputs.model_to_train()
+        base = inputs.base.weights if inputs.method.parameterisation.needs_base else None
+        model = inputs.base.hand_over()
         self.directory.mkdir(parents=True, exist_ok=True)
         fitted = fit(
-            recipe, inputs.method, model, inputs.tokenizer, inputs.train.rows, self.directory,
+            recipe, inputs.method, model, inputs.base.tokenizer, inputs.train.rows, self.directory,
             base=base, sequence_weights=weights, callbacks=[follow], title=f"{self.label} seed {self.seed}",
         )  # fmt: skip
         figures = [asdict(row) for row in read_curriculum(self.directory / CURRICULUM_FILE)]

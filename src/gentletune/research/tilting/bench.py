@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import reference_answers
@@ -21,7 +22,7 @@ from gentletune.methods.base import deviation_norm
 from gentletune.research.tilting.figures import effective_tilt, kl, moved, tilt_bounds
 from gentletune.research.tilting.positions import Positions, draw_positions, log_probs, token_log_probs
 from gentletune.research.tilting.safe_range import Checkpoint, FollowedRun
-from gentletune.runs.inputs import Inputs, Shared
+from gentletune.runs.inputs import Inputs
 from gentletune.training import TrainingDivergedError, fit
 
 BITS = 1 / math.log(2)  # in a nat
@@ -66,8 +67,8 @@ class Bench:
         self, inputs: Inputs, shared: Shared, general_positions: int, domain_positions: int, stage: Stage
     ) -> None:
         self.inputs, self.shared = inputs, shared
-        self.model = inputs.initial_model()
-        own = reference_answers(self.model, inputs.tokenizer, inputs.recipe, inputs.model_hash, stage=stage).sampled
+        self.model = inputs.base.model
+        own = reference_answers(inputs.base, inputs.recipe, stage=stage).sampled
         self.general = draw_positions(own.rows, general_positions)
         self.domain = draw_positions(inputs.test.rows, domain_positions)
         self.initial = self.tables(self.model)
@@ -76,7 +77,7 @@ class Bench:
 
     def tables(self, model: Any) -> Tables:
         """Log-probabilities of a model at the positions. Raises `TrainingDivergedError` where they are not finite."""
-        how = {"pad_id": self.inputs.tokenizer.pad_token_id, "batch_tokens": self.inputs.recipe.eval_batch_tokens}
+        how = {"pad_id": self.inputs.base.tokenizer.pad_token_id, "batch_tokens": self.inputs.recipe.eval_batch_tokens}
         found = Tables(log_probs(model, self.general, **how), log_probs(model, self.domain, **how))
         if not all(bool(torch.isfinite(table).all()) for table in (found.general, found.domain)):
             raise TrainingDivergedError("the model's predictions are no longer finite")
@@ -174,7 +175,7 @@ class Bench:
             with tempfile.TemporaryDirectory() as scratch:
                 model = copy.deepcopy(self.model)
                 fit(
-                    recipe, inputs.method, model, inputs.tokenizer, rows, Path(scratch),
+                    recipe, inputs.method, model, inputs.base.tokenizer, rows, Path(scratch),
                     base=dict(self.model.named_parameters()), probe=probe, title=title,
                 )  # fmt: skip
         except _LastLookError:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
 from gentletune.core.locks import locked
 from gentletune.core.recipe import Recipe
@@ -17,7 +18,7 @@ from gentletune.evaluation.measure import silent
 from gentletune.research.tilting.bench import Bench, Target
 from gentletune.research.tilting.check import check_fit
 from gentletune.research.tilting.safe_range import Checkpoint, FollowedRun, SafeRange, safe_range
-from gentletune.runs.inputs import Inputs, Shared
+from gentletune.runs.inputs import Inputs
 
 STATE_FILE = "tilting.json"  # what the files in the directory were made from
 RUNS = "runs"
