@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gentletune.core.errors import UserError
 from gentletune.lm import models
 from gentletune.lm.models import device, hidden_states, lm_head, load_model, load_tokenizer
-from gentletune.losses import token_nll
+from gentletune.losses import Head, token_nll
 from tests.conftest import make_tokenizer
 
 
@@ -174,8 +173,8 @@ def test_a_lora_model_keeps_its_adapter_and_its_head() -> None:
 def test_a_head_gentletune_does_not_know_is_refused(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = models.lm_head
 
-    def scaled(model: Any) -> models.Head:
-        return dataclasses.replace(plain(model), scale=2.0)
+    def scaled(model: Any) -> Head:
+        return plain(model)._replace(scale=2.0)
 
     assert models.load_model(tiny_dir) is not None
     monkeypatch.setattr(models, "lm_head", scaled)

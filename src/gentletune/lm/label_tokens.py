@@ -13,8 +13,8 @@ from torch import Tensor
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import Encoded
 from gentletune.lm.generate import Progress
-from gentletune.lm.models import Head, hidden_states, lm_head
-from gentletune.losses import label_tokens, token_nll
+from gentletune.lm.models import hidden_states, lm_head
+from gentletune.losses import Head, label_tokens, token_nll
 
 _LOGITS = 2**24  # elements of a block of logits: 64 MiB in fp32
 
@@ -81,9 +81,7 @@ def label_logits(
         step = max(1, _LOGITS // found.head.weight.shape[0])
         for start in range(0, len(found.targets), step):
             some = slice(start, start + step)
-            logits = found.head.logits(found.hidden[some])
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            yield LabelLogits(logits, found.targets[some], found.place[some])
+            yield LabelLogits(found.head.logits(found.hidden[some]), found.targets[some], found.place[some])
 
 
 @torch.no_grad()

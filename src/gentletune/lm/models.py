@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import gc
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from gentletune.core.errors import UserError
 from gentletune.lm.model_files import model_hash as model_hash
 from gentletune.lm.model_files import quiet as quiet
 from gentletune.lm.model_files import resolve_model as resolve_model
+from gentletune.losses import Head
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
@@ -51,7 +51,7 @@ def _check_head(model: Any, directory: Path) -> None:
     with torch.inference_mode():
         own = model(input_ids=ids).logits.float()
         head, hidden = lm_head(model), hidden_states(model, input_ids=ids)
-        logits = head.logits(hidden).float()
+        logits = head.logits(hidden)
     if own.shape != logits.shape or not torch.allclose(own, logits, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise UserError(
             f"the model in {directory} computes its logits in a way gentletune does not know; report its type"
@@ -108,27 +108,6 @@ def give_back_memory() -> None:
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-@dataclass(frozen=True)
-class Head:
-    """A language-model head: logits = cap·tanh(scale·(h Wᵀ + b)/cap), the cap only where `softcap` is set."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Bias, cap and scale as the keyword arguments of `gentletune.losses.token_nll`."""
-        return {"bias": self.bias, "softcap": self.softcap, "scale": self.scale}
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (…, V) of hidden states (…, D)."""
-        scores = hidden @ self.weight.T
-        scores = (scores if self.bias is None else scores + self.bias) * self.scale
-        return self.softcap * torch.tanh(scores / self.softcap) if self.softcap else scores
 
 
 def base_causal_lm(model: Any) -> Any:

@@ -1,6 +1,6 @@
 """Tensors to tensors: token NLL, weights, reductions. No model, no I/O, no configuration."""
 
-from gentletune.losses.chunked import Weigh
+from gentletune.losses.chunked import Head, Weigh
 from gentletune.losses.heads import BACKENDS, Backend, TokenNLL, WeightedNLL, token_nll, weighted_nll
 from gentletune.losses.labels import IGNORE, LabelTokens, label_tokens, sequence_means
 from gentletune.losses.weights import (
@@ -17,6 +17,7 @@ __all__ = [
     "BACKENDS",
     "IGNORE",
     "Backend",
+    "Head",
     "LabelTokens",
     "TokenNLL",
     "Weigh",

@@ -19,12 +19,30 @@ Weigh = Callable[[Tensor], Tensor]
 
 
 class Head(NamedTuple):
-    """logits = cap·tanh(scale·(h Wᵀ + b)/cap), the cap only where `softcap` is set."""
+    """A language-model head: logits = cap·tanh(scale·(h Wᵀ + b)/cap), the cap only where `softcap` is set.
+
+    >>> Head(torch.ones(4, 2), scale=0.5).logits(torch.ones(1, 2)).tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
+    """
 
     weight: Tensor
-    bias: Tensor | None
-    softcap: float | None
-    scale: float
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Bias, cap and scale as the keyword arguments of `token_nll` and `weighted_nll`."""
+        return {"bias": self.bias, "softcap": self.softcap, "scale": self.scale}
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Whole logits (…, V) of hidden states (…, D), in fp32 (float64 stays float64)."""
+        found = (hidden @ self.weight.T).to(_accumulator(hidden))
+        if self.bias is not None:
+            found = found + self.bias
+        if self.scale != 1.0:
+            found = found * self.scale
+        return self.softcap * torch.tanh(found / self.softcap) if self.softcap else found
 
 
 class Found(NamedTuple):

@@ -137,9 +137,7 @@ def weighted_nll(
     with torch.autocast(hidden.device.type, enabled=False):
         if recording and (backend == "chunked" or (backend == "auto" and not small)):
             return WeightedNLL(*_weighted_nll(hidden, head.weight, targets, *head[1:], weigh, factors))
-        nll, lse, _ = token_nll(
-            hidden, head.weight, targets, bias=head.bias, softcap=softcap, scale=scale, backend=backend
-        )
+        nll, lse, _ = token_nll(hidden, head.weight, targets, **head.options, backend=backend)
         seen = nll.detach()
         weights = torch.ones_like(seen) if weigh is None else weigh(seen).to(seen.dtype)
         weights = weights if factors is None else (weights * factors).to(seen.dtype)
@@ -176,13 +174,7 @@ def _prepare(
 
 
 def _reference(hidden: Tensor, head: Head, targets: Tensor, entropy: bool) -> TokenNLL:
-    logits = (hidden @ head.weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
-    if head.bias is not None:
-        logits = logits + head.bias
-    if head.scale != 1.0:
-        logits = logits * head.scale
-    if head.softcap:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
+    logits = head.logits(hidden)
     lse = logits.logsumexp(-1)
     nll = lse - logits.gather(-1, targets[:, None]).squeeze(-1)
     spread = None
