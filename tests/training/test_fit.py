@@ -35,3 +35,19 @@ def test_a_finished_training_resumes_without_a_step(method: str, tokenizer: Any,
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
     assert [line["step"] for line in read_metrics(tmp_path / METRICS_FILE) if "loss" in line] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"batch_size": 2},
+        {"batch_size": 2, "gradient_accumulation": 2, "epochs": 1.5},
+        {"batch_size": 8, "epochs": 0.5},
+        {"batch_size": 2, "max_steps": 4},
+    ],
+)
+def test_a_recipe_knows_its_steps(fields: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
+    recipe = Recipe(data="clinic", train_rows=5, save_every=9, **fields)
+    rows = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows
+    fitted = fit(recipe, parse_method("sft"), make_model(len(tokenizer)), tokenizer, rows, tmp_path)
+    assert recipe.steps(len(rows)) == fitted.figures["steps"]

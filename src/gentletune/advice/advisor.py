@@ -118,7 +118,7 @@ def advise(
     base, talr = base_method(recipe.method), talr_method(recipe.method)
     prior = prior_rate(int(loaded.config.get_text_config().hidden_size)) * (10 if "lora" in base else 1)
     probed = sorted(rates or [nearest_half_decade(prior * f) for f in FACTORS])
-    full = _full_steps(recipe, len(rows))
+    full = recipe.steps(len(rows))
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / (len(probed) + 1))))
     bench, hard_share = _bench(recipe, loaded, rows, count, say)
     units = unit_movement(full, full, recipe.warmup, recipe.schedule) or 1.0  # one step may be all warm-up
@@ -230,21 +230,12 @@ def _check(
         raise UserError(f"sweep_runs must be 1 or more, got {sweep_runs}")
 
 
-def _full_steps(recipe: Recipe, rows: int) -> int:
-    """Optimiser steps of the full training."""
-    return recipe.max_steps or max(1, math.ceil(recipe.epochs * math.ceil(rows / _step_rows(recipe))))
-
-
-def _step_rows(recipe: Recipe) -> int:
-    return recipe.batch_size * recipe.gradient_accumulation
-
-
 def _bench(
     recipe: Recipe, loaded: Loaded, rows: Sequence[Encoded], steps: int, say: Callable[[str], None]
 ) -> tuple[Bench, float]:
     """What probes of `steps` steps train and are measured on, and the share of hard tokens."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    train, held = split_rows(rows, HELD_ROWS, steps * _step_rows(recipe), recipe.seed)
+    train, held = split_rows(rows, HELD_ROWS, steps * recipe.step_rows(), recipe.seed)
     say("token statistics of the training rows under the initial model")
     looked_at = random.Random(recipe.seed).sample(rows, min(STATISTICS_ROWS, len(rows)))
     tokens = {"pad_id": tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}

@@ -6,6 +6,7 @@ YAML files, CLI flags and Python share these field names; `lr` is accepted for `
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -174,6 +175,18 @@ class Recipe(BaseModel):
     def override(self, values: Mapping[str, Any]) -> Self:
         """A copy with `values` replaced, validated."""
         return self.parse({**self.model_dump(), **_renamed(values, "recipe")})
+
+    def step_rows(self, processes: int = 1) -> int:
+        """Rows that one optimiser step takes in."""
+        return self.batch_size * self.gradient_accumulation * processes
+
+    def steps(self, rows: int, processes: int = 1) -> int:
+        """Optimiser steps of a training on so many rows; the last of an epoch may be of fewer rows.
+
+        >>> Recipe(batch_size=8, gradient_accumulation=2, epochs=1.5).steps(rows=33)
+        5
+        """
+        return self.max_steps or max(1, math.ceil(self.epochs * math.ceil(rows / self.step_rows(processes))))
 
     def training_fields(self) -> dict[str, Any]:
         """The fields that determine the trained weights."""

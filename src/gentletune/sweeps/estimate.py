@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -75,12 +74,11 @@ class Probe:
 
     def training(self, recipe: Recipe, rows: int) -> float:
         """Seconds to train on so many rows, checkpoints and probes included."""
-        step_rows = recipe.batch_size * recipe.gradient_accumulation
-        steps = recipe.max_steps or math.ceil(recipe.epochs * math.ceil(rows / step_rows))
+        steps = recipe.steps(rows)
         looks = steps // recipe.probe_every if recipe.probe_every else 0
         saves = steps // recipe.save_every
         return (
-            steps * self.step * step_rows / self.step_rows
+            steps * self.step * recipe.step_rows() / self.step_rows
             + looks * self.drift.at(recipe.probe_rows)
             + (saves * self.save)
         )
@@ -173,8 +171,7 @@ def probe_trial(inputs: Inputs) -> Probe:
             tasks = {task.name: _time_task(inputs, task.name) for task in resolve_tasks(recipe)}
         step, save, checkpoint = _time_steps(inputs, scratch / "run")
     size = sum(file.stat().st_size for file in inputs.base.directory.glob("*.safetensors"))
-    rows = recipe.batch_size * recipe.gradient_accumulation
-    return Probe(load, save, step, rows, domain, drift, answers, tasks, size, checkpoint)
+    return Probe(load, save, step, recipe.step_rows(), domain, drift, answers, tasks, size, checkpoint)
 
 
 def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:

@@ -157,8 +157,7 @@ class Bench:
         """Train a copy of the model, looking every `every` steps (0: never) and at the end; whether it diverged."""
         inputs = Inputs(self.inputs.recipe.override({"seed": seed, "learning_rate": rate}), self.shared)
         recipe, rows, done = inputs.recipe, inputs.train.rows, 0
-        a_step = recipe.batch_size * recipe.gradient_accumulation
-        steps = recipe.max_steps or max(1, math.ceil(recipe.epochs * math.ceil(len(rows) / a_step)))
+        steps = recipe.steps(len(rows))
         every = min(every, steps) or steps
 
         def probe(model: Any) -> dict[str, float]:
