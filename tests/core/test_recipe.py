@@ -24,6 +24,7 @@ BOOKKEEPING: dict[str, Any] = {
 }
 MEASUREMENT: dict[str, Any] = {
     "evaluate": False,
+    "domain_metric": "exact",
     "domain_tokens": 7,
     "general_prompts": 7,
     "general_tokens": 7,
@@ -237,6 +238,21 @@ def test_result_and_training_fields_change_with_what_they_name(key: str, value: 
     assert (changed.result_fields() == plain.result_fields()) == (key in BOOKKEEPING)
     assert (changed.training_fields() == plain.training_fields()) == (key not in TRAINING)
     assert (key in changed.result_fields()) == (key not in BOOKKEEPING)
+
+
+@pytest.mark.parametrize("path", ["mine.jsonl", "owner/name", "./mine", "~/a b.csv", "mine (copy).jsonl"])
+def test_a_file_may_stand_where_a_domain_may(path: str) -> None:
+    recipe = Recipe.parse({"data": path})
+    assert (recipe.data, recipe.data_path) == (None, path)
+    assert recipe == Recipe.parse({"data_path": path}) == Recipe.parse(recipe.model_dump())
+    assert recipe.override({"data": "clinic"}) == Recipe(data="clinic")
+    medcalc = Recipe(data="medcalc", data_path="train.csv")
+    assert medcalc.override({"data": path}) == recipe
+    assert medcalc.override({"data": "esci"}).data_path == "train.csv"
+    assert Recipe.parse({"data": "lab(noise=0.3)"}).data == "lab(noise=0.3)"
+    with pytest.raises(UserError) as caught:
+        Recipe.parse({"data": path, "data_path": "other.csv"}, "r.yaml")
+    assert str(caught.value) == f"r.yaml: data: {path} is a file or a data set of the hub, so data_path says nothing more"
 
 
 def test_how_a_number_is_written_does_not_count() -> None:

@@ -20,7 +20,7 @@ from gentletune.core.errors import UserError
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.medcalc import medcalc_example
 from gentletune.data.files import read_rows
-from gentletune.data.load import load_data, split_by_group
+from gentletune.data.load import _key, load_data, split_by_group
 
 SHAPES: dict[str, Any] = {
     "messages": lambda i: {
@@ -86,10 +86,13 @@ def test_clinic_makes_its_rows(cot: bool) -> None:
     [
         ({"data": "clinic", "data_path": "x.csv"}, "takes no data_path"),
         ({"data": "medcalc"}, "data: medcalc needs data_path"),
-        ({}, "needs data_path"),
+        ({}, r"no data; give data \(--data\): a file such as mine.jsonl, .* or of clinic,"),
+        ({"data": "a.jsonl", "data_path": "b.jsonl"}, "data: a.jsonl is a file .*, so data_path says nothing more"),
+        ({"data": "clinic", "domain_metric": "exact"}, "data: clinic has its own scoring"),
         ({"data": "clinc"}, "unknown data recipe 'clinc'; did you mean 'clinic'"),
         ({"data": "medcal", "data_path": "x.csv"}, "did you mean 'medcalc'"),
         ({"data_path": "no/such/file.csv"}, "no such data file: no/such/file.csv"),
+        ({"data": "no/such/file.csv"}, "no such data file: no/such/file.csv"),
     ],
 )
 def test_a_recipe_without_the_data_it_names_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -102,7 +105,9 @@ def test_plain_rows_are_split_and_limited(tmp_path: Path, shape: str) -> None:
     rows = [SHAPES[shape](i) for i in range(30)]
     path = jsonl(tmp_path / "notes.jsonl", [*rows, rows[0]])
     whole = load_data(Recipe(data_path=path))
-    assert (whole.name, len(whole.test), whole.examples, whole.leaked) == ("notes", 6, [], 0)
+    assert (whole.name, len(whole.test), whole.leaked) == ("notes", 6, 0)
+    assert len(whole.examples) == (0 if shape == "text" else 6)
+    assert {e.group for e in whole.examples}.isdisjoint(map(_key, whole.train))
     assert sorted(map(str, [*whole.train, *whole.test])) == sorted(map(str, [*rows, rows[0]]))
     assert not {str(r) for r in whole.train} & {str(r) for r in whole.test}
     few = load_data(Recipe(data_path=path, train_rows=7, test_rows=3))
@@ -122,7 +127,7 @@ def test_a_plain_test_file_takes_its_rows_out_of_training(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="every row is also held out"):
         load_data(Recipe(data_path=path, test_path=path))
     text = jsonl(tmp_path / "text.jsonl", [SHAPES["text"](0)])
-    with pytest.raises(UserError, match=r"shape 'text', but .* has 'prompt_completion'"):
+    with pytest.raises(UserError, match=r"text\.jsonl: 1 row of plain text \(text\), but .* has 10 rows of prompts"):
         load_data(Recipe(data_path=path, test_path=text))
 
 

@@ -257,7 +257,7 @@ def test_rows_of_the_training_formats(tokenizer: Any, tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, found)))
     assert text_rows(str(path), tokenizer, 50) == [encode_row(found[0], tokenizer)]
     path.write_text(json.dumps({"question": "?"}))
-    with pytest.raises(UserError, match="fit no shape"):
+    with pytest.raises(UserError, match="fit no form"):
         text_rows(str(path), tokenizer, 50)
 
 

@@ -271,13 +271,17 @@ UNREADABLE = {
     "date": ["", "soon", "March 5, 2014", "13/45/2014", "5"],
     "weeks_days": ["", "soon", "26.4 weeks", "5"],
     "choice": ["", "A", "I think so", "E or S", "not exact"],
+    "exact": ["", "\n .", "Answer:"],
+    "text": ["", " \n", "..."],
 }
 
 
 @pytest.mark.parametrize("kind", get_args(AnswerKind))
 def test_what_cannot_be_read_is_told_from_what_is_wrong(kind: AnswerKind) -> None:
     values = {"decimal": "5", "integer": "5", "date": "03/05/2014", "weeks_days": "(1 weeks, 2 days)", "choice": "C"}
+    values |= {"exact": "new york", "text": "take it with food"}
     other = {"decimal": "6", "integer": "6", "date": "3/6/2014", "weeks_days": "1 week", "choice": "Exact"}
+    other |= {"exact": "York", "text": "do not"}
     wanted = answer(kind, values[kind])
     for response in UNREADABLE[kind]:
         assert not is_readable(response, wanted)

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from gentletune.cli.common import say
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
-from gentletune.data.files import check_rows, is_text, read_rows, read_text
+from gentletune.data.files import is_text, read_rows, read_text
+from gentletune.data.forms import shaped_rows
 from gentletune.data.load import load_data
 from gentletune.data.templates import read_template
 from gentletune.lab import lab_domain  # noqa: F401 (importing it makes its domain known)
@@ -38,7 +40,7 @@ def check_recipe(
     if recipe.chat_template is not None:
         read_template(recipe.chat_template)
     if data:
-        load_data(recipe)
+        found = load_data(recipe)
     if tasks and recipe.reference_path is not None:
         check_file(recipe.reference_path)
     for model in [recipe.model] if models is None else models:
@@ -47,6 +49,9 @@ def check_recipe(
         from gentletune.evaluation.harness import resolve_tasks
 
         resolve_tasks(recipe)
+    if data:
+        for line in filter(None, (found.recognised, found.scored if tasks else "")):
+            say(line)
 
 
 def check_output(run: Path) -> None:
@@ -64,7 +69,7 @@ def check_file(path: str) -> None:
     if is_text(path):
         read_text(path)
     else:
-        check_rows(read_rows(path), path)
+        shaped_rows(read_rows(path), path)
 
 
 def check_study(config: Path, output: Path, *, files: bool = True) -> None:

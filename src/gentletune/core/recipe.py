@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,8 @@ _BEGINS = {
 
 DATE = "2024-07-26"  # the default of Llama 3.1's and 3.2's own templates where no clock is at hand
 Processes = int | Literal["auto"]
+DomainMetric = Literal["auto", "choice", "numeric", "exact", "text", "loss"]
+_DOMAIN_NAME = re.compile(r"\w+(\(.*\))?")  # what is written otherwise (mine.jsonl, owner/name) is a file or the hub's
 
 
 class Recipe(BaseModel):
@@ -47,8 +50,10 @@ class Recipe(BaseModel):
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off unless you say so.")
 
     # --- data
-    data: str | None = Field(None, description="Domain recipe: clinic, medcalc or esci. None: the file's own shape.")
-    data_path: str | None = Field(None, description="JSONL, JSON, CSV or Parquet file, or a data set of the hub.")
+    data: str | None = Field(
+        None, description="A domain (clinic, medcalc, …), a file (mine.jsonl) or a data set of the hub (owner/name)."
+    )
+    data_path: str | None = Field(None, description="File or data set of the hub that the domain's rows are made from.")
     data_split: str = Field("train", description="Split to train on, where data_path is a hub name.")
     data_config: str | None = Field(None, min_length=1, description="Configuration (subset) of a hub data set.")
     test_path: str | None = Field(None, description="Held-out file; None splits data_path by group (patient note).")
@@ -98,6 +103,7 @@ class Recipe(BaseModel):
 
     # --- measurement: fields that change scores but not the trained weights
     evaluate: bool = Field(True, description="Measure the initial and the tuned model after training.")
+    domain_metric: DomainMetric = Field("auto", description="What scores the answers of a file; auto: told by them.")
     domain_tokens: int = Field(160, ge=1, description="Longest answer generated for a domain row.")
     general_prompts: int = Field(200, ge=1, description="Shipped general prompts whose answers measure drift.")
     general_tokens: int = Field(48, ge=1, description="Longest answer drift is measured on.")
@@ -129,6 +135,11 @@ class Recipe(BaseModel):
         renamed = {ALIASES.get(key, key): value for key, value in values.items()}
         if len(renamed) != len(values):
             raise ValueError("give learning_rate or lr, not both")
+        data, path = renamed.get("data"), renamed.get("data_path")
+        if isinstance(data, str) and data and not _DOMAIN_NAME.fullmatch(data):
+            if path is not None and path != data:
+                raise ValueError(f"data: {data} is a file or a data set of the hub, so data_path says nothing more")
+            renamed |= {"data": None, "data_path": data}
         return renamed
 
     @field_validator("processes", mode="before")
@@ -167,14 +178,18 @@ class Recipe(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "recipe"
             message = first["msg"].removeprefix("Value error, ")
             message = message[0].lower() + message[1:]
-            raise UserError(f"{where}: {key}: {message} (got {first['input']!r})") from error
+            if first["loc"]:
+                message = f"{'.'.join(map(str, first['loc']))}: {message} (got {first['input']!r})"
+            raise UserError(f"{where}: {message}") from error
 
     def override(self, values: Mapping[str, Any]) -> Self:
         """A copy with `values` replaced, validated."""
-        return self.parse({**self.model_dump(), **_renamed(values, "recipe")})
+        mine, data = self.model_dump(), values.get("data")
+        if data is not None and (self.data is None or not _DOMAIN_NAME.fullmatch(data)):
+            del mine["data_path"]  # another file, or none, takes its place
+        return self.parse({**mine, **_renamed(values, "recipe")})
 
     def step_rows(self, processes: int = 1) -> int:
         """Rows that one optimiser step takes in."""

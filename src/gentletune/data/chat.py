@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import jinja2
 
 from gentletune.core.errors import UserError
+from gentletune.data.forms import tool_name
 from gentletune.data.templates import has_marks, training_template
 
 Message = dict[str, Any]
@@ -46,13 +47,15 @@ class _Form:
 _FORMS: WeakKeyDictionary[Any, dict[str, _Form]] = WeakKeyDictionary()
 
 
-def encode_chat(messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any] | None = None) -> Said:
+def encode_chat(
+    messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any] | None = None, given: int = 0
+) -> Said:
     """Token ids of a chat, and which of them are labels: what the assistant says, up to the end of each turn.
 
     Rendered by TRL's training variant of the template where there is one. What the assistant says stands between the
     template's `{% generation %}` marks; without marks it is what an assistant message adds to the text before it.
     Never a label: what the prompt for an answer already holds, and what follows the token that ends the turn.
-    Where nothing ends the last turn, the end token is appended.
+    Where nothing ends the last turn, the end token is appended. Nor is what the first `given` messages say a label.
 
     Raises:
         UserError: the template refuses the chat, leaves out its tools or their calls, or does not tell who says what.
@@ -65,14 +68,18 @@ def encode_chat(messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any
     messages = chat.accepted(messages)
     text = chat.render(messages)
     _check_tools(chat, messages, text)
-    return _ended(chat, _said(chat, messages, text), messages[-1]["role"] == "assistant")
+    said = _ended(chat, _said(chat, messages, text), messages[-1]["role"] == "assistant")
+    if not given:
+        return said
+    prompt = tokenizer(chat.render(messages[:given], prompt=True), add_special_tokens=False)["input_ids"]
+    stop = _shared(prompt, said.ids)
+    return Said(said.ids, [False] * stop + said.mask[stop:])
 
 
-def render_prompt(messages: Sequence[Message], tokenizer: Any) -> str:
+def render_prompt(messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any] | None = None) -> str:
     """A chat up to where the assistant begins to answer, by the tokenizer's own template: as it is served."""
-    form = _form(tokenizer, None)
     rendered: str = tokenizer.apply_chat_template(
-        as_contents(messages, tokenizer) if form.parts else list(messages), tokenize=False, add_generation_prompt=True
+        as_contents(messages, tokenizer), tools=tools or None, tokenize=False, add_generation_prompt=True
     )
     return rendered
 
@@ -291,8 +298,8 @@ def _given(chat: _Chat, before: Sequence[Message], prompt: str, text: str) -> in
     return held if held >= _shared(prompt, chat.render(before)) else None
 
 
-def _shared(one: str, other: str) -> int:
-    """How many characters two texts have in common from their start."""
+def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many characters (or tokens) two texts have in common from their start."""
     same = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(same, min(len(one), len(other)))
 
@@ -346,21 +353,16 @@ def _check_tools(chat: _Chat, messages: Sequence[Message], text: str) -> None:
     One that writes calls, but not which tools there are (DeepSeek V3), is let be, as TRL lets it.
     """
     calls = [call for m in messages for call in m.get("tool_calls") or ()]
-    lost = next((f"the call of '{name}'" for name in map(_name, calls) if name not in text), None)
+    lost = next((f"the call of '{name}'" for name in map(tool_name, calls) if str(name) not in text), None)
     other = [{**m, "content": _PROBE} if m["role"] == "tool" else m for m in messages]
     if lost is None and other != messages and chat.render(other) == text:
         lost = "what tools answer"
     if lost is None and chat.tools and not calls and replace(chat, tools=None).render(messages) == text:
         asked = {"role": "user", "content": _PROBE}
         called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": _PROBE_CALL}]}
-        lost = None if chat.writes([asked, called], _PROBE_CALL["name"]) else f"the tool '{_name(chat.tools[0])}'"
+        lost = None if chat.writes([asked, called], _PROBE_CALL["name"]) else f"the tool '{tool_name(chat.tools[0])}'"
     if lost is not None:
         raise UserError(
             f"the chat template leaves out {lost}; give one that knows tools as chat_template (a file, or the name of "
             "one that TRL ships, such as qwen3), or rows without them"
         )
-
-
-def _name(tool: Message) -> str:
-    """The name of a tool or of a call, which stands in a `function` of its own or beside it."""
-    return str((tool.get("function") or tool).get("name"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from gentletune.core.errors import UserError
 from gentletune.data.chat import encode_chat, render_prompt
-from gentletune.data.files import Row
+from gentletune.data.forms import Row
 
 IGNORE = -100  # the label that torch's losses skip
 
@@ -77,6 +77,7 @@ def encode_row(row: Row, tokenizer: Any) -> Encoded:
     `messages`, and `prompt`/`completion` where the tokenizer has a chat template, are rendered by it (with the row's
     `tools`, if any), and what the assistant says up to and including the end of its turn is the label. Without a
     template the completion is appended to the prompt, followed by the end token. In `text` every token is a label.
+    Of `messages`, the first `given` are the prompt, and no labels.
     """
     if "messages" in row:
         if not tokenizer.chat_template:
@@ -84,7 +85,7 @@ def encode_row(row: Row, tokenizer: Any) -> Encoded:
                 "the rows are chat messages, but the tokenizer has no chat template; use another model, or give "
                 "chat_template"
             )
-        return _encode_chat(row["messages"], tokenizer, row.get("tools"))
+        return _encode_chat(row["messages"], tokenizer, row.get("tools"), row.get("given", 0))
     end = tokenizer.eos_token_id
     if "text" in row:
         ids = [*_without_ends(tokenizer(row["text"])["input_ids"], end), end]
@@ -120,6 +121,6 @@ def _without_ends(ids: list[int], end: int) -> list[int]:
     return ids[:stop]
 
 
-def _encode_chat(messages: list[Any], tokenizer: Any, tools: list[Any] | None) -> Encoded:
-    ids, mask = encode_chat(messages, tokenizer, tools)
+def _encode_chat(messages: list[Any], tokenizer: Any, tools: list[Any] | None, given: int = 0) -> Encoded:
+    ids, mask = encode_chat(messages, tokenizer, tools, given)
     return Encoded(ids, [token if said else IGNORE for token, said in zip(ids, mask, strict=True)])

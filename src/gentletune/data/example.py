@@ -8,14 +8,18 @@ from typing import Any, Literal
 ANSWER_PREFIX = "Answer:"
 """Chain-of-thought completions end with a line `Answer: VALUE`; scoring reads what follows the last one."""
 
-AnswerKind = Literal["decimal", "integer", "date", "weeks_days", "choice"]
+AnswerKind = Literal["decimal", "integer", "date", "weeks_days", "choice", "exact", "text"]
+Place = Literal["marker", "hashes", "first_line", "all"]
+"""Where an answer stands: after `Answer:` or in `\\boxed{}` if there is one, after `####`, …"""
 
 
 @dataclass(frozen=True)
 class Answer:
     """The right answer: `value` as written; decimals are right within [lower, upper], other kinds exactly.
 
-    `domain` is the one that reads a choice. Raises `ValueError` on a choice without.
+    `exact` is right but for case, spaces and closing punctuation; `text` is scored by what it has in common with the
+    answer. A choice is read by its `domain`, or is one of `choices`; `ValueError` where it has neither. `place` says
+    where in a response the answer stands.
     """
 
     kind: AnswerKind
@@ -23,9 +27,11 @@ class Answer:
     lower: float | None = None
     upper: float | None = None
     domain: str = ""
+    choices: tuple[str, ...] = ()
+    place: Place = "marker"
 
     def __post_init__(self) -> None:
-        if self.kind == "choice" and not self.domain:
+        if self.kind == "choice" and not (self.domain or self.choices):
             raise ValueError(f"the choice '{self.value}' names no domain to read it")
 
 
@@ -42,7 +48,8 @@ class Example:
     """A prompt with its reference completion.
 
     `answer` or `constraints` say how a response is judged (neither: the row is for training only);
-    `group` names what examples share (a patient note), so that a split never puts it on both sides.
+    `group` names what examples share (a patient note), so that a split never puts it on both sides. `chat` holds the
+    messages up to the answer where they are more than the prompt, with the `tools` they may call.
     """
 
     prompt: str
@@ -51,6 +58,8 @@ class Example:
     constraints: tuple[Constraint, ...] = ()
     group: str = ""
     category: str = ""
+    chat: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The example as a `prompt`/`completion` row."""

@@ -1,24 +1,19 @@
-"""Rows from JSONL, JSON, CSV and Parquet files or a hub data set, in one of three shapes."""
+"""Rows from JSONL, JSON, CSV, Parquet and text files or a hub data set."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gentletune.core.errors import UserError, check_text
+from gentletune.data.forms import Row, without_nulls
 from gentletune.data.hub import hub_rows, is_hub_name
 
-Row = dict[str, Any]
-Shape = Literal["messages", "prompt_completion", "text"]
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_ROLES = ("assistant", "developer", "system", "tool", "user")
-_COLUMNS: Mapping[Shape, tuple[str, ...]] = {
-    "messages": ("messages", "tools"), "prompt_completion": ("prompt", "completion", "tools"), "text": ("text",)
-}  # fmt: skip
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+_CHATS = ("messages", "conversations")  # columns whose cells hold a list as JSON, where a format has text alone
 
 
 def read_rows(path: str, *, split: str = "train", config: str | None = None) -> list[Row]:
@@ -36,7 +31,7 @@ def read_rows(path: str, *, split: str = "train", config: str | None = None) -> 
     elif file.is_dir():
         raise UserError(f"{path} is a directory; give one data file ({', '.join(SUFFIXES)})")
     elif is_hub_name(path):
-        rows = [unpadded(row) for row in hub_rows(path, split, config)]
+        rows = [_unpadded(row) for row in hub_rows(path, split, config)]
     else:
         raise UserError(f"no such data file: {path}")
     if not rows:
@@ -48,8 +43,7 @@ def read_rows(path: str, *, split: str = "train", config: str | None = None) -> 
 
 
 def read_text(path: str) -> str:
-    """The whole of a UTF-8 text file, line ends as they are. Not a format to train on: see `text_rows` in
-    `gentletune.evaluation.code_length`.
+    """The whole of a UTF-8 text file, line ends as they are.
 
     Raises:
         UserError: missing, empty or not UTF-8.
@@ -121,8 +115,8 @@ def _read_csv(path: Path) -> list[Row]:
                         f"{path}: line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the header"
                     )
                 rows.append(dict(row))
-                if "messages" in row:  # a cell holds the list as JSON
-                    rows[-1]["messages"] = _cell(row["messages"], f"{path}: line {reader.line_num}")
+                for column in rows[-1].keys() & _CHATS:
+                    rows[-1][column] = _cell(row[column], f"{path}: line {reader.line_num}: {column!r}")
             return rows
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
@@ -136,7 +130,7 @@ def _cell(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: 'messages' is no JSON list of messages: {error.msg}") from error
+        raise UserError(f"{where} is no JSON list of messages: {error.msg}") from error
 
 
 def _read_parquet(path: Path) -> list[Row]:
@@ -147,144 +141,22 @@ def _read_parquet(path: Path) -> list[Row]:
         rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
-    return [unpadded(row) for row in rows]
+    return [_unpadded(row) for row in rows]
 
 
-def unpadded(row: Mapping[str, Any]) -> Row:
-    """A row read from Arrow without the nulls that pad its chat: there, objects in a column have all the same keys."""
-    return {key: _without_nulls(value) if key in ("messages", "tools") else value for key, value in row.items()}
+def _unpadded(row: Row) -> Row:
+    """A row of Arrow's, its lists and objects without the nulls that pad them."""
+    return {key: without_nulls(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return value
+def _read_paragraphs(path: Path) -> list[Row]:
+    """A row for each paragraph; for each line, where no blank line parts any (a blank line is no row)."""
+    parts = [part.strip("\r\n") for part in re.split(r"\n[^\S\n]*\n", read_text(str(path)))]
+    kept = [part for part in parts if part.strip()]
+    if len(kept) > 1:
+        return [{"paragraph": part} for part in kept]
+    return [{"line": line} for line in kept[0].splitlines()]
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
-def shape_of(row: Mapping[str, Any], where: str) -> Shape:
-    """Which of the three shapes a row has. Raises `UserError` where it has none."""
-    if "messages" in row:
-        return "messages"
-    if "prompt" in row and "completion" in row:
-        return "prompt_completion"
-    if "text" in row:
-        return "text"
-    raise UserError(
-        f"{where}: columns {', '.join(map(str, row))} fit no shape; "
-        "give 'messages', 'prompt' and 'completion', or 'text' (or name a domain with data: NAME)"
-    )
-
-
-def check_rows(rows: Iterable[Row], where: str) -> Shape:
-    """Check every row against the first row's shape; returns the shape.
-
-    Raises:
-        UserError: a row of another shape, an empty completion or text, malformed messages or tools, with its number.
-    """
-    shape: Shape | None = None
-    for number, row in enumerate(rows, start=1):
-        place = f"{where}: row {number}"
-        found = shape_of(row, place)
-        shape = shape or found
-        if found != shape:
-            raise UserError(f"{place}: shape '{found}', but the first row has '{shape}'")
-        _CHECKS[shape](row, place)
-    if shape is None:
-        raise UserError(f"{where}: no rows")
-    return shape
-
-
-def shaped(row: Row, shape: Shape) -> Row:
-    """The columns of a checked row's shape alone: others (dates, bytes) need not fit in JSON, nor in a run's identity.
-
-    `tools` come as a list, left out where there are none; in a message, what is null or no call at all is left out.
-    """
-    kept = {column: row[column] for column in _COLUMNS[shape] if column in row and column != "tools"}
-    if "messages" in kept:
-        kept["messages"] = [
-            {k: v for k, v in message.items() if v is not None and not (k == "tool_calls" and not v)}
-            for message in kept["messages"]
-        ]
-    if "tools" in _COLUMNS[shape] and (tools := _tools(row, "")):
-        kept["tools"] = tools
-    return kept
-
-
-def _tools(row: Row, place: str) -> list[Any]:
-    """The row's tools: JSON schemas in a list, or that list as JSON text. The nulls that Arrow pads them with go."""
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}: 'tools' is no JSON list of tools: {error.msg}") from error
-    if not tools:
-        return []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) and _name(tool) for tool in tools):
-        raise UserError(f"{place}: 'tools' must be a list of JSON schemas, each with a name")
-    found: list[Any] = _without_nulls(tools)
-    return found
-
-
-def _name(tool: Mapping[str, Any]) -> str | None:
-    """The name of a tool or of a call, which stands in a `function` of its own or beside it."""
-    function = tool.get("function") or tool
-    name = function.get("name") if isinstance(function, dict) else None
-    return name if isinstance(name, str) and name else None
-
-
-def _check_messages(row: Row, place: str) -> None:
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{place}: 'messages' must be a non-empty list")
-    for message in messages:
-        if not isinstance(message, dict):
-            raise UserError(f"{place}: each message needs a 'role' and a text 'content'")
-        if message.get("role") not in _ROLES:
-            raise UserError(f"{place}: unknown role {message.get('role')!r}; known: {', '.join(_ROLES)}")
-        _check_calls(message, place)
-        if not isinstance(message.get("content"), str) and not (message.get("tool_calls") and _empty(message)):
-            raise UserError(f"{place}: each message needs a 'role' and a text 'content' (none beside 'tool_calls')")
-    answers = [m for m in messages if m["role"] == "assistant"]
-    if not answers:
-        raise UserError(f"{place}: no assistant message, so nothing to learn; drop the row")
-    if any(_empty(answer) and not answer.get("tool_calls") for answer in answers):
-        raise UserError(f"{place}: an assistant message is empty; drop the row or fill it")
-    _tools(row, place)
-
-
-def _empty(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    return content is None or (isinstance(content, str) and not content.strip())
-
-
-def _check_calls(message: Mapping[str, Any], place: str) -> None:
-    calls = message.get("tool_calls")
-    if not calls:
-        return
-    if message["role"] != "assistant":
-        raise UserError(f"{place}: a message of role {message['role']!r} has 'tool_calls'; only the assistant's may")
-    if not isinstance(calls, list) or not all(isinstance(call, dict) and _name(call) for call in calls):
-        raise UserError(f"{place}: 'tool_calls' must be a list of calls, each with the 'name' of a function")
-
-
-def _check_pair(row: Row, place: str) -> None:
-    for key in ("prompt", "completion"):
-        if not isinstance(row[key], str):
-            raise UserError(f"{place}: '{key}' must be text, got {type(row[key]).__name__}")
-    if not row["completion"].strip():
-        raise UserError(f"{place}: the completion is empty, so nothing to learn; drop the row or fill it")
-    _tools(row, place)
-
-
-def _check_text(row: Row, place: str) -> None:
-    if not isinstance(row["text"], str) or not row["text"].strip():
-        raise UserError(f"{place}: 'text' must be text that is not empty")
-
-
-_CHECKS = {"messages": _check_messages, "prompt_completion": _check_pair, "text": _check_text}
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,
+            ".txt": _read_paragraphs}  # fmt: skip

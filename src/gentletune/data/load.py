@@ -14,9 +14,11 @@ from gentletune.core.cache import digest
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import OwnMetric
+from gentletune.data.answers import Scoring, choose_scoring
 from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
-from gentletune.data.files import Row, Shape, check_rows, read_rows, shaped
+from gentletune.data.files import read_rows
+from gentletune.data.forms import Row, shaped_rows
 from gentletune.data.general import general_prompts
 from gentletune.data.hub import data_name, is_hub_name
 
@@ -30,9 +32,9 @@ T = TypeVar("T")
 class DomainData:
     """Training rows and held-out rows of one domain.
 
-    `examples` are the held-out rows with an answer to judge (none for plain files, whose domain side is code
-    length alone), scored by `metric`. `leaked` counts training rows dropped because their group (patient note, query)
-    is held out.
+    `examples` are the held-out rows with an answer to judge (none where the domain side is bits per token alone),
+    scored by `metric`. `leaked` counts training rows dropped because their group (patient note, query) is held out.
+    `recognised` and `scored` say in a line each how the rows of a user's own file were understood.
     """
 
     name: str
@@ -41,6 +43,8 @@ class DomainData:
     examples: list[Example] = field(default_factory=list)
     leaked: int = 0
     metric: OwnMetric = "accuracy"
+    recognised: str = ""
+    scored: str = ""
 
     @property
     def train_hash(self) -> str:
@@ -61,13 +65,16 @@ def load_data(recipe: Recipe) -> DomainData:
     """
     known = None if recipe.data is None else domain(recipe.data)
     if recipe.data_config is not None and (recipe.data_path is None or not _on_hub(recipe.data_path)):
-        raise UserError("data_config is for a data set of the hub, and data_path names none; leave it out")
+        raise UserError("data_config is for a data set of the hub, and data names none; leave it out")
+    if known is not None and recipe.domain_metric != "auto":
+        raise UserError(f"domain_metric is for files of your own; data: {known.name} has its own scoring, leave it out")
     if known is not None and known.generate is not None:
         return _generated(recipe, known)
     if recipe.data_path is None:
-        generated = " or ".join(name for name in domain_names() if domain(name).generate is not None)
-        need = f"data: {recipe.data}" if recipe.data else f"a recipe without data: {generated}"
-        raise UserError(f"{need} needs data_path (--data-path), a data file")
+        if recipe.data:
+            raise UserError(f"data: {recipe.data} needs data_path (--data-path), a data file")
+        names = ", ".join(domain_names())
+        raise UserError(f"no data; give data (--data): a file such as mine.jsonl, a hub's owner/name, or of {names}")
     return _plain(recipe, recipe.data_path) if known is None else _domain(recipe, known, recipe.data_path)
 
 
@@ -136,34 +143,68 @@ def _domain(recipe: Recipe, known: Domain, path: str) -> DomainData:
 
 
 def _plain(recipe: Recipe, path: str) -> DomainData:
-    shape, rows = _shaped(path, recipe.data_split, recipe.data_config)
-    leaked = 0
+    found = shaped_rows(read_rows(path, split=recipe.data_split, config=recipe.data_config), path)
+    other, leaked = None, 0
     if recipe.test_path:
-        other, held = _shaped(recipe.test_path, "test", recipe.data_config)
-        if other != shape:
-            raise UserError(f"{recipe.test_path}: shape '{other}', but {path} has '{shape}'")
-        shared = {_key(row) for row in held}
-        train = [row for row in rows if _key(row) not in shared]
-        leaked = len(rows) - len(train)
+        other = shaped_rows(read_rows(recipe.test_path, split="test", config=recipe.data_config), recipe.test_path)
+        if other.shape != found.shape:
+            raise UserError(f"{recipe.test_path}: {other.described}, but {path} has {found.described}")
+        held, shared = other.rows, {_key(row) for row in other.rows}
+        train = [row for row in found.rows if _key(row) not in shared]
+        leaked = len(found.rows) - len(train)
     else:
-        train, held = split_by_group(rows, recipe.test_rows, [_key(row) for row in rows], path)
+        train, held = split_by_group(found.rows, recipe.test_rows, [_key(row) for row in found.rows], path)
     if not train:
         raise UserError(f"{path}: every row is also held out; nothing left to train on")
+    scoring = _scoring(recipe, path, found.rows + (other.rows if other else []))
     held = draw(held, recipe.test_rows)
-    return DomainData(domain_name(recipe), draw(train, recipe.train_rows), held, leaked=leaked)
+    return DomainData(
+        domain_name(recipe), draw(train, recipe.train_rows), held,
+        [] if scoring.metric == "loss" else [_example(row, scoring) for row in held],
+        leaked, "chrf" if scoring.metric == "text" else "accuracy",
+        "; ".join(f"{where}: {rows.described}" for where, rows in ((path, found), (recipe.test_path, other)) if rows),
+        scoring.described,
+    )  # fmt: skip
 
 
-def _shaped(path: str, split: str, config: str | None) -> tuple[Shape, list[Row]]:
-    """The rows of a file with the columns of their shape alone."""
-    rows = read_rows(path, split=split, config=config)
-    shape = check_rows(rows, path)
-    return shape, [shaped(row, shape) for row in rows]
+def _scoring(recipe: Recipe, path: str, rows: Sequence[Row]) -> Scoring:
+    """How the answers are scored: told by all rows, so that it does not change with how many are drawn."""
+    if "text" not in rows[0]:
+        return choose_scoring([_asked(row)[1] for row in rows], recipe.domain_metric, path)
+    if recipe.domain_metric not in ("auto", "loss"):
+        raise UserError(f"{path}: plain text has no answers, so domain_metric must be auto or loss")
+    return Scoring("loss", f"{path}: plain text has no answers: scored by bits per token")
+
+
+def _asked(row: Row) -> tuple[list[Row], str | None]:
+    """The messages up to a row's last answer, and the answer; None where that is no text."""
+    if "messages" not in row:
+        return [{"role": "user", "content": row["prompt"]}], row["completion"]
+    messages = row["messages"]
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    answer = None if messages[last].get("tool_calls") else messages[last]["content"]
+    return messages[:last], answer
+
+
+def _example(row: Row, scoring: Scoring) -> Example:
+    """A held-out row with an answer of text, to be judged."""
+    before, answer = _asked(row)
+    assert answer is not None
+    alone = len(before) == 1 and before[0]["role"] == "user" and "tools" not in row
+    return Example(
+        before[-1]["content"] if before else "",
+        answer,
+        scoring.answer(answer),
+        group=_key(row),
+        chat=() if alone else tuple(before),
+        tools=tuple(row.get("tools", ())),
+    )
 
 
 def _key(row: Row) -> str:
     """What two rows share when they are the same question."""
-    kept = {k: row[k] for k in ("prompt", "text", "messages") if k in row}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    asked = row["text"] if "text" in row else _asked(row)[0] or row["messages"]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def split_by_group(items: Sequence[T], test_rows: int, groups: Sequence[str], where: str) -> tuple[list[T], list[T]]:

@@ -10,7 +10,8 @@ from typing import Any
 from gentletune.core.errors import UserError
 from gentletune.core.records import Score, Side
 from gentletune.data.encode import IGNORE, Encoded, EncodedRows, encode_rows
-from gentletune.data.files import check_rows, is_text, read_rows, read_text, shaped
+from gentletune.data.files import is_text, read_rows, read_text
+from gentletune.data.forms import shaped_rows
 from gentletune.lm.generate import Progress
 from gentletune.lm.label_tokens import label_nll
 from gentletune.lm.models import quiet
@@ -141,7 +142,7 @@ def text_rows(path: str, tokenizer: Any, max_length: int) -> list[Encoded]:
     token is added. The windows are our choice: a longer context would give a shorter code.
 
     Raises:
-        UserError: missing or empty file, not UTF-8, nothing to score, or what `read_rows`, `check_rows`,
+        UserError: missing or empty file, not UTF-8, nothing to score, or what `read_rows`, `shaped_rows`,
             `encode_rows` refuse.
     """
     return encoded_file(path, tokenizer, max_length).rows
@@ -154,10 +155,8 @@ def encoded_file(path: str, tokenizer: Any, max_length: int) -> EncodedRows:
         if not rows:
             raise UserError(f"{path}: one token alone has no code length; give a longer text")
         return EncodedRows(rows, list(range(len(rows))), 0, 0)
-    found = read_rows(path)
-    shape = check_rows(found, path)
-    found = [shaped(row, shape) for row in found]
-    return encode_rows(found, tokenizer, max_length=max_length, where=path)
+    found = shaped_rows(read_rows(path), path)
+    return encode_rows(found.rows, tokenizer, max_length=max_length, where=path)
 
 
 def _windows(text: str, tokenizer: Any, max_length: int) -> list[Encoded]:

@@ -11,7 +11,8 @@ from gentletune.core.cache import cached_json, digest
 from gentletune.core.errors import memory_errors
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score, Side
-from gentletune.data.encode import IGNORE, Encoded, encode_prompt, encode_rows
+from gentletune.data.chat import render_prompt
+from gentletune.data.encode import IGNORE, Encoded, as_messages, encode_prompt, encode_rows
 from gentletune.data.load import DomainData, reference_prompts
 from gentletune.evaluation.calibration import calibration_scores, predictions
 from gentletune.evaluation.code_length import (
@@ -147,9 +148,7 @@ def measure(
     if data is not None and reference is not None:
         held = encode_rows(data.test, subject.tokenizer, max_length=subject.max_length, where=f"{data.name}, held out")
         if data.examples:  # both scores on the same rows
-            examples = [data.examples[i] for i in held.kept]
-            task = example_task(data.name, "domain", examples, max_tokens=recipe.domain_tokens, metric=data.metric)
-            tasks.append(wrap_own(task))
+            tasks.append(_domain_task(data, held.kept, subject.tokenizer, recipe))
         texts = _references(recipe, subject.tokenizer, subject.max_length)
         key: list[Any] = [subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
         key += [recipe.general_prompts, recipe.general_tokens, digest([asdict(row) for row in texts])]
@@ -162,6 +161,17 @@ def measure(
     accuracies = [score for result in results for score in result.scores]
     ordered = sorted([*accuracies, *scores], key=lambda score: score.side)  # stable: domain first
     return Measured(ordered, [sample for result in results for sample in result.samples])
+
+
+def _domain_task(data: DomainData, kept: Sequence[int], tokenizer: Any, recipe: Recipe) -> EvalTask:
+    """The held-out rows with an answer to judge; chats of more than a question come as the tokenizer renders them."""
+    examples = [data.examples[i] for i in kept]
+    chats = any(example.chat for example in examples)
+    if chats:
+        prompts = [render_prompt(e.chat or as_messages(e.prompt), tokenizer, e.tools) for e in examples]
+        examples = [replace(example, prompt=prompt) for example, prompt in zip(examples, prompts, strict=True)]
+    task = example_task(data.name, "domain", examples, max_tokens=recipe.domain_tokens, metric=data.metric)
+    return replace(wrap_own(task), completion=chats)
 
 
 def _references(recipe: Recipe, tokenizer: Any, max_length: int) -> list[Encoded]:

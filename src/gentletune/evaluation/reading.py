@@ -8,11 +8,12 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from itertools import pairwise
 
 from gentletune.core.errors import UserError
+from gentletune.data.answers import plain
 from gentletune.data.domains import domain
 from gentletune.data.example import AnswerKind
 
@@ -63,6 +64,8 @@ def read_answer(response: str, kind: AnswerKind, reader: str = "") -> Read | Non
     >>> read_answer("So it is 26 weeks and 3 days.", "weeks_days"), read_answer("Answer: 3 out of 9", "integer")
     ((26, 3), 3.0)
     """
+    if kind in ("exact", "text"):
+        return plain(answer_text(response)) or None
     text, first = _where(response)
     if kind in ("decimal", "integer"):
         found = _item(text, first)
@@ -75,6 +78,19 @@ def read_answer(response: str, kind: AnswerKind, reader: str = "") -> Read | Non
     if read is None:
         raise UserError(f"domain '{reader}' has answers to choose from and no `read`; give it one")
     return read(text, first)
+
+
+def first_choice(text: str, choices: Sequence[str]) -> str | None:
+    """The choice that stands first in the text, the longest where several begin there; choices are numbers by value.
+
+    >>> first_choice("Not known, I think: yes", ["yes", "not known", "known"])
+    'not known'
+    """
+    found = []
+    for choice in map(plain, choices):
+        if hit := re.search(rf"(?<![\w.+-]){re.escape(choice)}(?!\w|[.,]\d)", plain(text)):
+            found.append((hit.start(), -len(choice), choice))
+    return min(found)[2] if found else None
 
 
 # Where the answer stands.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import date
 
+from gentletune.data.answers import stated
 from gentletune.data.example import Answer
-from gentletune.evaluation.reading import Read, answer_text, read_answer, read_number
+from gentletune.evaluation.reading import Read, answer_text, first_choice, read_answer, read_number
 
-__all__ = ["answer_text", "is_readable", "is_right", "read_answer", "read_number", "said"]
+__all__ = ["answer_text", "first_choice", "is_readable", "is_right", "likeness", "read_answer", "read_number", "said"]
 
 
 def is_right(response: str, answer: Answer) -> bool:
@@ -48,5 +49,19 @@ def said(response: str, answer: Answer) -> str | None:
     return f"({read[0]} weeks, {read[1]} days)" if isinstance(read, tuple) else read
 
 
+def likeness(response: str, answer: Answer) -> float:
+    """How much a response has in common with an answer of `text`: chrF in [0, 1] (Popović 2015), in any language.
+
+    >>> likeness("Take it with food.", Answer("text", "Take it with food."))
+    1.0
+    """
+    from sacrebleu import sentence_chrf
+
+    return float(sentence_chrf(stated(response, answer.place), [answer.value]).score) / 100
+
+
 def _read(response: str, answer: Answer) -> Read | None:
-    return read_answer(response, answer.kind, answer.domain)
+    text = response if answer.place == "marker" else stated(response, answer.place)
+    if answer.choices:
+        return first_choice(answer_text(text), answer.choices)
+    return read_answer(text, answer.kind, answer.domain)

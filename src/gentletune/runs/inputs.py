@@ -15,7 +15,8 @@ from gentletune.evaluation.measure import content_hashes
 from gentletune.lm.loaded import Loaded
 from gentletune.methods import Method, parse_method, training_part
 
-_DATA = ("data", "data_path", "data_split", "data_config", "test_path", "test_rows", "train_rows", "cot", "seed")
+_DATA = ("data", "data_path", "data_split", "data_config", "test_path", "test_rows", "train_rows", "cot", "seed",
+         "domain_metric")  # fmt: skip
 
 
 class Inputs:

@@ -405,6 +405,7 @@ def _data_figures(inputs: Inputs) -> dict[str, Any]:
         "train": inputs.train.counts,
         "test": inputs.test.counts,
         "dropped_leaked": inputs.data.leaked,
+        **({"recognised": inputs.data.recognised, "scored": inputs.data.scored} if inputs.data.recognised else {}),
         "label_tokens": sum(row.label_count for row in inputs.train.rows),
     }
 

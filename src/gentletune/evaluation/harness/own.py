@@ -13,7 +13,7 @@ from gentletune.core.records import OwnMetric, Score, Side
 from gentletune.data.domains import domain
 from gentletune.data.example import Example
 from gentletune.evaluation.constraints import satisfied
-from gentletune.evaluation.scoring import is_readable, is_right, said
+from gentletune.evaluation.scoring import is_readable, is_right, likeness, said
 from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown
 
 UNREADABLE = "unreadable"
@@ -21,9 +21,9 @@ UNREADABLE = "unreadable"
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and what it was read as (None: it cannot be read, and is wrong)."""
+    """How far an answer is right, in [0, 1], and what it was read as (None: it cannot be read, and is wrong)."""
 
-    right: bool
+    right: float
     read: str | None
 
 
@@ -42,7 +42,7 @@ class OwnTask:
     """A task of ours: `judge` is given an item's number and the answer's text.
 
     `identity` tells, beside the items, how answers are judged: scores are cached by it. `notes` go into the score's
-    details.
+    details. Where there are `choices`, accuracy is told balanced over them, too.
     """
 
     name: str
@@ -54,6 +54,7 @@ class OwnTask:
     metric: OwnMetric = "accuracy"
     stop: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -71,6 +72,7 @@ def example_task(
     notes: Mapping[str, Any] | None = None,
 ) -> OwnTask:
     """The examples as a task."""
+    first = examples[0].answer if examples else None
     readers = sorted({e.answer.domain for e in examples if e.answer is not None and e.answer.domain})
     return OwnTask(
         name,
@@ -81,6 +83,7 @@ def example_task(
         max_tokens,
         metric,
         notes=notes or {},
+        choices=first.choices if first else (),
     )
 
 
@@ -90,6 +93,8 @@ def judge_example(example: Example, text: str) -> Verdict:
         return Verdict(satisfied(text, example.constraints), text)
     if not is_readable(text, example.answer):
         return Verdict(False, None)
+    if example.answer.kind == "text":
+        return Verdict(likeness(text, example.answer), text)
     return Verdict(is_right(text, example.answer), said(text, example.answer))
 
 
@@ -100,6 +105,7 @@ def as_harness_task(task: OwnTask) -> Any:
 
     if not task.items:
         raise UserError(f"task '{task.name}' has no documents")
+    metric = "chrf" if task.metric == "chrf" else "accuracy"
     documents = [{"number": i, "prompt": it.prompt, "target": it.target} for i, it in enumerate(task.items)]
     return ConfigurableTask(
         config={
@@ -111,14 +117,14 @@ def as_harness_task(task: OwnTask) -> Any:
             "doc_to_target": "target",
             "generation_kwargs": {"until": list(task.stop), "max_gen_toks": task.max_tokens, "do_sample": False},
             "num_fewshot": 0,
-            "process_results": lambda doc, said: {"accuracy": float(task.judge(doc["number"], said[0]).right)},
-            "metric_list": [{"metric": "accuracy", "aggregation": "mean", "higher_is_better": True}],
+            "process_results": lambda doc, said: {metric: float(task.judge(doc["number"], said[0]).right)},
+            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
         }
     )
 
 
-def own_score(task: OwnTask, answers: Sequence[str]) -> Score:
-    """The task's score from the text answered to each item.
+def own_scores(task: OwnTask, answers: Sequence[str]) -> list[Score]:
+    """The task's scores from the text answered to each item.
 
     The details hold how many answers could not be read, accuracy by category, and for balanced accuracy the
     confusion of the right class with the class read.
@@ -130,10 +136,15 @@ def own_score(task: OwnTask, answers: Sequence[str]) -> Score:
     categories = [item.category for item in task.items]
     if len(set(categories)) > 1:
         details["by_category"] = breakdown(right, categories, groups=groups)
-    if task.metric == "accuracy":
-        return accuracy_score(right, task=task.name, side=task.side, groups=groups, details=details)
+    plain = accuracy_score(
+        right, task=task.name, side=task.side, groups=groups, metric=task.metric, details=dict(details)
+    )
+    if task.metric != "balanced_accuracy" and not task.choices:
+        return [plain]
     targets = [item.target for item in task.items]
     pairs = Counter((wanted, v.read or UNREADABLE) for wanted, v in zip(targets, verdicts, strict=True))
     details["confusion"] = {a: {b: n for (x, b), n in sorted(pairs.items()) if x == a} for a in sorted(set(targets))}
     details["accuracy"] = sum(right) / len(right)
-    return balanced_accuracy_score(right, targets, task=task.name, side=task.side, groups=groups, details=details)
+    balanced = balanced_accuracy_score(right, targets, task=task.name, side=task.side, groups=groups, details=details)
+    balanced.details.pop("unreadable" if task.choices else "", None)  # the accuracy beside it tells
+    return [balanced] if task.metric == "balanced_accuracy" else [plain, balanced]

@@ -17,7 +17,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score
 from gentletune.evaluation.finite import check_model, check_scores
 from gentletune.evaluation.harness.backend import GentleLM, make_lm
-from gentletune.evaluation.harness.own import own_score
+from gentletune.evaluation.harness.own import own_scores
 from gentletune.evaluation.harness.tasks import EvalTask
 from gentletune.lm.generate import Progress
 from gentletune.lm.loaded import Loaded
@@ -151,7 +151,7 @@ def _close(model: Any) -> None:
 def _own_scores(task: EvalTask, result: dict[str, Any]) -> list[Score]:
     assert task.own is not None
     samples = sorted(result["samples"][task.name], key=lambda s: int(s["doc_id"]))
-    return [own_score(task.own, [s["filtered_resps"][0] for s in samples])]
+    return own_scores(task.own, [s["filtered_resps"][0] for s in samples])
 
 
 def _harness_scores(task: EvalTask, result: dict[str, Any]) -> list[Score]:

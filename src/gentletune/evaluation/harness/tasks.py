@@ -18,9 +18,10 @@ from gentletune.core.records import Side
 from gentletune.core.yaml_file import read_yaml
 from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
-from gentletune.data.files import Row, read_rows
+from gentletune.data.files import read_rows
+from gentletune.data.forms import Row
 from gentletune.data.general import arithmetic_examples, instruction_examples
-from gentletune.data.load import draw, file_examples, held_out_examples
+from gentletune.data.load import domain_name, draw, file_examples, held_out_examples
 from gentletune.evaluation.harness.content import content_hash
 from gentletune.evaluation.harness.humaneval import DATASET as HUMANEVAL
 from gentletune.evaluation.harness.humaneval import humaneval_task
@@ -70,8 +71,9 @@ def resolve_tasks(recipe: Recipe) -> list[EvalTask]:
     names = [task.name for task in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"tasks: '{twice}' is named twice; take one out")
-    if recipe.data is not None and (own := domain(recipe.data).name) in names:
-        raise UserError(f"tasks: '{own}' is what data: {recipe.data} already measures; take it out of tasks")
+    if (recipe.data or recipe.data_path) and (own := domain_name(recipe)) in names:
+        said, mend = (recipe.data, "") if recipe.data else (recipe.data_path, ", or rename the file")
+        raise UserError(f"tasks: '{own}' is what data: {said} already measures; take it out of tasks{mend}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gentletune.core.errors import UserError, check_text
 from gentletune.core.records import OwnMetric, Side
 from gentletune.core.yaml_file import read_yaml
-from gentletune.data.files import Row, read_rows
+from gentletune.data.answers import plain
+from gentletune.data.files import read_rows
+from gentletune.data.forms import Row
 from gentletune.data.load import draw
 from gentletune.evaluation.harness.own import Item, OwnTask, Verdict
-from gentletune.evaluation.scoring import answer_text, read_number
+from gentletune.evaluation.scoring import answer_text, first_choice, read_number
 
 
 class UserTask(BaseModel):
@@ -60,11 +62,10 @@ class UserTask(BaseModel):
             return None if number is None else repr(number)
         if self.pattern is not None:
             found = re.search(self.pattern, response)
-            return (_plain(found[1] if found.re.groups else found[0]) or None) if found else None
-        text = _plain(answer_text(response))
+            return (plain((found[1] if found.re.groups else found[0]) or "") or None) if found else None
         if self.extract == "choice":
-            return _first_choice(text, self.choices)
-        return text or None
+            return first_choice(answer_text(response), self.choices)
+        return plain(answer_text(response)) or None
 
     def judge(self, target: str, response: str) -> Verdict:
         """The verdict on a response whose right answer is `target`."""
@@ -74,7 +75,7 @@ class UserTask(BaseModel):
         if self.extract == "number":
             wanted = float(target)
             return Verdict(math.isclose(float(said), wanted, rel_tol=self.tolerance, abs_tol=1e-9), said)
-        return Verdict(said == _plain(target), said)
+        return Verdict(said == plain(target), said)
 
 
 def user_task(path: Path, limit: int | None) -> OwnTask:
@@ -107,12 +108,12 @@ def _item(spec: UserTask, row: Row, where: str) -> Item:
         if number is None:
             raise UserError(f"{where}: the answer '{target}' is not a number")
         target = repr(number)
-    elif spec.extract == "choice" and _plain(target) not in map(_plain, spec.choices):
+    elif spec.extract == "choice" and plain(target) not in map(plain, spec.choices):
         raise UserError(f"{where}: the answer '{target}' is none of the choices {', '.join(spec.choices)}")
     elif not target:
         raise UserError(f"{where}: the answer is empty")
     else:
-        target = _plain(target) if spec.extract != "regex" else target
+        target = plain(target) if spec.extract != "regex" else target
     prompt = _filled(spec.prompt, row, where)
     return Item(prompt, target, _filled(spec.group, row, where), _filled(spec.category, row, where))
 
@@ -125,17 +126,3 @@ def _filled(template: str, row: Row, where: str) -> str:
         raise UserError(f"{where}: template '{template[:40]}': {error}; columns: {', '.join(row)}") from error
     check_text(text, where)
     return text
-
-
-def _plain(text: Any) -> str:
-    """Lower case, single spaces, no punctuation at the ends."""
-    return " ".join(("" if text is None else str(text)).lower().split()).strip(" .,:;!?*\"'`()[]")
-
-
-def _first_choice(text: str, choices: tuple[str, ...]) -> str | None:
-    """The choice that stands first in the text, the longest where several begin there."""
-    found = []
-    for choice in map(_plain, choices):
-        if hit := re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text):
-            found.append((hit.start(), -len(choice), choice))
-    return min(found)[2] if found else None

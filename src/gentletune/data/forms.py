@@ -1,0 +1,258 @@
+"""The forms that people's rows come in, told by their columns, each made into one of the three shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from gentletune.core.errors import UserError
+
+Row = dict[str, Any]
+Shape = Literal["messages", "prompt_completion", "text"]
+
+_ROLES = ("assistant", "developer", "system", "tool", "user")
+_SHAREGPT = {
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "observation": "tool", "function_response": "tool", "function_call": "assistant",
+}  # fmt: skip
+_QUESTION = ("prompt", "question", "query", "problem", "input")
+_ANSWER = ("completion", "answer", "response", "solution", "output")
+
+
+class Found(NamedTuple):
+    """Rows in their shape, and how they came: `described` is a phrase such as `8 rows of plain text (text)`."""
+
+    rows: list[Row]
+    shape: Shape
+    described: str
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A form: of each of `needs` one spelling is there, of each of `may` at most one.
+
+    `make(values, place)` makes the shaped row from the values of `needs` and `may`, each with its column's name.
+    """
+
+    name: str
+    shape: Shape
+    needs: tuple[tuple[str, ...], ...]
+    may: tuple[tuple[str, ...], ...]
+    make: Callable[[list[tuple[str, Any]], str], Row]
+
+    def columns(self, given: Iterable[str]) -> list[str] | None:
+        """Those of the columns `given` that the form takes, `needs` before `may`; None: it does not fit.
+
+        `""` stands for what is not there. Capitals and spaces around a name do not count.
+        """
+        known = {column.strip().lower(): column for column in reversed(list(given))}
+        found = [next((known[n] for n in names if n in known), "") for names in (*self.needs, *self.may)]
+        return found if all(found[: len(self.needs)]) else None
+
+
+def shaped_rows(rows: Sequence[Row], where: str) -> Found:
+    """Every row in the shape that the first row's form makes; other columns are left out, and named.
+
+    Raises:
+        UserError: columns that fit no form, a row of another form, an empty answer or text, malformed messages or
+            tools, with its number.
+    """
+    if not rows:
+        raise UserError(f"{where}: no rows")
+    form = _form_of(rows[0], f"{where}: row 1")
+    every = list(dict.fromkeys(column for row in rows for column in row))  # a later row may have what the first lacks
+    columns = form.columns(every) or []
+    made = []
+    for number, row in enumerate(rows, start=1):
+        place = f"{where}: row {number}"
+        if any(column not in row for column in columns[: len(form.needs)]):
+            other = _form_of(row, place)
+            raise UserError(f"{place}: columns {', '.join(row)}, a row {other.name}; the first row is one {form.name}")
+        made.append(form.make([(column, row.get(column) if column else None) for column in columns], place))
+    used = [column for column in every if column in columns]
+    unused = [column for column in every if column not in used]
+    calls = any(row.get("tools") or any(m.get("tool_calls") for m in row.get("messages", ())) for row in made)
+    described = f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} {form.name}{' with tool calls' * calls}"
+    described += f" ({', '.join(used)})"
+    if unused:
+        described += f"; not used: {', '.join(unused[:8])}{', …' * (len(unused) > 8)}"
+    return Found(made, form.shape, described)
+
+
+def _form_of(row: Row, where: str) -> _Form:
+    if found := next((form for form in _FORMS if form.columns(row) is not None), None):
+        return found
+    forms = ("messages", "conversations", "instruction and output", "prompt and completion", "question and answer",
+             "query and response", "text and label", "text")  # fmt: skip
+    raise UserError(
+        f"{where}: columns {', '.join(row)} fit no form; known: {'; '.join(forms)}. "
+        "Rename them, or name a domain with data: NAME and the file with data_path"
+    )
+
+
+def _chat(values: list[tuple[str, Any]], place: str) -> Row:
+    (column, messages), (_, tools) = values
+    return _checked_chat(messages, tools, column, place)
+
+
+def _sharegpt(values: list[tuple[str, Any]], place: str) -> Row:
+    (column, turns), (_, tools), (_, system) = values
+    if isinstance(turns, list):
+        turns = [_turn(turn, place) if isinstance(turn, dict) and "from" in turn else turn for turn in turns]
+        if system:
+            turns = [{"role": "system", "content": system}, *turns]
+    return _checked_chat(turns, tools, column, place)
+
+
+def _turn(turn: Row, place: str) -> Row:
+    """One of ShareGPT's turns as a message."""
+    said, text = turn["from"], turn.get("value")
+    role = _SHAREGPT.get(said, said) if isinstance(said, str) else said
+    if said != "function_call":
+        return {"role": role, "content": text}
+    try:
+        calls = json.loads(text) if isinstance(text, str) else text
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: a 'function_call' is no JSON object: {error.msg}") from error
+    calls = [
+        call if isinstance(call, dict) and "function" in call else {"type": "function", "function": call}
+        for call in (calls if isinstance(calls, list) else [calls])
+    ]
+    return {"role": role, "content": None, "tool_calls": calls}
+
+
+def _alpaca(values: list[tuple[str, Any]], place: str) -> Row:
+    (ask, instruction), (answer, output), (more, given) = values
+    asked = [_text(instruction, ask, place), _text(given, more, place) if given not in (None, "") else ""]
+    return _pair_of("\n\n".join(part for part in asked if part), output, answer, place)
+
+
+def _pair(values: list[tuple[str, Any]], place: str) -> Row:
+    (ask, prompt), (answer, completion), (_, tools), (more, context) = values
+    if isinstance(prompt, list) and isinstance(completion, list):
+        row = _checked_chat([*prompt, *completion], tools, answer, place)
+        if not prompt or not any(m["role"] == "assistant" for m in row["messages"][len(prompt) :]):
+            raise UserError(f"{place}: '{answer}' needs a message of the assistant, and '{ask}' one to answer")
+        asked = row["messages"][: len(prompt)]  # what stands in the prompt is no label
+        return row | ({"given": len(prompt)} if any(m["role"] == "assistant" for m in asked) else {})
+    text = _text(prompt, ask, place)
+    if context not in (None, ""):
+        text = f"{_text(context, more, place)}\n\n{text}"
+    row = _pair_of(text, completion, answer, place)
+    return row | ({"tools": found} if (found := _tools(tools, place)) else {})
+
+
+def _pair_of(prompt: str, completion: Any, column: str, place: str) -> Row:
+    text = _text(completion, column, place)
+    if not text.strip():
+        raise UserError(f"{place}: the {column} is empty, so nothing to learn; drop the row or fill it")
+    return {"prompt": prompt, "completion": text}
+
+
+def _labelled(values: list[tuple[str, Any]], place: str) -> Row:
+    (ask, text), (answer, label) = values
+    return _pair_of(_text(text, ask, place), label, answer, place)
+
+
+def _plain(values: list[tuple[str, Any]], place: str) -> Row:
+    ((column, text),) = values
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{place}: '{column}' must be text that is not empty")
+    return {"text": text}
+
+
+def _text(value: Any, column: str, place: str) -> str:
+    """The text of a cell; numbers, and true and false, as JSON writes them."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    raise UserError(f"{place}: '{column}' must be text, got {type(value).__name__}")
+
+
+_TOOLS = ("tools",)
+# The first that fits counts: what asks for more columns stands before what asks for fewer of them.
+_FORMS = (
+    _Form("of chat messages", "messages", (("messages",),), (_TOOLS,), _chat),
+    _Form("in ShareGPT's form", "messages", (("conversations", "conversation"),), (_TOOLS, ("system",)), _sharegpt),
+    _Form(
+        "in Alpaca's form", "prompt_completion",
+        (("instruction",), ("output", *_ANSWER)), (("input", "context"),), _alpaca,
+    ),
+    _Form("of prompts with completions", "prompt_completion", (("prompt",), ("completion",)), (_TOOLS, ()), _pair),
+    _Form("of questions with answers", "prompt_completion", (_QUESTION, _ANSWER), ((), ("context",)), _pair),
+    _Form("of texts with labels", "prompt_completion", (("text",), ("label",)), (), _labelled),
+    _Form("of plain text", "text", (("text", "paragraph", "line"),), (), _plain),
+)  # fmt: skip
+
+
+# Chats.
+
+
+def _checked_chat(messages: Any, tools: Any, column: str, place: str) -> Row:
+    """The chat, if it is one. `tools` come as a list and are left out where there are none; so is what is null."""
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{place}: '{column}' must be a non-empty list")
+    for message in messages:
+        _check_message(message, place)
+    answers = [m for m in messages if m["role"] == "assistant"]
+    if not answers:
+        raise UserError(f"{place}: no assistant message, so nothing to learn; drop the row")
+    if any(_empty(answer) and not answer.get("tool_calls") for answer in answers):
+        raise UserError(f"{place}: an assistant message is empty; drop the row or fill it")
+    kept = [{k: v for k, v in m.items() if v is not None and (k != "tool_calls" or v)} for m in messages]
+    found = _tools(tools, place)
+    return {"messages": kept} | ({"tools": found} if found else {})
+
+
+def _check_message(message: Any, place: str) -> None:
+    needs = f"{place}: each message needs a 'role' and a text 'content'"
+    if not isinstance(message, dict):
+        raise UserError(needs)
+    role, calls = message.get("role"), message.get("tool_calls")
+    if role not in _ROLES:
+        raise UserError(f"{place}: unknown role {role!r}; known: {', '.join(_ROLES)}")
+    if calls and role != "assistant":
+        raise UserError(f"{place}: a message of role {role!r} has 'tool_calls'; only the assistant's may")
+    if calls and not (isinstance(calls, list) and all(isinstance(call, dict) and tool_name(call) for call in calls)):
+        raise UserError(f"{place}: 'tool_calls' must be a list of calls, each with the 'name' of a function")
+    if not isinstance(message.get("content"), str) and not (calls and _empty(message)):
+        raise UserError(f"{needs} (none beside 'tool_calls')")
+
+
+def _empty(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return content is None or (isinstance(content, str) and not content.strip())
+
+
+def _tools(tools: Any, place: str) -> list[Any]:
+    """A row's tools: JSON schemas in a list, or that list as JSON text. The nulls that Arrow pads them with go."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{place}: 'tools' is no JSON list of tools: {error.msg}") from error
+    if not tools:
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and tool_name(tool) for tool in tools):
+        raise UserError(f"{place}: 'tools' must be a list of JSON schemas, each with a name")
+    found: list[Any] = without_nulls(tools)
+    return found
+
+
+def tool_name(tool: Mapping[str, Any]) -> str | None:
+    """The name of a tool or of a call, which stands in a `function` of its own or beside it."""
+    function = tool.get("function") or tool
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def without_nulls(value: Any) -> Any:
+    """A value read from Arrow without the nulls that pad it: there, objects in a column have all the same keys."""
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return value
