@@ -1,4 +1,4 @@
-"""`gentletune theory verify`: its table, its file and its exit codes."""
+"""`gentletune research theory verify`: its table, its file and its exit codes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gentletune.research.theory import RiseBound, Tuning, bounds
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `gentletune theory ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["gentletune", "theory", *arguments])
+    """The exit code of `gentletune research theory ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["gentletune", "research", "theory", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)
@@ -66,7 +66,7 @@ def test_bad_numbers_are_refused_in_one_line(
 
 def test_the_command_is_light_to_import() -> None:
     code = (
-        "import sys, gentletune.cli.theory; print('torch' in sys.modules, 'gentletune.research.theory' in sys.modules)"
+        "import sys, gentletune.cli.research; print('torch' in sys.modules, 'gentletune.research.theory' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -83,9 +83,9 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["sweep", "-c", "search.yaml"], "empty.jsonl: no rows"),
     (["advise", "--data-path", "empty.jsonl"], "empty.jsonl: no rows"),
     (["inspect", "--data-path", "broken.jsonl"], "line 11: broken JSON"),
-    (["curriculum", *CLINIC, "--methods", "sft,tarl"], "unknown method 'tarl'"),
-    (["controls", "norm", *CLINIC, "--methods", "sft,tarl"], "unknown method 'tarl'"),
-    (["theory", "fit", "--data-path", "empty.jsonl"], "empty.jsonl: no rows"),
+    (["research", "dynamics", *CLINIC, "--methods", "sft,tarl"], "unknown method 'tarl'"),
+    (["research", "ablations", "norm", *CLINIC, "--methods", "sft,tarl"], "unknown method 'tarl'"),
+    (["research", "theory", "fit", "--data-path", "empty.jsonl"], "empty.jsonl: no rows"),
     (["code-length", "none.txt", "--model", "model"], "no such data file: none.txt"),
     (["code-length", "good.jsonl", "--model", "./none"], "no such model directory: ./none"),
 ]

@@ -309,7 +309,7 @@ def test_no_memory_to_measure_in_keeps_what_was_trained(
     assert run(monkeypatch, *training(tiny_dir, tmp_path, *more), "--eval-batch-tokens", "512") == 0
 
 
-@pytest.mark.parametrize("command", ["evaluate", "inspect", "code-length", "curriculum"])
+@pytest.mark.parametrize("command", ["evaluate", "inspect", "code-length", "research dynamics"])
 def test_no_memory_elsewhere(
     command: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,10 +319,10 @@ def test_no_memory_elsewhere(
         "evaluate": [*model, "--initial", str(tiny_dir), "--general-tokens", "7", *more],
         "inspect": [*model, *more],
         "code-length": [data, *model],
-        "curriculum": [*model, *more, "--methods", "sft", "--output", str(tmp_path / "c")],
+        "research dynamics": [*model, *more, "--methods", "sft", "--output", str(tmp_path / "c")],
     }
     full(monkeypatch, torch.nn.Linear, "forward", CUDA)
-    assert run(monkeypatch, command, *calls[command]) == 2
+    assert run(monkeypatch, *command.split(), *calls[command]) == 2
     assert last_line(capfd).startswith("gentletune: out of memory in ")
 
 

@@ -1,4 +1,4 @@
-"""The controls: SGD, matched norms, tables from hand-made records, and each command from end to end."""
+"""Ablations: SGD, matched norms, tables from hand-made records, and each command from end to end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import doctest
 import importlib
 import math
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from gentletune.core.records import load_records
 from gentletune.data import encode_rows, load_data
 from gentletune.data.batches import pad_batch
 from gentletune.methods import parse_method
+from gentletune.report.axes import LABELS
 from gentletune.research.ablations.rate_search import match_rate
-from gentletune.research.ablations.run import controls
-from gentletune.research.ablations.table import INITIAL, ControlTable, Row
-from gentletune.research.ablations.text import cells, sentences, to_csv, to_markdown
+from gentletune.research.ablations.result import BASE, Ablation, Row
+from gentletune.research.ablations.run import ablation
 from gentletune.stats import mean_score, ratio_score
 from gentletune.training import fit
 from gentletune.training.fit import training_arguments
@@ -145,6 +146,14 @@ def test_a_search_for_nothing_is_refused(target: float, known: Any) -> None:
 
 # --- the table
 
+
+def csv_of(found: Ablation) -> list[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        found.write(Path(directory))
+        return (Path(directory) / f"{found.name}.csv").read_text().splitlines()
+
+
+DRIFT = LABELS["drift_sampled/bits_per_token"]
 ITEMS = [0.5, 1.5, 1.0, 2.0, 0.8, 1.2, 1.7, 0.3]
 
 
@@ -171,16 +180,16 @@ def record(label: str, seed: int, norm: float, *values: Any, test: str = "same",
     return RunRecord.model_validate(made | fields)
 
 
-def table(*, test: str = "same") -> ControlTable:
+def table(*, test: str = "same") -> Ablation:
     sft = (record("sft", 0, 1.0, 1.9, 0.4, 4, 0.5), record("sft", 1, 1.2, 1.92, 0.42, 4, 0.52, test=test))
     talr = (record("talr", 0, 0.5, 1.4, 0.3, 4, 0.6), record("talr", 1, 0.6, 1.41, 0.33, 4, 0.61, test=test))
-    rows = (Row(INITIAL, sft, initial=True), Row("sft", sft, INITIAL), Row("talr", talr, "sft"))
-    return ControlTable("views", "A title", rows, ("A note.",))
+    rows = (Row(BASE, sft, initial=True), Row("sft", sft, BASE), Row("talr", talr, "sft"))
+    return Ablation("views", "A title", rows, ("A note.",))
 
 
 def test_means_norms_and_columns() -> None:
     found = table()
-    assert found.keys == [
+    assert list(found.axes) == [
         "d/bits_per_token", "drift_sampled/bits_per_token", "sums/accuracy", "own_answers/entropy",
     ]  # fmt: skip
     initial, sft, talr = found.rows
@@ -222,7 +231,7 @@ def test_seeds_with_held_out_rows_of_their_own_are_not_averaged_by_item() -> Non
     fewer = mean_score([0.6, 0.7], task="d", side="domain", metric="bits_per_token", higher_is_better=False)
     short = short.model_copy(update={"scores": [fewer, *short.scores[1:]]})
     row = Row("talr", (table().rows[2].records[0], short), "sft")
-    mixed = ControlTable("views", "t", (*table(test="other").rows[:2], row))
+    mixed = Ablation("views", "t", (*table(test="other").rows[:2], row))
     assert mixed.mean(row, key).stderr > 0
     assert mixed.change(row, key).stderr > 0
 
@@ -230,8 +239,8 @@ def test_seeds_with_held_out_rows_of_their_own_are_not_averaged_by_item() -> Non
 def test_one_seed_has_an_error_over_items_and_none_over_seeds() -> None:
     one = record("talr", 0, 0.5, 1.4, 0.3, 6, 0.6)
     sft = record("sft", 0, 1.0, 1.9, 0.4, 4, 0.5)
-    rows = (Row(INITIAL, (sft,), initial=True), Row("sft", (sft,), INITIAL), Row("talr", (one,), "sft"))
-    found = ControlTable("tau", "t", rows)
+    rows = (Row(BASE, (sft,), initial=True), Row("sft", (sft,), BASE), Row("talr", (one,), "sft"))
+    found = Ablation("tau", "t", rows)
     assert found.norm(rows[2]).stderr is None
     assert found.mean(rows[2], "sums/accuracy").stderr > 0
     change = found.change(rows[2], "sums/accuracy")
@@ -243,40 +252,40 @@ def test_a_seed_that_failed_is_left_out_and_said() -> None:
     whole = table()
     half = Row("talr", whole.rows[2].records[:1], "sft", failed=("seed 1: the loss became nan | at step 3",))
     none = Row("dft", (), "sft", failed=("seed 0: boom",))
-    found = ControlTable("views", "t", (*whole.rows[:2], half, none))
+    found = Ablation("views", "t", (*whole.rows[:2], half, none))
     change = found.change(half, "own_answers/entropy")
     assert change.value == pytest.approx(-0.5)
-    text = to_markdown(found)
+    text = found.markdown()
     assert "- talr, seed 1: the loss became nan \\| at step 3" in text
     assert found.mean(none, "own_answers/entropy") is None
     assert found.change(none, "own_answers/entropy") is None
-    assert len(sentences(found)) == 2
-    rows = list(csv.DictReader(to_csv(found).splitlines()))
+    assert len(found.sentences()) == 2
+    rows = list(csv.DictReader(csv_of(found)))
     assert rows[3]["own_answers/entropy"] == ""
 
 
 def test_the_text_says_what_the_figures_say() -> None:
     found = table()
-    sft, talr = sentences(found)
+    sft, talr = found.sentences()
     assert sft.startswith(
-        f"sft against {INITIAL}: on general skill significantly worse by sampled drift, and significantly sharper; "
-        "on the domain significantly better by d bits per token ("
+        f"sft against {BASE}: on general skill significantly worse by {DRIFT}, and significantly sharper; "
+        "on the domain significantly better by loss on d answers ("
     )
     assert talr.startswith(
-        "talr against sft: on general skill significantly better by sampled drift, and significantly sharper; "
-        "on the domain significantly worse by d bits per token (update norm × 0.5; "
+        f"talr against sft: on general skill significantly better by {DRIFT}, and significantly sharper; "
+        "on the domain significantly worse by loss on d answers (update norm × 0.5; "
     )
     assert "sums accuracy" not in talr  # no significant difference
-    assert "entropy on the initial model's own answers −0.50" in talr
-    text = to_markdown(found)
+    assert "entropy on the base model's own answers −0.50" in talr
+    text = found.markdown()
     assert text.startswith("# A title\n\nA note.\n\n## Values\n\n| setting | seeds | update norm |")
     assert "| talr | sft | × 0.5 |" in text
-    head, rows = cells(found, changes=True)
-    assert [row[0] for row in rows] == ["sft", "talr"]
-    assert rows[1][head.index("own answers/entropy")].endswith(" ≠")
-    assert rows[1][head.index("sums/accuracy")].endswith(" ≈")
-    lines = list(csv.DictReader(to_csv(found).splitlines()))
-    assert [line["setting"] for line in lines] == [INITIAL, "sft", "talr"]
+    shown = found.differences().set_index("setting")
+    assert list(shown.index) == ["sft", "talr"]
+    assert shown.loc["talr", "own answers/entropy"].endswith(" ≠")
+    assert shown.loc["talr", "sums/accuracy"].endswith(" ≈")
+    lines = list(csv.DictReader(csv_of(found)))
+    assert [line["setting"] for line in lines] == [BASE, "sft", "talr"]
     assert (lines[2]["seeds"], lines[2]["learning_rates"], lines[2]["against"]) == ("0 1", "0.0001", "sft")
     assert float(lines[2]["own_answers/entropy change"]) == pytest.approx(-0.505)
     assert (lines[2]["own_answers/entropy significant"], lines[2]["sums/accuracy significant"]) == ("1", "0")
@@ -287,8 +296,8 @@ def test_views_that_disagree_and_a_change_that_is_none() -> None:
     sft = record("sft", 0, 1.0, 1.9, 0.4, 8, 0.5)
     other = record("dft", 0, 1.0, 1.9, 0.1, 0, 0.5)
     rows = (Row("sft", (sft,)), Row("dft", (other,), "sft"))
-    (line,) = sentences(ControlTable("views", "t", rows))
-    assert "the views disagree, better by sampled drift, worse by sums accuracy" in line
+    (line,) = Ablation("views", "t", rows).sentences()
+    assert f"the views disagree, better by {DRIFT}, worse by sums accuracy" in line
     assert "not significantly sharper or flatter" in line
     assert "on the domain not significantly different" in line
 
@@ -311,8 +320,8 @@ def test_sft_is_matched_to_a_methods_norm_seed_by_seed(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny(tiny_dir, max_steps=8)
-    found = controls("norm", recipe, [0, 1], tmp_path, methods=[L2])
-    assert [row.label for row in found.rows] == [INITIAL, "sft", f"sft at the norm of {L2}", L2]
+    found = ablation("norm", recipe, [0, 1], tmp_path, methods=[L2])
+    assert [row.label for row in found.rows] == [BASE, "sft", f"sft at the norm of {L2}", L2]
     _, sft, matched, other = found.rows
     for seed in (0, 1):
         assert other.norms[seed] < 0.95 * sft.norms[seed]  # there is something to match
@@ -328,7 +337,7 @@ def test_sft_is_matched_to_a_methods_norm_seed_by_seed(
     # Again: nothing is trained, and the table is the same.
     before = (tmp_path / "norm.csv").read_text()
     monkeypatch.setattr(gentletune.runs.run, "fit", None)
-    controls("norm", recipe, [0, 1], tmp_path, methods=[L2])
+    ablation("norm", recipe, [0, 1], tmp_path, methods=[L2])
     assert (tmp_path / "norm.csv").read_text() == before
 
 
@@ -342,16 +351,16 @@ def test_the_found_rate_takes_the_weights_of_its_try(
         return plain(recipe, *args, **kwargs)
 
     monkeypatch.setattr(gentletune.runs.run, "fit", counted)
-    found = controls("norm", tiny(tiny_dir), [0], tmp_path, methods=[L2])
+    found = ablation("norm", tiny(tiny_dir), [0], tmp_path, methods=[L2])
     assert len(set(trained)) == len(trained)  # none twice
     assert [method for method, _ in trained].count(L2) == 1
     assert ("sft", found.row(f"sft at the norm of {L2}").records[0].learning_rate) in trained
 
 
 def test_optimizer_table(tiny_dir: Path, tmp_path: Path) -> None:
-    found = controls("optimizer", tiny(tiny_dir), [0], tmp_path)
+    found = ablation("optimizer", tiny(tiny_dir), [0], tmp_path)
     labels = [f"{m}, {o}" for o in ("adamw", "sgd") for m in ("sft", "talr (count)", "talr (simplex)")]
-    assert [row.label for row in found.rows] == [INITIAL, *labels]
+    assert [row.label for row in found.rows] == [BASE, *labels]
     adamw, sgd = found.row("sft, adamw"), found.row("sft, sgd")
     assert sgd.norms[0] == pytest.approx(adamw.norms[0], rel=0.02)
     assert {found.row(f"{m}, sgd").records[0].learning_rate for m in ("sft", "talr (count)", "talr (simplex)")} == {
@@ -359,10 +368,10 @@ def test_optimizer_table(tiny_dir: Path, tmp_path: Path) -> None:
     }
     assert sgd.records[0].recipe["optimizer"] == "sgd"
     assert [row.baseline for row in found.rows[1:]] == [
-        INITIAL,
+        BASE,
         "sft, adamw",
         "sft, adamw",
-        INITIAL,
+        BASE,
         "sft, sgd",
         "sft, sgd",
     ]
@@ -376,7 +385,7 @@ def test_optimizer_table(tiny_dir: Path, tmp_path: Path) -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", "controls", *arguments])
+    monkeypatch.setattr(sys, "argv", ["gentletune", "research", "ablations", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)
@@ -407,7 +416,7 @@ def test_commands(
     assert run(monkeypatch, *call, *flags(tiny_dir), "--seeds", "0", "--output", str(tmp_path)) == 0
     out = capfd.readouterr().out
     lines = list(csv.DictReader((tmp_path / f"{call[0]}.csv").read_text().splitlines()))
-    assert [line["setting"] for line in lines] == [INITIAL, *settings]
+    assert [line["setting"] for line in lines] == [BASE, *settings]
     columns = (
         "update_norm",
         "clinic/bits_per_token",
@@ -428,7 +437,7 @@ def test_commands(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["view"], "unknown table 'view'; did you mean 'views'?"),
+        (["view"], "unknown ablation 'view'; did you mean 'views'?"),
         (["views", "--methods", "sft,tarl"], "unknown method 'tarl'; did you mean 'talr'?"),
         (["views", "--methods", "talr,talr(tau=median)"], "given twice"),
         (["views", "--taus", "1"], "takes no taus"),
@@ -461,7 +470,7 @@ def test_bad_input_is_one_line(
     "name",
     [
         "evaluation.calibration",
-        "research.ablations.text",
+        "research.ablations.result",
         "research.ablations.rate_search",
         "cli.common",
     ],

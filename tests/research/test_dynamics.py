@@ -1,4 +1,4 @@
-"""The curriculum of several methods and seeds: training shared rows, resuming, averaging by hand, the command line."""
+"""Token dynamics of several methods and seeds: training shared rows, resuming, averaging by hand, the command line."""
 
 from __future__ import annotations
 
@@ -16,23 +16,15 @@ from scipy import special
 
 import gentletune.cli.common
 import gentletune.research.dynamics.callback
+import gentletune.research.dynamics.result
 import gentletune.research.dynamics.run
-import gentletune.research.dynamics.table
 from gentletune import Recipe, UserError
 from gentletune.cli import main
 from gentletune.cli.common import split_methods
 from gentletune.research.dynamics.callback import BinFigures
-from gentletune.research.dynamics.plot import curriculum_png
-from gentletune.research.dynamics.run import RESULT_FILE, Curriculum, curriculum
-from gentletune.research.dynamics.table import (
-    QUANTITIES,
-    MethodRun,
-    aggregate,
-    csv_text,
-    markdown,
-    nll_change,
-    verdicts,
-)
+from gentletune.research.dynamics.plot import dynamics_png
+from gentletune.research.dynamics.result import QUANTITIES, MethodRun, TokenDynamics, nll_change
+from gentletune.research.dynamics.run import RESULT_FILE, token_dynamics
 from gentletune.training import TrainingDivergedError
 from tests.helpers import tiny_recipe
 
@@ -65,10 +57,14 @@ def made_run(method: str, seed: int, first: list[float], last: list[float]) -> M
     return MethodRun(method, seed, (figures(0, first), figures(8, last)))
 
 
-def follow(tiny_dir: Path, output: Path, methods: list[str], seeds: list[int], **changes: Any) -> Curriculum:
+def sentences(*runs: MethodRun) -> list[str]:
+    return TokenDynamics(runs).sentences()
+
+
+def follow(tiny_dir: Path, output: Path, methods: list[str], seeds: list[int], **changes: Any) -> TokenDynamics:
     given = {key: changes.pop(key) for key in ("held_out", "every", "probe_rows", "say") if key in changes}
     recipe = tiny_recipe(tiny_dir, output, **changes)
-    return curriculum(recipe, methods, seeds, output, **{"every": 3, "probe_rows": 4, "edges": EDGES} | given)
+    return token_dynamics(recipe, methods, seeds, output, **{"every": 3, "probe_rows": 4, "edges": EDGES} | given)
 
 
 # --- averaging
@@ -76,14 +72,15 @@ def follow(tiny_dir: Path, output: Path, methods: list[str], seeds: list[int], *
 
 def test_means_over_seeds_by_hand() -> None:
     runs = [made_run("talr", seed, [4.0, 6.0], [value, value]) for seed, value in enumerate((1.0, 2.0, 6.0))]
-    first, last = aggregate(runs)
-    assert (first.method, first.step, first.tokens, first.name) == ("talr", 0, 2, "p ≤ 0.1")
-    assert (first.means["nll"].value, first.means["nll"].stderr) == (5.0, 0.0)
-    assert last.means["nll"].value == pytest.approx(3.0)
-    assert last.means["nll"].stderr == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))  # s/√3
-    assert set(last.means) == set(QUANTITIES)
-    one = aggregate(runs[:1])
-    assert {mean.stderr for point in one for mean in point.means.values()} == {None}
+    means = TokenDynamics(tuple(runs)).means
+    assert list(means.index) == [("talr", 0, 0), ("talr", 8, 0)]
+    (_, first), (_, last) = means.iterrows()
+    assert (first["tokens"], first["name"]) == (2, "p ≤ 0.1")
+    assert (first["nll"].value, first["nll"].stderr) == (5.0, 0.0)
+    assert last["nll"].value == pytest.approx(3.0)
+    assert last["nll"].stderr == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))  # s/√3
+    one = TokenDynamics(tuple(runs[:1])).means
+    assert {mean.stderr for mean in one[QUANTITIES].to_numpy().ravel()} == {None}
 
 
 def test_change_of_one_seed_has_the_error_of_the_rows() -> None:
@@ -107,7 +104,7 @@ def test_verdicts_follow_the_figures() -> None:
     barely = made_run("mask(p_min=0.1)", 0, first, [5.0, 10.0, 6.0, 11.0])
     worse = made_run("talr", 0, first, [9.0, 9.4, 10.1, 10.5])
     half = made_run("dft", 0, first, [4.0, 4.5, 5.0, 5.5])
-    sft, mask, talr, dft = verdicts([learned, barely, worse, half])
+    sft, mask, talr, dft = sentences(learned, barely, worse, half)
     assert "the 4 hardest tokens (p ≤ 0.1 at first) went from 7.75 to 1.75 nats, -6.00" in sft
     assert "it fell, significantly; 0.0% of them end at p > 0.5" in sft
     assert "sft`'s" not in sft
@@ -117,7 +114,7 @@ def test_verdicts_follow_the_figures() -> None:
     assert "it rose, significantly" in talr
     assert "of `sft`'s" not in talr
     assert "its change is 50% of `sft`'s" in dft
-    (alone,) = verdicts([made_run("talr", 0, [7.0], [0.1])])
+    (alone,) = sentences(made_run("talr", 0, [7.0], [0.1]))
     assert "cannot be told" in alone
     assert "100.0% of them end" in alone
     assert "significantly" not in alone
@@ -126,17 +123,18 @@ def test_verdicts_follow_the_figures() -> None:
 def test_verdict_is_on_the_hardest_bin() -> None:
     hard = [figures(step, [9.0, 9.1, 8.9]) for step in (0, 8)]
     easy = [figures(step, [nll, nll + 0.1, nll], number=1) for step, nll in ((0, 1.0), (8, 0.1))]
-    (said,) = verdicts([MethodRun("talr", 0, (hard[0], easy[0], hard[1], easy[1]))])
+    (said,) = sentences(MethodRun("talr", 0, (hard[0], easy[0], hard[1], easy[1])))
     assert "no significant change" in said
     assert "9.00 to 9.00" in said
 
 
 def test_table_and_csv() -> None:
     runs = [made_run(m, s, [5.0, 6.0], [1.0 + s, 2.0]) for m in ("sft", "talr(tau=1.0, floor=0.0)") for s in (0, 1)]
-    text = markdown(runs, [("dft", 0, "the loss became nan")], ["A note."])
+    found = TokenDynamics(tuple(runs), (("dft", 0, "the loss became nan"),), ("A note.",))
+    text = found.markdown()
     assert "Failed: `dft`, seed 0: the loss became nan." in text
     assert "| p ≤ 0.1 | 2 | 0.0041 | 0.1792 ± 0.0439 | 5.50 → 1.75 ± 0.25 |" in text
-    lines = list(csv.DictReader(csv_text(runs).splitlines()))
+    lines = list(csv.DictReader(found.csv().splitlines()))
     assert len(lines) == 8
     assert lines[-1]["method"] == "talr(tau=1.0, floor=0.0)"
     assert {key: lines[-1][key] for key in ("seed", "step", "bin", "tokens", "nll", "gradient_share")} == {
@@ -147,7 +145,7 @@ def test_table_and_csv() -> None:
 @pytest.mark.parametrize("count", [1, 5])
 def test_picture(count: int, tmp_path: Path) -> None:
     runs = [made_run(f"m{i}", s, [5.0, 6.0], [1.0 + s, 200.0]) for i in range(count) for s in (0, 1)]
-    (tmp_path / "a.png").write_bytes(curriculum_png(runs))
+    (tmp_path / "a.png").write_bytes(dynamics_png(TokenDynamics(tuple(runs)).means))
     with Image.open(tmp_path / "a.png") as image:
         assert image.size[0] >= 400 * count
         pixels = image.convert("RGB")
@@ -174,13 +172,13 @@ def test_every_method_and_seed_on_the_same_tokens(tiny_dir: Path, tmp_path: Path
     masked = by_name["mask(p_min=0.002)", 0].at(0)
     assert masked[0].gradient_share == masked[1].gradient_share == 0
     assert any(row.weight not in (0.0, 1.0) for row in by_name["flow+lora(r=4)", 0].at(0).values())
-    lines = list(csv.DictReader((tmp_path / "curriculum.csv").read_text().splitlines()))
+    lines = list(csv.DictReader((tmp_path / "dynamics.csv").read_text().splitlines()))
     assert len(lines) == sum(len(run.figures) for run in found.runs)
-    text = (tmp_path / "curriculum.md").read_text()
+    text = (tmp_path / "dynamics.md").read_text()
     assert "12 training rows" in text
     assert "each row seen 1 times" in text
     assert text.count("beside `sft`") == 3
-    assert (tmp_path / "curriculum.png").stat().st_size > 10_000
+    assert (tmp_path / "dynamics.png").stat().st_size > 10_000
     assert not list(tmp_path.glob("runs/*/checkpoints"))
 
 
@@ -211,7 +209,7 @@ def test_held_out_rows_are_other_tokens(tiny_dir: Path, tmp_path: Path) -> None:
     assert trained.at(0) != held.at(0)
     assert all(row.weight == 1.0 for row in held.figures)
     assert any(row.weight != 1.0 for row in trained.figures)
-    assert "held-out rows" in (tmp_path / "curriculum.md").read_text()
+    assert "held-out rows" in (tmp_path / "dynamics.md").read_text()
 
 
 def test_a_diverged_run_does_not_stop_the_others(
@@ -228,10 +226,10 @@ def test_a_diverged_run_does_not_stop_the_others(
     found = follow(tiny_dir, tmp_path, ["talr", "sft"], [0])
     assert [run.method for run in found.runs] == ["sft"]
     assert found.failed == (("talr", 0, "the loss became nan at step 3; lower the learning rate"),)
-    assert "Failed: `talr`, seed 0: the loss became nan" in (tmp_path / "curriculum.md").read_text()
+    assert "Failed: `talr`, seed 0: the loss became nan" in (tmp_path / "dynamics.md").read_text()
     alone = follow(tiny_dir, tmp_path / "alone", ["talr"], [0])
-    assert (alone.runs, alone.markdown) == ((), None)
-    assert not (tmp_path / "alone" / "curriculum.md").exists()
+    assert alone.runs == ()
+    assert not (tmp_path / "alone" / "dynamics.md").exists()
 
 
 @pytest.mark.parametrize(
@@ -266,7 +264,7 @@ def test_a_broken_result_is_named(tiny_dir: Path, tmp_path: Path) -> None:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", "curriculum", *arguments])
+    monkeypatch.setattr(sys, "argv", ["gentletune", "research", "dynamics", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)
@@ -285,7 +283,7 @@ def test_command(
     assert "talr(tau=2.0, floor=0.0): the " in out.out
     assert "beside sft" in out.out
     assert "[4/4]" in out.err
-    lines = list(csv.DictReader((tmp_path / "curriculum.csv").read_text().splitlines()))
+    lines = list(csv.DictReader((tmp_path / "dynamics.csv").read_text().splitlines()))
     assert {(line["method"], line["seed"], line["step"]) for line in lines} == {
         (m, s, t) for m in ("sft", "talr(tau=2.0, floor=0.0)") for s in "01" for t in "012"
     }
@@ -323,7 +321,7 @@ def test_methods_are_split_outside_brackets() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [gentletune.cli.common, gentletune.research.dynamics.table, gentletune.research.dynamics.callback]
+    "module", [gentletune.cli.common, gentletune.research.dynamics.result, gentletune.research.dynamics.callback]
 )
 def test_doctests(module: Any) -> None:
     found = doctest.testmod(module)

@@ -1,4 +1,4 @@
-"""The curriculum callback: its formulas against autograd, its bins, and that training does not notice it."""
+"""The callback of token dynamics: its formulas against autograd, its bins, and that training does not notice it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gentletune.data import Encoded, encode_rows, load_data
 from gentletune.losses import batch_tau, talr_weights
 from gentletune.methods import parse_method
 from gentletune.research.dynamics.callback import (
-    CURRICULUM_FILE,
+    DYNAMICS_FILE,
     BinFigures,
-    CurriculumCallback,
+    TokenDynamicsCallback,
     TokenFigures,
     bin_figures,
     nll_and_gradient_norm,
     probability_bins,
-    read_curriculum,
+    read_dynamics,
     token_figures,
 )
 from gentletune.training import TALRTrainer, TrainingDivergedError, fit
@@ -54,7 +54,7 @@ def trained(tokenizer: Any, rows: list[Encoded], run: Path, method: str, *, foll
     recipe, parsed = RECIPE.override(more.pop("recipe", {})), parse_method(method)
     probe = more.pop("probe", rows[:3])
     given: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "every": 2, "edges": EDGES}
-    callback = CurriculumCallback(run / CURRICULUM_FILE, probe, parsed, **given | more) if follow else None
+    callback = TokenDynamicsCallback(run / DYNAMICS_FILE, probe, parsed, **given | more) if follow else None
     fitted = fit(
         recipe, parsed, lively_model(tokenizer), tokenizer, rows, run, callbacks=[callback] if callback else []
     )
@@ -137,7 +137,7 @@ def test_shares_are_zero_where_no_token_has_weight() -> None:
 @pytest.mark.parametrize("method", ["sft", "lora(r=4)"])
 def test_bins_are_fixed_by_the_initial_model(method: str, tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
     _, callback = trained(tokenizer, rows, tmp_path, method)
-    steps = by_step(read_curriculum(tmp_path / CURRICULUM_FILE))
+    steps = by_step(read_dynamics(tmp_path / DYNAMICS_FILE))
     assert list(steps) == [0, 2, 4, 5]
     initial = torch.cat([token_losses(lively_model(tokenizer), row).detach() for row in rows[:3]])
     assert torch.allclose(callback.initial.nll.double(), initial, atol=1e-4)
@@ -162,7 +162,7 @@ def test_bins_are_fixed_by_the_initial_model(method: str, tokenizer: Any, rows: 
 
 def test_the_figures_are_of_the_model_as_it_is(tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
     model, callback = trained(tokenizer, rows, tmp_path, "sft")
-    last = by_step(read_curriculum(tmp_path / CURRICULUM_FILE))[5]
+    last = by_step(read_dynamics(tmp_path / DYNAMICS_FILE))[5]
     now = token_figures(model, rows[:3], pad_id=tokenizer.pad_token_id)
     bins = probability_bins(callback.initial.nll, EDGES)
     expected = bin_figures(now, torch.ones_like(now.nll), bins, step=5, edges=EDGES)
@@ -173,7 +173,7 @@ def test_the_figures_are_of_the_model_as_it_is(tokenizer: Any, rows: list[Encode
 
 def test_masked_bins_have_no_gradient(tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
     trained(tokenizer, rows, tmp_path, "mask(p_min=0.01)")
-    first = by_step(read_curriculum(tmp_path / CURRICULUM_FILE))[0]
+    first = by_step(read_dynamics(tmp_path / DYNAMICS_FILE))[0]
     below, above = [r for r in first if r.high <= 0.01], [r for r in first if r.low >= 0.01]
     assert len(below) >= 2
     assert above
@@ -182,7 +182,7 @@ def test_masked_bins_have_no_gradient(tokenizer: Any, rows: list[Encoded], tmp_p
     assert sum(r.gradient_share for r in above) == pytest.approx(1)
 
 
-def weights_of(callback: CurriculumCallback) -> torch.Tensor:
+def weights_of(callback: TokenDynamicsCallback) -> torch.Tensor:
     assert callback.initial is not None
     return callback.weights(callback.initial)
 
@@ -192,7 +192,7 @@ def test_talr_weighs_the_probe_as_one_batch(tokenizer: Any, rows: list[Encoded],
     nll, sequence = callback.initial.nll, callback.initial.sequence
     means = torch.stack([nll[sequence == i].mean() for i in range(3)])
     assert torch.allclose(weights_of(callback), talr_weights(nll, batch_tau(means)))
-    hardest, easiest = (by_step(read_curriculum(tmp_path / CURRICULUM_FILE))[0][i] for i in (0, -1))
+    hardest, easiest = (by_step(read_dynamics(tmp_path / DYNAMICS_FILE))[0][i] for i in (0, -1))
     assert hardest.weight < easiest.weight
 
 
@@ -209,7 +209,7 @@ def test_lagged_median_takes_the_trainers_previous(tokenizer: Any, rows: list[En
 def test_sequence_weights_multiply(tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
     method = parse_method("sft")
     given: dict[str, Any] = {"pad_id": 2, "sequence_weights": [0.5, 0.0, 2.0]}
-    callback = CurriculumCallback(tmp_path / "a.jsonl", rows[:3], method, **given)
+    callback = TokenDynamicsCallback(tmp_path / "a.jsonl", rows[:3], method, **given)
     now = token_figures(lively_model(tokenizer), rows[:3], pad_id=2)
     assert torch.equal(callback.weights(now), torch.tensor([0.5, 0.0, 2.0])[now.sequence])
 
@@ -247,10 +247,10 @@ def test_resumed_figures_are_those_of_an_uninterrupted_run(
     method: str, tokenizer: Any, rows: list[Encoded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(tokenizer, rows, tmp_path / "whole", method, every=1)
-    look = CurriculumCallback._look
+    look = TokenDynamicsCallback._look
     calls = 0
 
-    def crash(self: CurriculumCallback, model: Any) -> TokenFigures:
+    def crash(self: TokenDynamicsCallback, model: Any) -> TokenFigures:
         nonlocal calls
         calls += 1
         if calls == 5:  # the initial model, then steps 1, 2, 3: the checkpoint is of step 2
@@ -258,27 +258,27 @@ def test_resumed_figures_are_those_of_an_uninterrupted_run(
         return look(self, model)
 
     with monkeypatch.context() as patched:
-        patched.setattr(CurriculumCallback, "_look", crash)
+        patched.setattr(TokenDynamicsCallback, "_look", crash)
         with pytest.raises(CrashError):
             trained(tokenizer, rows, tmp_path / "stopped", method, every=1)
-    file = tmp_path / "stopped" / CURRICULUM_FILE
-    assert max(row.step for row in read_curriculum(file)) == 3
+    file = tmp_path / "stopped" / DYNAMICS_FILE
+    assert max(row.step for row in read_dynamics(file)) == 3
     file.write_text(file.read_text() + '{"step": 4, "bi')  # and a line cut short
     trained(tokenizer, rows, tmp_path / "stopped", method, every=1)
-    assert file.read_text() == (tmp_path / "whole" / CURRICULUM_FILE).read_text()
+    assert file.read_text() == (tmp_path / "whole" / DYNAMICS_FILE).read_text()
     # A third call finds it finished and leaves the file alone.
     trained(tokenizer, rows, tmp_path / "stopped", method, every=1)
-    assert file.read_text() == (tmp_path / "whole" / CURRICULUM_FILE).read_text()
+    assert file.read_text() == (tmp_path / "whole" / DYNAMICS_FILE).read_text()
 
 
 def test_a_run_begun_anew_begins_its_file_anew(tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
-    (tmp_path / CURRICULUM_FILE).write_text(json.dumps({"step": 0}) + "\n" + json.dumps({"step": 99}) + "\n")
+    (tmp_path / DYNAMICS_FILE).write_text(json.dumps({"step": 0}) + "\n" + json.dumps({"step": 99}) + "\n")
     trained(tokenizer, rows, tmp_path, "sft", recipe={"max_steps": 2})
-    assert list(by_step(read_curriculum(tmp_path / CURRICULUM_FILE))) == [0, 2]
+    assert list(by_step(read_dynamics(tmp_path / DYNAMICS_FILE))) == [0, 2]
 
 
 def test_added_too_late_it_says_so(tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
-    callback = CurriculumCallback(tmp_path / "a.jsonl", rows, parse_method("sft"), pad_id=2)
+    callback = TokenDynamicsCallback(tmp_path / "a.jsonl", rows, parse_method("sft"), pad_id=2)
 
     class State:
         is_world_process_zero, global_step = True, 0
@@ -288,7 +288,7 @@ def test_added_too_late_it_says_so(tokenizer: Any, rows: list[Encoded], tmp_path
 
 
 def test_a_diverged_probe_stops_training(tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
-    callback = CurriculumCallback(tmp_path / "a.jsonl", rows[:1], parse_method("sft"), pad_id=2)
+    callback = TokenDynamicsCallback(tmp_path / "a.jsonl", rows[:1], parse_method("sft"), pad_id=2)
     callback.initial = token_figures(lively_model(tokenizer), rows[:1], pad_id=2)
     broken = TokenFigures(
         callback.initial.nll * float("nan"), callback.initial.gradient_norm, callback.initial.sequence
@@ -313,11 +313,11 @@ def test_a_diverged_probe_stops_training(tokenizer: Any, rows: list[Encoded], tm
 def test_bad_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"rows": ROWS, "pad_id": 2} | changes
     with pytest.raises(ValueError, match=message):
-        CurriculumCallback(tmp_path / "a.jsonl", given.pop("rows"), parse_method("sft"), **given)
+        TokenDynamicsCallback(tmp_path / "a.jsonl", given.pop("rows"), parse_method("sft"), **given)
 
 
 def test_in_a_trainer_of_ones_own(tokenizer: Any, tmp_path: Path) -> None:
-    callback = CurriculumCallback(tmp_path / "a.jsonl", ROWS, parse_method("talr"), pad_id=2, every=1, edges=EDGES)
+    callback = TokenDynamicsCallback(tmp_path / "a.jsonl", ROWS, parse_method("talr"), pad_id=2, every=1, edges=EDGES)
     dataset = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in ROWS])
     arguments = settings(tmp_path, max_steps=2, learning_rate=0.1)
     trainer = TALRTrainer(
@@ -325,4 +325,4 @@ def test_in_a_trainer_of_ones_own(tokenizer: Any, tmp_path: Path) -> None:
     )
     callback.trainer = trainer
     trainer.train()
-    assert list(by_step(read_curriculum(tmp_path / "a.jsonl"))) == [0, 1, 2]
+    assert list(by_step(read_dynamics(tmp_path / "a.jsonl"))) == [0, 1, 2]

@@ -15,18 +15,26 @@ import torch
 from torch import Tensor
 
 from gentletune.cli import main
-from gentletune.cli.theory_fit import fit_command
+from gentletune.cli.research import fit_command
 from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded
 from gentletune.data.encode import IGNORE
 from gentletune.research.tilting import bench as tilting_bench
-from gentletune.research.tilting.bench import Target
+from gentletune.research.tilting import run as tilting_run
 from gentletune.research.tilting.figures import effective_tilt, kl, moved, tilt_bounds, tilt_moments
-from gentletune.research.tilting.files import tilting_csv, tilting_markdown, write_tilting
+from gentletune.research.tilting.pages import csv as tilting_csv
+from gentletune.research.tilting.pages import page, reading, write_tilting
 from gentletune.research.tilting.positions import draw_positions, log_probs, token_log_probs
-from gentletune.research.tilting.reading import reading
-from gentletune.research.tilting.run import TiltingStudy, fit_tilting
-from gentletune.research.tilting.safe_range import Checkpoint, FollowedRun, safe_edge, safe_range
+from gentletune.research.tilting.study import (
+    Checkpoint,
+    FollowedRun,
+    KindOfData,
+    Target,
+    TiltingStudy,
+    safe_edge,
+    safe_range,
+)
 from tests.helpers import tiny_recipe
 
 T, V = 37, 50  # positions that do not divide into the chunks
@@ -237,11 +245,11 @@ def test_the_edge_by_hand() -> None:
 
 
 POINT = Checkpoint(
-    step=1, gain=0.5, drift=0.02, drift_sampled=0.03, lambda_general=0.2, fit_general=0.8, lambda_domain=0.3,
-    fit_domain=0.9, tilted_drift=0.018, convex_bound=0.1, hoeffding_bound=9.0, quadratic=0.02, update_norm=1.0,
+    step=1, gain=0.5, kl=0.02, kl_sampled=0.03, lambda_general=0.2, fit_general=0.8, lambda_domain=0.3,
+    fit_domain=0.9, tilted_kl=0.018, convex_bound=0.1, hoeffding_bound=9.0, quadratic=0.02, update_norm=1.0,
     theorem_bound=0.04,
 )  # fmt: skip
-FURTHER = replace(POINT, step=2, gain=0.7, drift=0.08, lambda_general=0.4, lambda_domain=0.7, convex_bound=0.2)
+FURTHER = replace(POINT, step=2, gain=0.7, kl=0.08, lambda_general=0.4, lambda_domain=0.7, convex_bound=0.2)
 
 
 def test_a_safe_range_pools_checkpoints_and_ends_of_runs() -> None:
@@ -262,22 +270,18 @@ def test_a_safe_range_pools_checkpoints_and_ends_of_runs() -> None:
 
 def made_study(label_at: float = 0.8, budget: float = 0.05, hard: tuple[float, float] = (0.1, 0.4)) -> TiltingStudy:
     """Two seeds of two rates; label-only data cross the budget at about twice λ and rate times `label_at`."""
-    from gentletune.core.recipe import Recipe
-    from gentletune.research.tilting.run import KindOfData
-
     kinds = []
     for cot, share, stretch in ((True, hard[0], 1.0), (False, hard[1], label_at)):
         runs = []
         for seed in (0, 1):
             for rate, points in ((1e-4, (POINT,)), (3e-4, (POINT, FURTHER))):
                 moved_points = tuple(
-                    replace(p, lambda_general=(p.lambda_general + seed * 1e-3) * stretch, drift=p.drift) for p in points
+                    replace(p, lambda_general=(p.lambda_general + seed * 1e-3) * stretch, kl=p.kl) for p in points
                 )
                 runs.append(FollowedRun(cot, rate, seed, False, moved_points))
         target = Target(3e-4, 1.2, 2.5, 0.5, ((3e-4, 1.2), (1e-4, 1.4)), share, 200)
-        ranges = tuple(safe_range([run for run in runs if run.seed == seed], budget) for seed in (0, 1))
-        kinds.append(KindOfData(cot, target, tuple(runs), ranges))
-    return TiltingStudy(Recipe(data="clinic"), (1e-4, 3e-4), (0, 1), 2, budget, 384, tuple(kinds))
+        kinds.append(KindOfData(cot, target, tuple(runs), budget))
+    return TiltingStudy(Recipe(data="clinic"), (1e-4, 3e-4), (0, 1), budget, tuple(kinds))
 
 
 @pytest.mark.parametrize(
@@ -287,44 +291,44 @@ def made_study(label_at: float = 0.8, budget: float = 0.05, hard: tuple[float, f
         (1.8, (0.4, 0.1), "wider with label-only, as Theorem 2 suggests"),
         (0.5, (0.1, 0.4), "wider with CoT, as Theorem 2 suggests"),
         (0.5, (0.2, 0.21), "wider with CoT."),
-        (1.0, (0.1, 0.4), "not told apart"),
+        (1.0, (0.1, 0.4), "no significant difference"),
     ],
 )
 def test_the_reading_says_which_range_is_wider(label_at: float, hard: tuple[float, float], said: str) -> None:
-    text = "\n".join(reading(made_study(label_at, hard=hard)))
+    text = reading(made_study(label_at, hard=hard))
     line = next(line for line in text.splitlines() if line.startswith("- λ̂ on general positions"))
     assert said in line
     assert ("suggests nothing" in text) == (hard == (0.2, 0.21))
 
 
 def test_the_reading_says_what_was_not_seen() -> None:
-    text = "\n".join(reading(made_study(budget=1.0)))
+    text = reading(made_study(budget=1.0))
     assert "neither range was seen to end with every seed" in text
     assert "within the budget to the last with 2 of 2 seeds" in text
     study = made_study()
-    alone = "\n".join(reading(replace(study, kinds=study.kinds[:1])))
+    alone = reading(replace(study, kinds=study.kinds[:1]))
     assert "no other safe range" in alone
     kind = study.kinds[0]
     bad = replace(kind, target=replace(kind.target, bits=2.6))
-    assert "it is no target" in "\n".join(reading(replace(study, kinds=(bad,))))
+    assert "it is no target" in reading(replace(study, kinds=(bad,)))
     still = replace(kind, runs=tuple(replace(run, checkpoints=()) for run in kind.runs))
-    assert "nothing can be said of its fit" in "\n".join(reading(replace(study, kinds=(still,))))
+    assert "nothing can be said of its fit" in reading(replace(study, kinds=(still,)))
 
 
 def test_a_misfit_and_a_drift_above_the_bound_are_said() -> None:
     study = made_study()
     kind = study.kinds[0]
-    poor = replace(POINT, fit_general=0.2, drift=0.5, lambda_general=0.9)
+    poor = replace(POINT, fit_general=0.2, kl=0.5, lambda_general=0.9)
     lost = replace(kind, runs=tuple(replace(run, checkpoints=(poor,)) for run in kind.runs))
-    text = "\n".join(reading(replace(study, kinds=(lost,))))
+    text = reading(replace(study, kinds=(lost,)))
     assert "these models are not tilts there" in text
-    assert "above the measured drift at 0 of 3 checkpoints" in text  # those of the target's own run left out
+    assert "above the measured KL from base at 0 of 3 checkpoints" in text  # those of the target's own run left out
     assert "where the model has left the tilts" in text
     assert "ends at λ̂ = 0.9, not 1" in text
-    good = "\n".join(reading(study))
-    assert "above the measured drift at 4 of 4 checkpoints" in good
+    good = reading(study)
+    assert "above the measured KL from base at 4 of 4 checkpoints" in good
     assert "within 0.05 bits per token up to λ = 0.1" in good
-    assert "a median of 2 times the drift, and below the convex bound at 4 of 4" in good
+    assert "a median of 2 times the KL, and below the convex bound at 4 of 4" in good
     assert "left the tilts" not in good
 
 
@@ -357,7 +361,7 @@ def fit(tiny_dir: Path, output: Path, **changes: Any) -> TiltingStudy:
         "general_positions": 12, "domain_positions": 10,
     }  # fmt: skip
     recipe = tiny_recipe(tiny_dir, Path("unused"), max_steps=4, **changes.pop("recipe", {}))
-    return fit_tilting(recipe, output=output, **given | changes)
+    return tilting_run.fit(recipe, output=output, **given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -373,25 +377,23 @@ def test_a_fit_follows_every_run(done: tuple[TiltingStudy, Path]) -> None:
         assert [(run.seed, run.rate) for run in kind.runs] == [(0, 1e-3), (0, 1e-2), (1, 1e-3), (1, 1e-2)]
         assert all([p.step for p in run.checkpoints] == [2, 4] for run in kind.runs)
         assert kind.target.rate == 1e-2
-        assert kind.target.bits < kind.target.initial_bits
+        assert kind.target.bits < kind.target.base_bits
         own = kind.runs[1].checkpoints[-1]
         assert own.lambda_general == pytest.approx(1, abs=1e-6)  # trained again, the target is itself
         assert own.lambda_domain == pytest.approx(1, abs=1e-6)
         assert own.fit_general == pytest.approx(1, abs=1e-5)
-        assert own.drift == pytest.approx(kind.target.divergence, abs=1e-7) == pytest.approx(own.convex_bound)
-        assert own.gain == pytest.approx(kind.target.initial_bits - kind.target.bits)
+        assert own.kl == pytest.approx(kind.target.divergence, abs=1e-7) == pytest.approx(own.convex_bound)
+        assert own.gain == pytest.approx(kind.target.base_bits - kind.target.bits)
         for run in kind.runs:
-            assert all(
-                p.drift > 0 and p.update_norm > 0 and p.hoeffding_bound >= p.tilted_drift for p in run.checkpoints
-            )
+            assert all(p.kl > 0 and p.update_norm > 0 and p.hoeffding_bound >= p.tilted_kl for p in run.checkpoints)
         slow, fast = (kind.runs[i].checkpoints[-1] for i in (0, 1))
         assert slow.lambda_general < fast.lambda_general
         assert slow.update_norm < fast.update_norm
         assert slow.gain < fast.gain
-        assert kind.runs[3].checkpoints[-1].drift != fast.drift  # another seed
+        assert kind.runs[3].checkpoints[-1].kl != fast.kl  # another seed
         assert [found.seed for found in kind.ranges] == [0, 1]
     assert study.kinds[0].target.labels == 10
-    assert "it ends at λ̂ = 1, as it must" in tilting_markdown(study)
+    assert "it ends at λ̂ = 1, as it must" in page(study)
     assert tilting_csv(study).count("\n") == 1 + 2 * 4 * 2
     assert len(list((output / "runs").iterdir())) == 2 + 8
 
@@ -415,7 +417,7 @@ def test_finished_runs_are_not_trained_again(
     again = fit(tiny_dir, output)
     assert trained == [(False, 1e-2, 0), (False, 1e-3, 1)]  # the target first, then the run that is missing
     for one, other in zip(study.kinds[1].runs, again.kinds[1].runs, strict=True):
-        assert [p.drift for p in one.checkpoints] == pytest.approx([p.drift for p in other.checkpoints])
+        assert [p.kl for p in one.checkpoints] == pytest.approx([p.kl for p in other.checkpoints])
     trained.clear()
     fit(tiny_dir, output, seeds=[0, 1, 2])
     assert {seed for _, _, seed in trained} == {0, 2}  # more seeds may be added
@@ -436,7 +438,7 @@ def test_the_target_is_sought_downwards_while_held_out_loss_falls(tiny_dir: Path
     assert [rate for rate, _ in kind.target.candidates] == [1e8, 1e-2, 1e-4]
     wild = kind.runs[-1]
     assert wild.diverged
-    assert "diverged" in tilting_markdown(found)
+    assert "diverged" in page(found)
     assert json.loads((tmp_path / "out" / "runs" / "label-only-1e+08-seed0.json").read_text())["diverged"]
 
 
@@ -495,7 +497,7 @@ def test_a_directory_of_others_is_left_alone(tiny_dir: Path, tmp_path: Path) -> 
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", "theory", "fit", *arguments])
+    monkeypatch.setattr(sys, "argv", ["gentletune", "research", "theory", "fit", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)

@@ -62,8 +62,7 @@ def match_rate(
         raise ValueError(f"no rate moves the weights by {target}")
     if not known and start is None:
         raise ValueError("give a known rate with its norm, or one to start with")
-    points, broken, tried = [k for k in known if k[1] > 0], list[float](), {rate for rate, _ in known}
-    made = 0
+    points, broken, tried, made = [k for k in known if k[1] > 0], list[float](), {rate for rate, _ in known}, 0
     while made < tries and not (points and abs(_nearest(points, target)[1] / target - 1) <= tolerance):
         rate = float(f"{_next(points, broken, target, start):.4g}")
         if rate in tried:

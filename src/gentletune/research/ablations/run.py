@@ -1,4 +1,4 @@
-"""The controls a comparison of methods needs: five tables, each a study of its own on the sweep's machinery."""
+"""The ablations a comparison of methods needs: five tables, each a study of its own on the sweep's machinery."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 
 from gentletune.core.errors import UserError, unknown
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import RunRecord, read_record
+from gentletune.core.records import RunRecord
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.methods import Method, parse_method
 from gentletune.research.ablations.rate_search import TOLERANCE, Known, Match, match_rate
-from gentletune.research.ablations.table import INITIAL, ControlTable, Row
-from gentletune.research.ablations.text import write_control
+from gentletune.research.ablations.result import BASE, Ablation, Row
 from gentletune.sweeps.plan import plan
 from gentletune.sweeps.store import Job, drop_weights
 from gentletune.sweeps.sweep import Say, sweep
@@ -46,7 +45,7 @@ class Setting:
         return [{"method": self.method, "learning_rate": rate, **self.more, "seed": seed} for seed, rate in each]
 
 
-def controls(
+def ablation(
     name: str,
     recipe: Recipe,
     seeds: Sequence[int],
@@ -59,8 +58,8 @@ def controls(
     workers: int | None = None,
     stage: Stage = silent,
     say: Say = lambda _: None,
-) -> ControlTable:
-    """Run what a control needs that is not there yet, and write its table.
+) -> Ablation:
+    """Run what an ablation needs that is not there yet, and write its table.
 
     Runs lie in `output/NAME`, the table in `output/NAME.md` and `NAME.csv`. Entropy and calibration are measured
     in all of them; the recipe's own method does not matter. Weights are deleted once they are measured.
@@ -76,9 +75,9 @@ def controls(
     Raises:
         UserError: bad input; in `optimizer` and `norm` also a run whose norm is needed and that failed.
 
-    >>> controls("tau", Recipe(data="clinic"), [0, 1], Path("controls"), taus=[1.0])  # doctest: +SKIP
+    >>> ablation("tau", Recipe(data="clinic"), [0, 1], Path("ablations"), taus=[1.0])  # doctest: +SKIP
     """
-    makers: dict[str, Callable[[_Study], ControlTable]] = {
+    makers: dict[str, Callable[[_Study], Ablation]] = {
         "views": lambda study: _views(study, methods or METHODS),
         "optimizer": _optimizer,
         "normalization": lambda study: _normalization(study, rates or [recipe.learning_rate]),
@@ -86,22 +85,22 @@ def controls(
         "tau": lambda study: _tau(study, taus or TAUS),
     }
     if name not in makers:
-        raise unknown("table", name, makers)
+        raise unknown("ablation", name, makers)
     for option, given in (("methods", methods), ("rates", rates), ("taus", taus)):
         if given and _TAKES.get(name) != option:
-            raise UserError(f"the table '{name}' takes no {option}; leave them out")
+            raise UserError(f"the ablation '{name}' takes no {option}; leave them out")
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds {list(seeds)}: give one or more, each once")
     if not recipe.evaluate:
-        raise UserError("a control measures what it trains; leave evaluate: true")
+        raise UserError("an ablation measures what it trains; leave evaluate: true")
     how = {"executor": executor, "workers": workers, "stage": stage, "say": say}
-    table = makers[name](_Study(recipe, tuple(seeds), output / name, how))
-    write_control(table, output)
-    return table
+    found = makers[name](_Study(recipe, tuple(seeds), output / name, how))
+    found.write(output)
+    return found
 
 
 class _Study:
-    """The runs of one control."""
+    """The runs of one ablation."""
 
     def __init__(self, recipe: Recipe, seeds: tuple[int, ...], output: Path, how: dict[str, Any]) -> None:
         self.recipe, self.seeds, self.output, self.how = recipe, seeds, output, how
@@ -116,28 +115,36 @@ class _Study:
         return Setting(label, method, rates, baseline, more)
 
     def rows(self, settings: Sequence[Setting]) -> tuple[Row, ...]:
-        """Run the settings; the initial model comes first."""
+        """Run the settings; the base model comes first."""
         wanted = list[Change]()
         for change in [*self.tries, *(change for setting in settings for change in setting.changes())]:
             if change not in wanted:
                 wanted.append(change)
         found = self._sweep(wanted, keep_models=False)
-        rows = [_row(s, [found[wanted.index(change)] for change in s.changes()]) for s in settings]
+        rows = []
+        for setting in settings:
+            records = [found[wanted.index(change)] for change in setting.changes()]
+            complete = tuple(record for record in records if record.status == "complete")
+            failed = tuple(f"seed {r.seed}: {r.error}" for r in records if r.status == "failed")
+            rows.append(Row(setting.label, complete, setting.baseline, failed=failed))
         begun = {record.seed: record for row in rows for record in row.records}
-        return (Row(INITIAL, tuple(begun.values()), initial=True), *rows)
+        return (Row(BASE, tuple(begun.values()), initial=True), *rows)
 
     def match(self, change: Change, target: float, known: Sequence[Known], start: float | None, tries: int) -> Match:
         """The rate at which a change's training moves the weights by `target`, from trainings without measurement."""
         kept: list[Change] = []
 
         def norm_at(rate: float) -> float | None:
-            self._forget(kept)
-            trial = {**change, "learning_rate": rate, "evaluate": False, "probe_every": 0}
-            (record,) = self._sweep([trial], keep_models=True)
+            if kept:  # the weights of a try that was off the mark
+                for trial in plan(self._plan(kept), self.output, "ablations"):
+                    drop_weights(Job(trial, self.output, time.time()))
+                kept.clear()
+            tried = {**change, "learning_rate": rate, "evaluate": False, "probe_every": 0}
+            (record,) = self._sweep([tried], keep_models=True)
             if record.status == "failed":  # the sweep of the rows would try it again
                 return None
-            kept.append(trial)
-            self.tries.append(trial)
+            kept.append(tried)
+            self.tries.append(tried)
             return record.training.get("update_norm")
 
         found = match_rate(norm_at, target, known, start=start, tries=tries)
@@ -147,10 +154,8 @@ class _Study:
 
     def _sweep(self, changes: Sequence[Change], *, keep_models: bool) -> list[RunRecord]:
         study = self._plan(changes) | {"keep_models": keep_models}
-        sweep(study, self.output, where="controls", **self.how)
-        names = [trial.name for trial in plan(study, self.output, "controls")]
-        found = [record for name in names if (record := read_record(self.output / name)) is not None]
-        if len(found) < len(names):
+        found = sweep(study, self.output, where="ablations", **self.how)
+        if len(found) < len(changes):
             raise UserError(f"{self.output}: a run's record has vanished meanwhile; run the same command again")
         return found
 
@@ -158,19 +163,6 @@ class _Study:
         """The study of exactly these trials: without axes it would also have the base as it is."""
         first, *others = changes
         return {"base": self.base, "axes": {key: [value] for key, value in first.items()}, "also": others}
-
-    def _forget(self, changes: list[Change]) -> None:
-        """Delete the weights of a try that was off the mark."""
-        if changes:
-            for trial in plan(self._plan(changes), self.output, "controls"):
-                drop_weights(Job(trial, self.output, time.time()))
-            changes.clear()
-
-
-def _row(setting: Setting, records: Sequence[RunRecord]) -> Row:
-    complete = tuple(record for record in records if record.status == "complete")
-    failed = tuple(f"seed {r.seed}: {r.error}" for r in records if r.status == "failed")
-    return Row(setting.label, complete, setting.baseline, failed=failed)
 
 
 def _methods(texts: Sequence[str]) -> dict[str, Method]:
@@ -183,49 +175,48 @@ def _methods(texts: Sequence[str]) -> dict[str, Method]:
     return found
 
 
-def _views(study: _Study, texts: Sequence[str]) -> ControlTable:
+def _views(study: _Study, texts: Sequence[str]) -> Ablation:
     chosen = {"sft": parse_method("sft")} | _methods(texts)
     rate, settings = study.recipe.learning_rate, list[Setting]()
     for label, method in chosen.items():
         factor = 1.0 if method.parameterise is None else LORA_FACTOR
         name = label if factor == 1 else f"{label} at {factor * rate:g}"
-        settings.append(study.setting(name, label, INITIAL if label == "sft" else "sft", factor * rate))
+        settings.append(study.setting(name, label, BASE if label == "sft" else "sft", factor * rate))
     notes = [f"Learning rate {rate:g}; what trains adapters at {LORA_FACTOR:g} times that (our choice)."]
-    return ControlTable("views", "All general views of every method", study.rows(settings), tuple(notes))
+    return Ablation("views", "All general views of every method", study.rows(settings), tuple(notes))
 
 
-def _normalization(study: _Study, rates: Sequence[float]) -> ControlTable:
+def _normalization(study: _Study, rates: Sequence[float]) -> Ablation:
     settings: list[Setting] = []
     for rate in dict.fromkeys(rates):
         plain = f"sft at {rate:g}"
-        settings.append(study.setting(plain, "sft", INITIAL, rate))
+        settings.append(study.setting(plain, "sft", BASE, rate))
         for label, method in (("talr (count)", "talr"), ("talr (simplex)", SIMPLEX)):
             settings.append(study.setting(f"{label} at {rate:g}", method, plain, rate))
-    return ControlTable("normalization", "TALR with count and with simplex", study.rows(settings))
+    return Ablation("normalization", "TALR with count and with simplex", study.rows(settings))
 
 
-def _tau(study: _Study, taus: Sequence[float]) -> ControlTable:
+def _tau(study: _Study, taus: Sequence[float]) -> Ablation:
     named = {f"talr, τ = {tau:g}": f"talr(tau={float(tau)!r})" for tau in dict.fromkeys(taus)}
     named |= {"talr, τ = median": "talr", "talr, τ = lagged median": "talr(tau=lagged_median)"}
     _methods(list(named.values()))  # refused before anything runs
-    settings = [study.setting("sft", "sft", INITIAL)]
+    settings = [study.setting("sft", "sft", BASE)]
     settings += [study.setting(label, method, "sft") for label, method in named.items()]
     notes = (f"Learning rate {study.recipe.learning_rate:g}; τ in nats.",)
-    return ControlTable("tau", "TALR's temperature", study.rows(settings), notes)
+    return Ablation("tau", "TALR's temperature", study.rows(settings), notes)
 
 
-def _optimizer(study: _Study) -> ControlTable:
+def _optimizer(study: _Study) -> Ablation:
     study.base |= {"max_grad_norm": UNCLIPPED}
-    named = {"sft": "sft", "talr (count)": "talr", "talr (simplex)": SIMPLEX}
 
     def settings(optimizer: str, rate: float) -> list[Setting]:
-        plain = f"sft, {optimizer}"
         return [
-            study.setting(
-                f"{label}, {optimizer}", method, INITIAL if method == "sft" else plain, rate, optimizer=optimizer
+            study.setting(f"{label}, {optimizer}", method, against, rate, optimizer=optimizer)
+            for label, method, against in (
+                ("sft", "sft", BASE), ("talr (count)", "talr", f"sft, {optimizer}"),
+                ("talr (simplex)", SIMPLEX, f"sft, {optimizer}"),
             )
-            for label, method in named.items()
-        ]
+        ]  # fmt: skip
 
     adamw, seed = settings("adamw", study.recipe.learning_rate), study.seeds[0]
     plain = _complete(study.rows(adamw)[1], seed)
@@ -242,22 +233,18 @@ def _optimizer(study: _Study) -> ControlTable:
         "Gradients are not clipped here: a clipped gradient has one length whatever the loss is multiplied by, "
         "and SGD would be as scale-free as Adam (our choice).",
     ]
-    table = ControlTable("optimizer", "TALR's normalisation under AdamW and under SGD", rows, tuple(notes))
-    return replace(table, notes=(*notes, *_reach(table, "adamw"), *_reach(table, "sgd")))
+    found = Ablation("optimizer", "TALR's normalisation under AdamW and under SGD", rows, tuple(notes))
+    for name in ("adamw", "sgd"):
+        count, simplex = (found.norm_ratio(found.row(f"talr ({divisor}), {name}")) for divisor in ("count", "simplex"))
+        if count is not None and simplex is not None:
+            notes.append(
+                f"Under {name}, the update norm of talr is {count:.2f} times that of plain SFT with count, and "
+                f"{simplex:.2f} times with simplex."
+            )
+    return replace(found, notes=tuple(notes))
 
 
-def _reach(table: ControlTable, optimizer: str) -> list[str]:
-    """How far either normalisation moves the weights under an optimiser."""
-    found = [table.norm_ratio(table.row(f"talr ({name}), {optimizer}")) for name in ("count", "simplex")]
-    if None in found:
-        return []
-    return [
-        f"Under {optimizer}, the update norm of talr is {found[0]:.2f} times that of plain SFT with count, and "
-        f"{found[1]:.2f} times with simplex."
-    ]
-
-
-def _norm(study: _Study, texts: Sequence[str]) -> ControlTable:
+def _norm(study: _Study, texts: Sequence[str]) -> Ablation:
     chosen = {label: method for label, method in _methods(texts).items() if label != "sft"}
     for label, method in chosen.items():
         if method.parameterise is not None or method.merge is not None:
@@ -265,7 +252,7 @@ def _norm(study: _Study, texts: Sequence[str]) -> ControlTable:
     if not chosen:
         raise UserError("give a method other than sft: its update norm is what SFT is matched to")
     rate = study.recipe.learning_rate
-    plain = study.setting("sft", "sft", INITIAL)
+    plain = study.setting("sft", "sft", BASE)
     matched = {label: f"sft at the norm of {label}" for label in chosen}
     own = [study.setting(label, label, matched[label]) for label in chosen]
     first = {row.label: row for row in study.rows([plain, *(Setting(s.label, s.method, s.rates, "sft") for s in own)])}
@@ -279,7 +266,7 @@ def _norm(study: _Study, texts: Sequence[str]) -> ControlTable:
         rates = {seed: match.rate for seed, match in found.items()}
         settings += [Setting(matched[setting.label], "sft", rates, "sft"), setting]
         notes += [f"{matched[setting.label]}, seed {seed}: {m.rate:g}, {_matched(m)}." for seed, m in found.items()]
-    return ControlTable("norm", "SFT that moves as far as the method", study.rows(settings), tuple(notes))
+    return Ablation("norm", "SFT that moves as far as the method", study.rows(settings), tuple(notes))
 
 
 def _complete(row: Row, seed: int) -> RunRecord:

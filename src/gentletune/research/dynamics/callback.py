@@ -1,4 +1,4 @@
-"""What becomes of a fixed set of label tokens in training, by how probable the initial model found them."""
+"""What becomes of a fixed set of label tokens in training, by how probable the base model found them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -21,7 +22,7 @@ from gentletune.methods import Method, TokenBatch
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.mixin import TrainingDivergedError
 
-CURRICULUM_FILE = "curriculum.jsonl"
+DYNAMICS_FILE = "dynamics.jsonl"
 EDGES = (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0)  # of the initial probability; our choice
 LEARNED = 0.5  # the probability above which a token counts as learned; above it greedy decoding gives it; our choice
 
@@ -66,10 +67,10 @@ class BinFigures:
     sequence_tokens: tuple[int, ...]
 
 
-class CurriculumCallback(TrainerCallback):
+class TokenDynamicsCallback(TrainerCallback):
     """Follows probe tokens by bin of their initial probability; appends a `BinFigures` a bin to a JSONL file.
 
-    The figures are of the initial model (step 0), of every `every` steps and of the last step. The bins are fixed by
+    The figures are of the base model (step 0), of every `every` steps and of the last step. The bins are fixed by
     the model as the trainer is made with it, also on a resume, so that the callback belongs in the trainer's
     constructor. After a resume, lines past the checkpoint are dropped. Training is not touched: no random number is
     drawn, and every module is left in the mode it was in. Bins without a token have no line. The model is called in
@@ -118,8 +119,6 @@ class CurriculumCallback(TrainerCallback):
         self.trainer: Any = None
         self.initial: TokenFigures | None = None
 
-    # --- when
-
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.initial = self._look(kwargs["model"])
@@ -128,7 +127,7 @@ class CurriculumCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if self.initial is None:
-            raise RuntimeError("give the CurriculumCallback to the trainer's constructor: it needs the initial model")
+            raise RuntimeError("give the TokenDynamicsCallback to the trainer's constructor: it needs the base model")
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
         write_text_atomic(self.path, _lines(kept if state.global_step else []))
         if not state.global_step:
@@ -138,8 +137,6 @@ class CurriculumCallback(TrainerCallback):
         due = state.global_step % self.every == 0 or state.global_step == state.max_steps
         if due and state.is_world_process_zero:
             self._record(state.global_step, self._look(kwargs["model"]))
-
-    # --- what
 
     def _look(self, model: Any) -> TokenFigures:
         return token_figures(model, self.rows, pad_id=self.pad_id, batch_tokens=self.batch_tokens)
@@ -236,15 +233,9 @@ def bin_figures(
     return found
 
 
-def read_curriculum(path: Path) -> list[BinFigures]:
-    """The lines of a `curriculum.jsonl`; a last line cut short by a crash is left out."""
-    return [figures_from(line) for line in read_metrics(path)]
-
-
-def figures_from(line: dict[str, Any]) -> BinFigures:
-    """`BinFigures` from its JSON. Raises TypeError or KeyError where the fields are others."""
-    lists = {"sequence_nll": tuple(line["sequence_nll"]), "sequence_tokens": tuple(line["sequence_tokens"])}
-    return BinFigures(**(line | lists))
+def read_dynamics(path: Path) -> list[BinFigures]:
+    """The lines of a `dynamics.jsonl`; a last line cut short by a crash is left out."""
+    return TypeAdapter(list[BinFigures]).validate_python(read_metrics(path))
 
 
 def check_edges(edges: Sequence[float]) -> None:

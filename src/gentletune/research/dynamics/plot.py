@@ -1,86 +1,54 @@
-"""The picture of a curriculum (PNG, matplotlib): a column a method, a line a bin."""
+"""The picture of token dynamics: a column a method, a line a bin."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from io import BytesIO
-
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from gentletune.research.dynamics.table import MethodRun, Point, aggregate, by_method
+from gentletune.research.plot import MARKERS, canvas, dress, png
 
-INK, MUTED = "#1b1f24", "#6b7280"
-_MARKERS = "osD^vPX*<>"
-_ROWS = (
-    ("probability", "mean probability", True),
-    ("weight", "mean weight", False),
-    ("gradient_share", "share of the gradient", False),
-)
+_ROWS = {"probability": "mean probability", "weight": "mean weight", "gradient_share": "share of the gradient"}
 
 
-def curriculum_png(runs: Sequence[MethodRun]) -> bytes:
+def dynamics_png(means: pd.DataFrame) -> bytes:
     """PNG bytes: probability, weight and gradient share of each bin over the steps, the band one standard error.
 
-    Bins run from dark (hardest) to light, in a colour scale that keeps its order for the colour-blind and in grey, and
-    differ in marker. All methods share their scales.
+    `means` are `TokenDynamics.means`. Bins run from dark (hardest) to light, in a colour scale that keeps its order for
+    the colour-blind and in grey, and differ in marker. All methods share their scales.
     """
-    points, methods = aggregate(runs), list(by_method(runs))
-    size = (max(3.1 * len(methods) + 0.9, 6.0), 8.6)
-    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)  # attaches itself; no display is asked for
+    methods, bins = means.index.unique("method"), sorted(means.index.unique("bin"))
+    width = max(3.1 * len(methods) + 0.9, 6.0)
+    figure = canvas(width, 8.6)
     grid = figure.subplots(len(_ROWS), len(methods), sharex=True, sharey="row", squeeze=False)
-    styles = _styles(points)
-    for row, (quantity, title, logarithmic) in enumerate(_ROWS):
+    for row, (quantity, title) in enumerate(_ROWS.items()):
         for column, method in enumerate(methods):
             axes: Axes = grid[row, column]
-            _draw(axes, [p for p in points if p.method == method], quantity, styles)
-            if logarithmic:
+            for place, number in enumerate(bins):
+                _line(axes, means.xs((method, number), level=("method", "bin")), quantity, place, len(bins))
+            if quantity == "probability":
                 axes.set_yscale("log", nonpositive="clip")
             else:
-                top = max(1.0, *(point.means[quantity].value for point in points))  # a method may weigh above 1
+                top = max(1.0, *(mean.value for mean in means[quantity]))  # a method may weigh above 1
                 axes.set_ylim(-0.03 * top, 1.03 * top)
-            if row == 0:
-                axes.set_title(method.replace("$", r"\$"), loc="left", fontsize=11, color=INK)
-            if column == 0:
-                axes.set_ylabel(title, fontsize=10, color=INK)
-            if row == len(_ROWS) - 1:
-                axes.set_xlabel("optimiser step", fontsize=10, color=INK)
+            last = row == len(_ROWS) - 1
+            dress(axes, title="" if row else method, x="optimiser step" if last else "", y="" if column else title)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    columns = min(len(labels), max(2, int(size[0] / 1.9)))
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5,
-        title="probability under the initial model (tokens)", title_fontsize=9.5,
+        handles, labels, loc="outside lower center", ncols=min(len(labels), max(2, int(width / 1.9))), frameon=False,
+        fontsize=9.5, title="probability under the base model (tokens)", title_fontsize=9.5,
     )  # fmt: skip
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
-def _styles(points: Sequence[Point]) -> dict[int, tuple[tuple[float, float, float, float], str]]:
-    """Colour and marker of each bin; the light end of the scale is too pale for white paper."""
-    bins = sorted({point.bin for point in points})
-    scale, steps = colormaps["viridis"], max(len(bins) - 1, 1)
-    return {number: (scale(0.88 * i / steps), _MARKERS[i % len(_MARKERS)]) for i, number in enumerate(bins)}
-
-
-def _draw(
-    axes: Axes, points: Sequence[Point], quantity: str, styles: dict[int, tuple[tuple[float, float, float, float], str]]
-) -> None:
-    for number, (colour, marker) in styles.items():
-        mine = [point for point in points if point.bin == number]
-        steps, means = [point.step for point in mine], [point.means[quantity] for point in mine]
-        label = f"{mine[0].name} ({mine[0].tokens})" if mine else ""
-        every = max(1, len(mine) // 8)
-        values = [mean.value for mean in means]
-        axes.plot(steps, values, color=colour, marker=marker, markevery=every, ms=4.5, lw=1.6, label=label)
-        if means and all(mean.stderr is not None for mean in means):
-            low = [mean.value - (mean.stderr or 0.0) for mean in means]
-            high = [mean.value + (mean.stderr or 0.0) for mean in means]
-            axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-    axes.grid(color="#e5e7eb", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=MUTED, labelsize=9)
+def _line(axes: Axes, points: pd.DataFrame, quantity: str, place: int, bins: int) -> None:
+    """One bin of one method; the light end of the colour scale is too pale for white paper."""
+    colour, marker = colormaps["viridis"](0.88 * place / max(bins - 1, 1)), MARKERS[place % len(MARKERS)]
+    label = f"{points['name'].iloc[0]} ({points['tokens'].iloc[0]})" if len(points) else ""
+    values = [mean.value for mean in points[quantity]]
+    errors = [mean.stderr for mean in points[quantity]]
+    every = max(1, len(points) // 8)
+    axes.plot(points.index, values, color=colour, marker=marker, markevery=every, ms=4.5, lw=1.6, label=label)
+    if errors and None not in errors:
+        low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
+        axes.fill_between(points.index, low, high, color=colour, alpha=0.2, lw=0)

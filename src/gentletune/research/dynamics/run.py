@@ -1,33 +1,31 @@
-"""The curriculum of methods: each trained on the same rows, with the same probe tokens followed all along."""
+"""Token dynamics of methods: each trained on the same rows, with the same probe tokens followed all along."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from gentletune.core.cache import Shared, digest
 from gentletune.core.errors import UserError
 from gentletune.core.locks import locked
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import write_bytes_atomic, write_json_atomic, write_text_atomic
+from gentletune.core.records import write_json_atomic
 from gentletune.data.load import draw
 from gentletune.methods import parse_method
 from gentletune.research.dynamics.callback import (
-    CURRICULUM_FILE,
+    DYNAMICS_FILE,
     EDGES,
-    CurriculumCallback,
+    TokenDynamicsCallback,
     check_edges,
-    figures_from,
-    read_curriculum,
+    read_dynamics,
 )
-from gentletune.research.dynamics.plot import curriculum_png
-from gentletune.research.dynamics.table import MethodRun, csv_text, markdown
+from gentletune.research.dynamics.result import MethodRun, TokenDynamics
 from gentletune.runs.inputs import Inputs
 from gentletune.runs.run import one_line_errors, sequence_weights_of
 from gentletune.training import TrainingDivergedError, fit
@@ -36,21 +34,7 @@ from gentletune.training.fit import CHECKPOINTS
 RESULT_FILE = "result.json"
 
 
-@dataclass(frozen=True)
-class Curriculum:
-    """Every method and seed that trained to its end, and those that did not, with why: (method, seed, error).
-
-    `markdown`, `csv` and `png` are the files written; None where no run came to its end.
-    """
-
-    runs: tuple[MethodRun, ...]
-    failed: tuple[tuple[str, int, str], ...]
-    markdown: Path | None = None
-    csv: Path | None = None
-    png: Path | None = None
-
-
-def curriculum(
+def token_dynamics(
     recipe: Recipe,
     methods: Sequence[str],
     seeds: Sequence[int],
@@ -61,7 +45,7 @@ def curriculum(
     held_out: bool = False,
     edges: Sequence[float] = EDGES,
     say: Callable[[str], None] = lambda _: None,
-) -> Curriculum:
+) -> TokenDynamics:
     """Train every method from every seed and tell how tokens of each initial difficulty fared, beside each other.
 
     Args:
@@ -69,8 +53,8 @@ def curriculum(
             chooses the rows, so that all runs train on the same.
         methods: such as `sft`, `talr(tau=1.0)`, `mask(p_min=0.1)+lora`.
         seeds: of the training: order of the rows, adapters.
-        output: where `curriculum.csv`, `curriculum.md`, `curriculum.png` and the directories of the runs go. Called
-            again, only what is missing is trained, from the last checkpoint.
+        output: where `dynamics.csv`, `dynamics.md`, `dynamics.png` and the directories of the runs go. Called again,
+            only what is missing is trained, from the last checkpoint.
         probe_rows: rows whose label tokens are followed, spread over the training rows.
         every: optimiser steps between looks.
         held_out: follow held-out rows instead; under FLOW they have no sequence weight and count with 1.
@@ -80,10 +64,11 @@ def curriculum(
     Raises:
         UserError: bad input, or a directory that cannot be written.
 
-    >>> curriculum(Recipe(data="clinic"), ["sft", "talr"], [0, 1, 2], Path("runs/curriculum"))  # doctest: +SKIP
+    >>> token_dynamics(Recipe(data="clinic"), ["sft", "talr"], [0, 1, 2], Path("runs/dynamics"))  # doctest: +SKIP
     """
-    plan = _plan(methods, seeds, probe_rows, every, edges)
-    shared, runs, failed = Shared(), list[MethodRun](), list[tuple[str, int, str]]()
+    _check(methods, seeds, probe_rows, every, edges)
+    plan = [(method, seed) for seed in seeds for method in methods]
+    shared, runs, failed, notes = Shared(), list[MethodRun](), list[tuple[str, int, str]](), tuple[str, ...]()
     for number, (method, seed) in enumerate(plan, 1):
         how = {"method": method, "evaluate": False, "probe_every": 0, "output": None}
         trial = _Trial(Inputs(recipe.override(how), shared), seed, output, probe_rows, every, held_out, tuple(edges))
@@ -93,16 +78,17 @@ def curriculum(
         except TrainingDivergedError as error:
             failed.append((trial.label, seed, f"{error}; lower the learning rate"))
             say(f"{trial.label}, seed {seed} failed: {error}")
-    found = Curriculum(tuple(runs), tuple(failed))
-    return found if not runs else _written(found, output, _notes(trial, held_out))
+        notes = trial.notes
+    found = TokenDynamics(tuple(runs), tuple(failed), notes)
+    if runs:
+        found.write(output)
+    return found
 
 
-def _plan(
-    methods: Sequence[str], seeds: Sequence[int], probe_rows: int, every: int, edges: Sequence[float]
-) -> list[tuple[str, int]]:
-    """Methods by seed, all methods of one seed first. Raises `UserError` on bad input."""
+def _check(methods: Sequence[str], seeds: Sequence[int], probe_rows: int, every: int, edges: Sequence[float]) -> None:
+    """Raises `UserError` on bad input."""
     if not methods or not seeds:
-        raise UserError("a curriculum needs at least one method and one seed")
+        raise UserError("token dynamics need at least one method and one seed")
     if probe_rows < 1 or every < 1:
         raise UserError(f"probe_rows and every must be at least 1, got {probe_rows} and {every}")
     try:
@@ -114,8 +100,7 @@ def _plan(
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise UserError(f"{what} {twice[0]} is given twice; name each once")
     if merged := next((m.label for m in parsed if m.merge is not None), None):
-        raise UserError(f"method '{merged}': its merge follows training and has no curriculum; leave it out")
-    return [(text, seed) for seed in seeds for text in methods]
+        raise UserError(f"method '{merged}': its merge follows training and has no dynamics; leave it out")
 
 
 class _Trial:
@@ -142,70 +127,54 @@ class _Trial:
         return (self.directory / RESULT_FILE).exists()
 
     @property
-    def recipe(self) -> Recipe:
-        """The recipe of the training itself: the rows are those of the study's seed."""
-        return self.inputs.recipe.override({"seed": self.seed})
+    def notes(self) -> tuple[str, ...]:
+        """What was trained on what, for the head of the table."""
+        recipe, rows, tokens = (
+            self.inputs.recipe,
+            len(self.inputs.train.rows),
+            sum(r.label_count for r in self.probe_rows),
+        )
+        length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs:g} epochs"
+        step_rows = recipe.step_rows()
+        seen = recipe.max_steps * step_rows / rows if recipe.max_steps else recipe.epochs
+        return (
+            f"{recipe.model} on {self.inputs.data.name}, {rows} training rows, learning rate {recipe.learning_rate:g}, "
+            f"{length} of {step_rows} rows: each row seen {seen:.3g} times on average.",
+            f"Followed: {tokens} label tokens of {len(self.probe_rows)} {'held-out' if self.held_out else 'training'} "
+            f"rows, every {self.every} steps.",
+        )
 
     def run(self) -> MethodRun:
         """Train unless it is done; another process that is at it is waited for."""
+        path = self.directory / RESULT_FILE
         with locked(self.lock), one_line_errors(self.directory):
             if not self.done:
-                self._train()
-            return self._read()
+                write_json_atomic(path, asdict(self._train()))
+                shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
+            try:
+                return TypeAdapter(MethodRun).validate_json(path.read_bytes())
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot read {path} ({type(error).__name__}); delete {self.directory}") from error
 
-    def _train(self) -> None:
-        inputs, recipe = self.inputs, self.recipe
+    def _train(self) -> MethodRun:
+        inputs, base = self.inputs, self.inputs.base
         weights = sequence_weights_of(inputs)
-        follow = CurriculumCallback(
-            self.directory / CURRICULUM_FILE,
+        follow = TokenDynamicsCallback(
+            self.directory / DYNAMICS_FILE,
             self.probe_rows,
             inputs.method,
-            pad_id=inputs.base.tokenizer.pad_token_id,
+            pad_id=base.tokenizer.pad_token_id,
             every=self.every,
             sequence_weights=None if weights is None or self.held_out else [weights[i] for i in self.probe],
             edges=self.edges,
-            batch_tokens=recipe.eval_batch_tokens,
+            batch_tokens=inputs.recipe.eval_batch_tokens,
         )
-        base = inputs.base.weights if inputs.method.parameterisation.needs_base else None
-        model = inputs.base.hand_over()
+        start = base.weights if inputs.method.parameterisation.needs_base else None
         self.directory.mkdir(parents=True, exist_ok=True)
         fitted = fit(
-            recipe, inputs.method, model, inputs.base.tokenizer, inputs.train.rows, self.directory,
-            base=base, sequence_weights=weights, callbacks=[follow], title=f"{self.label} seed {self.seed}",
+            inputs.recipe.override({"seed": self.seed}),  # the rows are those of the study's seed
+            inputs.method, base.hand_over(), base.tokenizer, inputs.train.rows, self.directory,
+            base=start, sequence_weights=weights, callbacks=[follow], title=f"{self.label} seed {self.seed}",
         )  # fmt: skip
-        figures = [asdict(row) for row in read_curriculum(self.directory / CURRICULUM_FILE)]
-        result = {"method": self.label, "seed": self.seed, "training": fitted.figures, "figures": figures}
-        write_json_atomic(self.directory / RESULT_FILE, result)
-        shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
-
-    def _read(self) -> MethodRun:
-        path = self.directory / RESULT_FILE
-        try:
-            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            figures = tuple(figures_from(line) for line in result["figures"])
-            return MethodRun(result["method"], result["seed"], figures, result["training"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"cannot read {path} ({type(error).__name__}); delete {self.directory}") from error
-
-
-def _notes(trial: _Trial, held_out: bool) -> list[str]:
-    """What was trained on what, for the head of the table."""
-    recipe, rows = trial.recipe, len(trial.inputs.train.rows)
-    tokens = sum(row.label_count for row in trial.probe_rows)
-    length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs:g} epochs"
-    step_rows = recipe.batch_size * recipe.gradient_accumulation
-    seen = recipe.max_steps * step_rows / rows if recipe.max_steps else recipe.epochs
-    return [
-        f"{recipe.model} on {trial.inputs.data.name}, {rows} training rows, learning rate {recipe.learning_rate:g}, "
-        f"{length} of {step_rows} rows: each row seen {seen:.3g} times on average.",
-        f"Followed: {tokens} label tokens of {len(trial.probe_rows)} {'held-out' if held_out else 'training'} rows, "
-        f"every {trial.every} steps.",
-    ]
-
-
-def _written(found: Curriculum, output: Path, notes: Sequence[str]) -> Curriculum:
-    table, csv, png = (output / f"curriculum.{kind}" for kind in ("md", "csv", "png"))
-    write_text_atomic(csv, csv_text(found.runs))
-    write_text_atomic(table, markdown(found.runs, found.failed, notes))
-    write_bytes_atomic(png, curriculum_png(found.runs))
-    return Curriculum(found.runs, found.failed, table, csv, png)
+        figures = tuple(read_dynamics(self.directory / DYNAMICS_FILE))
+        return MethodRun(self.label, self.seed, figures, fitted.figures)

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from gentletune.research.theory import checks
 from gentletune.research.theory.draw import BATCH, Draw, draw
-from gentletune.research.theory.tally import Finding, Mask, Tally
+from gentletune.research.theory.tally import Finding, Mask, Quantiles, Tally
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,23 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def frame(self) -> pd.DataFrame:
+        """The findings to read: a row a statement, each median with its 5 % and 95 % quantile."""
+
+        def told(found: Quantiles | None) -> str:
+            return "" if found is None else "{1:.3g} ({0:.3g}-{2:.3g})".format(*found)
+
+        return pd.DataFrame([
+            {
+                "statement": f.statement,
+                "checks": f.checks,
+                "violations": f.violations,
+                "tightness (5-95 %)": told(f.tightness) if f.worst_error is None else f"error ≤ {f.worst_error:.0e}",
+                "idle from λ (5-95 %)": told(f.uninformative),
+            }
+            for f in self.findings
+        ])  # fmt: skip
 
 
 def verify(trees: int = 10_000, seed: int = 0) -> Verification:

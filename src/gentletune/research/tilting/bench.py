@@ -1,4 +1,4 @@
-"""Training runs followed step by step, each checkpoint compared in full with the initial model and a target."""
+"""Training runs followed step by step, each checkpoint compared in full with the base model and a target."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from gentletune.evaluation.measure import reference_answers
 from gentletune.methods.base import deviation_norm
 from gentletune.research.tilting.figures import effective_tilt, kl, moved, tilt_bounds
 from gentletune.research.tilting.positions import Positions, draw_positions, log_probs, token_log_probs
-from gentletune.research.tilting.safe_range import Checkpoint, FollowedRun
+from gentletune.research.tilting.study import HARD, Checkpoint, FollowedRun, Target
 from gentletune.runs.inputs import Inputs
 from gentletune.training import TrainingDivergedError, fit
 
 BITS = 1 / math.log(2)  # in a nat
-HARD = 0.1  # a label token below this probability under the initial model is hard
 Look = Callable[[Any, int], None]
 
 
@@ -42,26 +41,8 @@ class Tables:
     domain: Tensor
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a kind of data pulls the model towards, p₂: the end of the run at `rate`. Code lengths in bits per token.
-
-    `bits` and `initial_bits` are the target's and the initial model's on the held-out labels, `candidates` every
-    (rate, bits at its end) tried, bits None where it diverged; `divergence` is KL(q‖p₂) at general positions.
-    `hard_share` of the `labels` domain tokens compared are hard.
-    """
-
-    rate: float
-    bits: float
-    initial_bits: float
-    divergence: float
-    candidates: tuple[tuple[float, float | None], ...]
-    hard_share: float
-    labels: int
-
-
 class Bench:
-    """One kind of data (with chain of thought or without): the initial model and the positions it is compared at."""
+    """One kind of data (with chain of thought or without): the base model and the positions it is compared at."""
 
     def __init__(
         self, inputs: Inputs, shared: Shared, general_positions: int, domain_positions: int, stage: Stage
@@ -87,7 +68,7 @@ class Bench:
         """Train towards the target and keep its tables: from the highest rate down, while held-out loss falls.
 
         Raises:
-            UserError: every run diverged, or the target is still the initial model.
+            UserError: every run diverged, or the target is still the base model.
         """
         tried: list[tuple[float, float | None]] = []
         best, ends = math.inf, list[Tables]()
@@ -117,7 +98,7 @@ class Bench:
         return Target(chosen, best, self.before, divergence, tuple(tried), share, len(self.domain))
 
     def follow(self, rate: float, seed: int, every: int) -> FollowedRun:
-        """Train at a rate and compare the model with initial model and target every `every` steps and at the end."""
+        """Train at a rate and compare the model with base model and target every `every` steps and at the end."""
         found: list[Checkpoint] = []
         diverged = self._train(rate, seed, every, lambda model, step: found.append(self.checkpoint(model, step)))
         return FollowedRun(self.inputs.recipe.cot, rate, seed, diverged, tuple(found))
@@ -136,13 +117,13 @@ class Bench:
         return Checkpoint(
             step=step,
             gain=self.before - self._bits(here.domain, self.domain),
-            drift=float(kl(start.general, here.general).mean()) * BITS,
-            drift_sampled=float(fall.mean()) * BITS,
+            kl=float(kl(start.general, here.general).mean()) * BITS,
+            kl_sampled=float(fall.mean()) * BITS,
             lambda_general=general.lam,
             fit_general=general.fit,
             lambda_domain=domain.lam,
             fit_domain=domain.fit,
-            tilted_drift=bounds.tilted * BITS,
+            tilted_kl=bounds.tilted * BITS,
             convex_bound=None if bounds.convex is None else bounds.convex * BITS,
             hoeffding_bound=bounds.hoeffding * BITS,
             quadratic=bounds.quadratic * BITS,

@@ -1,7 +1,7 @@
-"""A tuned model seen as a tilt of the initial one: the effective λ, how well it fits, and the bounds at it.
+"""A tuned model seen as a tilt of the base one: the effective λ, how well it fits, and the bounds at it.
 
 Tensors in, tensors out; all in nats. T positions (contexts), V tokens; `log_q`, `log_p2` and `log_k` (T, V) are the
-next-token log-probabilities of the initial model q, of a target p₂ and of a checkpoint q_k, all finite; float32 tables
+next-token log-probabilities of the base model q, of a target p₂ and of a checkpoint q_k, all finite; float32 tables
 add up to 1 to some 1e-7, so they are normalised in float64. With
 s = log p₂ - log q at a position, the tilt is q_λ ∝ q e^(λ s), and ψ(λ) = log Σ q e^(λ s); `docs/tilting.md`.
 """
@@ -106,7 +106,7 @@ def effective_tilt(log_q: Tensor, log_p2: Tensor, log_k: Tensor, highest: float 
     """
     _check(log_q, log_p2, log_k)
     if not moved(log_q, log_p2):
-        raise ValueError("the target is the initial model: no λ is defined")
+        raise ValueError("the target is the base model: no λ is defined")
     reached = float(_mean_score(log_q, log_p2, log_k).mean())
     way = float(kl(log_k, log_q).mean())
     lam, edge = _zero(log_q, log_p2, reached, highest)
