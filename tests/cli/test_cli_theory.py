@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gentletune.cli import main
-from gentletune.research.theory import RiseBound, Tuning, bounds
+from gentletune.research import RiseBound, Tuning
+from gentletune.research.theory import bounds
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -66,7 +67,7 @@ def test_bad_numbers_are_refused_in_one_line(
 
 def test_the_command_is_light_to_import() -> None:
     code = (
-        "import sys, gentletune.cli.research; print('torch' in sys.modules, 'gentletune.research.theory' in sys.modules)"
+        "import sys, gentletune.cli.research;print('torch' in sys.modules, 'gentletune.research.theory' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

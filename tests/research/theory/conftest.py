@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gentletune.research.theory import TokenTree
+from gentletune.research import TokenTree
 
 
 @pytest.fixture

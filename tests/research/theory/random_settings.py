@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from gentletune.research.theory import TokenTree, Tuning
+from gentletune.research import TokenTree, Tuning
 
 LAMBDAS = [0.0, 0.02, 0.1, 0.3, 0.5, 0.8, 1.0]
 shapes = {"seed": st.integers(0, 2**32), "depth": st.integers(1, 3), "vocab": st.integers(2, 5)}

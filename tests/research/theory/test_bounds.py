@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gentletune.research.theory import (
+from gentletune.research import (
     RiseBound,
     TokenTree,
     Tuning,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune.research.theory import TokenTree, code_length_change, expected_code_length, kl, node_kl
+from gentletune.research import TokenTree, code_length_change, expected_code_length, kl, node_kl
 
 LOG3 = np.log2(3.0)
 LAMBDAS = np.linspace(0.0, 1.0, 21)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune.research.theory import TokenTree, decode_path, encode_path, path_interval
+from gentletune.research import TokenTree, decode_path, encode_path, path_interval
 
 DOCS = Path(__file__).parents[3] / "docs" / "theory.md"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune.research.theory import TokenTree, Tuning, code_length_change
+from gentletune.research import TokenTree, Tuning, code_length_change
 from gentletune.research.theory.tilting import node_reach
 from tests.research.theory.random_settings import LAMBDAS, models, setting, shapes, single
 

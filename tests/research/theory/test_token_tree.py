@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune.research.theory import TokenTree
+from gentletune.research import TokenTree
 
 LOG3 = np.log2(3.0)
 

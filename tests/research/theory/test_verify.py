@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gentletune.research.theory import RiseBound, bounds
+from gentletune.research import RiseBound
+from gentletune.research.theory import bounds
 from gentletune.research.theory.checks import LAMBDAS, curves, with_hard_share
 from gentletune.research.theory.draw import BATCH, NEAR, OWN, SHAPES, UNRELATED, draw
 from gentletune.research.theory.tally import Tally, quantiles

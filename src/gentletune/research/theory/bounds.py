@@ -38,7 +38,7 @@ def rise_bound(tuning: Tuning) -> RiseBound:
     D_c = max s_c - min s_c (Hoeffding's lemma); V_c = Σ_{s≥0} (p₂ - q - q s) + Σ_{s<0} q s²/2 stays finite where
     q makes a token arbitrarily improbable. On well-modelled data (P₁ = q) a = 0.
 
-    >>> from gentletune.research.theory import TokenTree
+    >>> from gentletune.research import TokenTree
     >>> q, p = TokenTree(([[0.5, 0.5]],)), TokenTree(([[0.25, 0.75]],))
     >>> bound = rise_bound(Tuning.from_trees(q, p, general=q))
     >>> float(bound.linear), round(float(bound.quadratic), 4)
