@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -25,8 +24,11 @@ CONTEXT = 128
 HEAD = 24
 """Width of an attention head."""
 
-POOL = 16
-"""Batches drawn at a time and sorted by length, so that little is padding."""
+SHORT = 20
+"""Rows up to so many tokens are computed apart from longer ones, so that little is padding."""
+
+TURNS = {"lab_formulas": 2}
+"""Skills that take more than one turn."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Pretraining:
     seed: int = 0
     width: int = 96
     layers: int = 3
-    steps: int = 4000
-    batch: int = 96
+    steps: int = 5000
+    batch: int = 110
     rate: float = 3e-3
     warmup: int = 100
     decay: float = 0.05
@@ -71,17 +73,16 @@ def make_model(settings: Pretraining, tokenizer: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-def batches(settings: Pretraining, tokenizer: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids and labels of batch after batch; the skills take turns."""
-    rng = Random(settings.seed)
-    streams = [skill_rows(name, seed=settings.seed, split="train") for name in SKILLS]
+def batches(settings: Pretraining, tokenizer: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Batch after batch, each as ids and labels of its short rows and of its long ones; the skills take turns."""
+    turns = [name for name in SKILLS for _ in range(TURNS.get(name, 1))]
+    streams = {name: skill_rows(name, seed=settings.seed, split="train") for name in SKILLS}
+    count = 0
     while True:
-        rows = encoded([next(streams[i % len(streams)]) for i in range(POOL * settings.batch)], tokenizer)
-        rows.sort(key=lambda row: len(row.input_ids))
-        starts = list(range(0, len(rows), settings.batch))
-        rng.shuffle(starts)
-        for start in starts:
-            yield _padded(rows[start : start + settings.batch], tokenizer.pad_token_id)
+        rows = encoded([next(streams[turns[(count + i) % len(turns)]]) for i in range(settings.batch)], tokenizer)
+        count += settings.batch
+        halves = [[row for row in rows if (len(row.input_ids) > SHORT) == long] for long in (False, True)]
+        yield [_padded(half, tokenizer.pad_token_id) for half in halves if half]
 
 
 def encoded(rows: list[Example], tokenizer: Any) -> list[Encoded]:
@@ -114,22 +115,29 @@ def pretrain(settings: Pretraining, output: Path, say: Callable[[str], None]) ->
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     total = 0.0
-    for step, (ids, labels) in zip(range(1, settings.steps + 1), batches(settings, tokenizer), strict=False):
-        places = labels[:, 1:] != IGNORE
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][places]
-        loss = F.cross_entropy(model.lm_head(hidden), labels[:, 1:][places])
+    for step, batch in zip(range(1, settings.steps + 1), batches(settings, tokenizer), strict=False):
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        count = sum(int((labels != IGNORE).sum()) for _, labels in batch)
+        for ids, labels in batch:
+            loss = _summed_nll(model, ids, labels) / count
+            loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        total += loss.item()
         if step % 100 == 0 or step == settings.steps:
             say(f"step {step}/{settings.steps}, loss {total / ((step - 1) % 100 + 1):.4f}")
             total = 0.0
     with whole_directory(output) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+
+
+def _summed_nll(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
+    """NLL of the label tokens, with the head where they are alone."""
+    places = labels[:, 1:] != IGNORE
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][places]
+    return F.cross_entropy(model.lm_head(hidden), labels[:, 1:][places], reduction="sum")
 
 
 def _rate(step: int, settings: Pretraining) -> float:

@@ -51,18 +51,18 @@ def split_of(prompt: str) -> Split:
     return "test" if int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % TEST_SHARE == 0 else "train"
 
 
-def worded(items: Callable[[], Sequence[Asked]], wordings: Sequence[str], every: int) -> Callable[[Random, Split], Asked]:
-    """Items to know by heart, each asked in several wordings; one wording in `every` of each item is of the test split."""
-    places = {
-        split: [[w for w in range(len(wordings)) if ((i + w) % every == 0) == (split == "test")] for i in range(every)]
-        for split in ("train", "test")
-    }
+def worded(items: Callable[[], Sequence[Asked]], wordings: Sequence[str], held: int) -> Callable[[Random, Split], Asked]:
+    """Items to know by heart, each asked in several wordings, of which `held`, drawn for each item, are the test's."""
+
+    @cache
+    def of(number: int, split: Split) -> list[str]:
+        tested = Random(f"wordings/{number}").sample(wordings, held)
+        return tested if split == "test" else [one for one in wordings if one not in tested]
 
     def draw(rng: Random, split: Split) -> Asked:
-        known = items()
-        number = rng.randrange(len(known))
-        words, answer = known[number]
-        return wordings[rng.choice(places[split][number % every])].format(*words.split("|")), answer
+        number = rng.randrange(len(items()))
+        words, answer = items()[number]
+        return rng.choice(of(number, split)).format(*words.split("|")), answer
 
     return draw
 
@@ -80,8 +80,10 @@ def _products() -> list[Asked]:
     return [(f"{a}|{b}", str(a * b)) for a in range(2, 13) for b in range(2, 13)]
 
 
-_TIMES = ("what is {} times {}", "multiply {} by {}", "{} times {} is what", "find the product of {} and {}",
-          "say {} times {}", "work out {} by {}")  # fmt: skip
+_TIMES = (
+    *("what is {} times {}", "multiply {} by {}", "{} times {} is what", "find the product of {} and {}"),
+    *("say {} times {}", "work out {} by {}", "tell the product of {} and {}", "how many is {} times {}"),
+)
 
 
 def _sort(rng: Random) -> Asked:
@@ -150,14 +152,14 @@ SKILLS: dict[str, Skill] = {
     skill.name: skill
     for skill in (
         Skill("lab_add", "two-digit addition", True, drawn(_add)),
-        Skill("lab_times", "the multiplication table", True, worded(_products, _TIMES, 2)),
+        Skill("lab_times", "the multiplication table", True, worded(_products, _TIMES, 3)),
         Skill("lab_formulas", "known formulas on a note", True, drawn(_formula)),
         Skill("lab_largest", "the largest number", False, drawn(_largest)),
         Skill("lab_count", "counting a letter", False, drawn(_count)),
         Skill("lab_sort", "sorting digits", False, drawn(_sort)),
         Skill("lab_reverse", "reversing letters", False, drawn(_reverse)),
         Skill("lab_delete", "deleting a letter", False, drawn(_delete)),
-        Skill("lab_facts", "memorised facts", False, worded(_facts, _FACTS, 4)),
+        Skill("lab_facts", "memorised facts", False, worded(_facts, _FACTS, 1)),
     )
 }
 

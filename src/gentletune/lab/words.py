@@ -11,22 +11,20 @@ DIGITS = tuple("0123456789")
 LETTERS = tuple("bcdfghjklmnv")
 VARIABLES = tuple("pqrs")
 FRAME = tuple(
-    "Answer: . a add and are by count delete does each explain find from give has how in is it just largest many "
-    "multiply note number of only order out plus product put reply reverse say sort take tell the this times to "
-    "turn what where which with work".split()
+    ["Answer:", ".", "a", "add", "and", "are", "by", "count", "delete", "does", "each", "explain", "find", "from", "give", "has", "how", "in", "is", "it", "just", "largest", "many", "multiply", "note", "number", "of", "only", "order", "out", "plus", "product", "put", "reply", "reverse", "say", "sort", "take", "tell", "the", "this", "times", "to", "turn", "what", "where", "which", "with", "work"]
 )
 FIRST = tuple(
-    "ada ben carla david elif farid grace hugo ines jonas kofi lena marco nadia oscar priya rosa samir tara yuki".split()
+    ["ada", "ben", "carla", "david", "elif", "farid", "grace", "hugo", "ines", "jonas", "kofi", "lena", "marco", "nadia", "oscar", "priya", "rosa", "samir", "tara", "yuki"]
 )
-FAMILY = tuple("berg costa dubois ivanov tanaka".split())
+FAMILY = tuple(["berg", "costa", "dubois", "ivanov", "tanaka"])
 KINDS = {
-    "city": tuple("accra bergen cairo delhi essen fukuoka geneva hanoi izmir jakarta kyiv lima".split()),
-    "job": tuple("baker cook dentist farmer guide lawyer miner nurse pilot singer tailor welder".split()),
-    "animal": tuple("badger camel eagle ferret goat heron lizard moose otter panda rabbit swan".split()),
-    "fruit": tuple("apple banana cherry date fig grape kiwi lemon mango orange peach plum".split()),
+    "city": tuple(["accra", "bergen", "cairo", "delhi", "essen", "fukuoka", "geneva", "hanoi", "izmir", "jakarta", "kyiv", "lima"]),
+    "job": tuple(["baker", "cook", "dentist", "farmer", "guide", "lawyer", "miner", "nurse", "pilot", "singer", "tailor", "welder"]),
+    "animal": tuple(["badger", "camel", "eagle", "ferret", "goat", "heron", "lizard", "moose", "otter", "panda", "rabbit", "swan"]),
+    "fruit": tuple(["apple", "banana", "cherry", "date", "fig", "grape", "kiwi", "lemon", "mango", "orange", "peach", "plum"]),
 }
-NAMES = tuple(a + b for a, b in product("bal cor dun fel gri hos jan kel lom mir nor pel".split(), "ax eth ium ora is".split()))
-FILLERS = tuple("alas hence indeed maybe mind now quite really rather so then thus truly well yes yet".split())
+NAMES = tuple(a + b for a, b in product(["bal", "cor", "dun", "fel", "gri", "hos", "jan", "kel", "lom", "mir", "nor", "pel"], ["ax", "eth", "ium", "ora", "is"]))
+FILLERS = tuple(["alas", "hence", "indeed", "maybe", "mind", "now", "quite", "really", "rather", "so", "then", "thus", "truly", "well", "yes", "yet"])
 KNOWN, NEW = 40, 20
 """How many formulas a base model learns, and how many the domain adds."""
 
@@ -71,7 +69,8 @@ class Formula:
         """The chain of thought that leads to the value, without its last line."""
         times, plus = note[self.times], note[self.plus]
         part = self.multiplier * times
-        return f"{self.text} . {self.multiplier} times {times} is {part} . {part} plus {plus} is {part + plus} ."
+        found = f"{self.times} {times} {self.plus} {plus}"
+        return f"{self.text} . {found} . {self.multiplier} times {times} is {part} . {part} plus {plus} is {part + plus} ."
 
 
 def all_formulas() -> list[Formula]:
