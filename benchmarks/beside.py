@@ -26,7 +26,7 @@ import torch
 
 from gentletune.core.threads import PASSIVE
 from gentletune.lm.generate import generate
-from gentletune.lm.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.loaded import Loaded
 
 SETTINGS: dict[str, dict[str, str | None]] = {
     "spinning": dict.fromkeys(PASSIVE),
@@ -74,8 +74,8 @@ def settled(seconds: float) -> float:
 
 
 def setup(spec: dict[str, Any]) -> harness.Run:
-    directory = resolve_model(spec["model"])
-    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    base = Loaded(spec["model"])
+    model, tokenizer = base.hand_over(), base.tokenizer
     prompt = tokenizer(PROMPT)["input_ids"]
     batch = torch.tensor([prompt * 8] * 2)
 

@@ -22,7 +22,7 @@ from gentletune import Recipe
 from gentletune.data.general import instruction_examples
 from gentletune.evaluation.harness import resolve_tasks
 from gentletune.evaluation.harness.backend import GentleLM
-from gentletune.lm.models import keep_freed_memory, load_model, load_tokenizer, resolve_model
+from gentletune.lm.loaded import Loaded, keep_freed_memory
 
 VARIANTS = ("lm_eval_hf_1", "lm_eval_hf_4", "lm_eval_hf_8", "ours")
 
@@ -50,8 +50,8 @@ def requests_of(spec: dict[str, Any], lm: Any) -> tuple[list[Instance], list[Ins
 
 def setup(spec: dict[str, Any]) -> harness.Run:
     keep_freed_memory()
-    directory = resolve_model(spec["model"])
-    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    base = Loaded(spec["model"])
+    model, tokenizer = base.hand_over(), base.tokenizer
     if spec["variant"] == "ours":
         lm: Any = GentleLM(model, tokenizer, max_length=spec["max_length"], batch_tokens=spec["batch_tokens"])
     else:

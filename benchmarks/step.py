@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune import MethodMixin, Recipe, TALRTrainer
 from gentletune.data import encode_rows, load_data
-from gentletune.lm.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.loaded import Loaded
 
 VARIANTS = ("trl_sft", "transformers_sft", "ours_sft", "ours_talr_lagged", "ours_talr_median")
 
@@ -76,8 +76,8 @@ def chosen_rows(spec: dict[str, Any], tokenizer: Any) -> list[Any]:
 
 
 def child(spec: dict[str, Any]) -> None:
-    directory = resolve_model("smollm2-135m")
-    tokenizer, model = load_tokenizer(directory), load_model(directory)
+    base = Loaded("smollm2-135m")
+    tokenizer, model = base.tokenizer, base.hand_over()
     rows = chosen_rows(spec, tokenizer)
     data = datasets.Dataset.from_dict({k: [getattr(row, k) for row in rows] for k in ("input_ids", "labels")})
     lengths = [len(row.input_ids) for row in rows]

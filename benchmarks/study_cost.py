@@ -23,7 +23,7 @@ import harness
 import yaml
 
 from gentletune.core.cache import cache_root
-from gentletune.lm.models import resolve_model
+from gentletune.lm.model_files import resolve_model
 
 METHODS = ("sft", "talr", "flow", "l2(weight=0.1)", "lora", "sft+wise_ft(alpha=0.5)")
 RATES = (1e-5, 3e-5, 1e-4)

@@ -14,11 +14,11 @@ import torch
 from gentletune import Recipe, method_loss
 from gentletune.data import encode_rows, load_data
 from gentletune.data.batches import pad_batch
-from gentletune.lm.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.loaded import Loaded
 
-directory = resolve_model(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m")
+base = Loaded(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10
-model, tokenizer = load_model(directory).train(), load_tokenizer(directory)
+model, tokenizer = base.hand_over().train(), base.tokenizer
 data = load_data(Recipe(data="clinic", train_rows=64))
 rows = encode_rows(data.train, tokenizer, max_length=512, where="clinic").rows
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)

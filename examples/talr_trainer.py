@@ -15,7 +15,7 @@ from trl import SFTConfig
 
 from gentletune import Recipe, TALRTrainer
 from gentletune.data import load_data
-from gentletune.lm.models import resolve_model
+from gentletune.lm.model_files import resolve_model
 
 model = str(resolve_model(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"))
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20

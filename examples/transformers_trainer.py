@@ -13,16 +13,16 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from gentletune import MethodMixin, Recipe
 from gentletune.data import encode_rows, load_data
-from gentletune.lm.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.loaded import Loaded
 
 
 class MethodTrainer(MethodMixin, Trainer):
     """`Trainer` with the loss of a Method."""
 
 
-directory = resolve_model(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m")
+base = Loaded(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20
-model, tokenizer = load_model(directory), load_tokenizer(directory)
+model, tokenizer = base.hand_over(), base.tokenizer
 
 data = load_data(Recipe(data="clinic", train_rows=64))
 encoded = encode_rows(data.train, tokenizer, max_length=512, where="clinic").rows

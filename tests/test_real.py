@@ -12,7 +12,7 @@ from gentletune import Recipe, inspect, train
 from gentletune.data import encode_prompt, encode_row
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.lm.generate import generate
-from gentletune.lm.models import load_model, load_tokenizer, resolve_model
+from gentletune.lm.loaded import Loaded
 
 pytestmark = pytest.mark.real
 
@@ -30,8 +30,8 @@ def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_smollm2_comes_from_the_package_index_and_answers() -> None:
-    directory = resolve_model("smollm2-135m")
-    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    base = Loaded("smollm2-135m")
+    model, tokenizer = base.model, base.tokenizer
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     prompt = encode_prompt("What is the capital of France?", tokenizer)
     [said] = generate(model, tokenizer, [prompt], max_new_tokens=16)
@@ -46,8 +46,8 @@ def test_smollm2_comes_from_the_package_index_and_answers() -> None:
 
 
 def test_token_nll_is_the_models_own_loss() -> None:
-    directory = resolve_model("smollm2-135m")
-    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    base = Loaded("smollm2-135m")
+    model, tokenizer = base.model, base.tokenizer
     row = encode_row({"prompt": "Name three colours.", "completion": "Red, green and blue."}, tokenizer)
     out = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels]))
     found = sequence_nll(model, [row], pad_id=tokenizer.pad_token_id)

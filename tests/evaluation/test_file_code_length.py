@@ -13,7 +13,7 @@ from gentletune.core.errors import UserError
 from gentletune.evaluation import coder
 from gentletune.evaluation.code_length import sequence_nll, text_rows
 from gentletune.evaluation.file_code_length import code_length
-from gentletune.lm.models import load_model
+from gentletune.lm.loaded import load_model
 from gentletune.stats import ratio_score
 from tests.conftest import make_model, make_tokenizer
 

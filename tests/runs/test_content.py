@@ -14,7 +14,7 @@ import pytest
 
 import gentletune.runs.run as run_module
 from gentletune import Recipe, RunRecord, sweep, train
-from gentletune.lm.models import model_hash
+from gentletune.lm.model_files import model_hash
 from gentletune.sweeps.estimate import estimate
 from gentletune.sweeps.plan import plan
 from gentletune.sweeps.store import Job, record_death

@@ -58,7 +58,7 @@ def seed_list(text: str) -> list[int]:
 
 def prepare() -> None:
     """Quiet the libraries' own chatter and keep memory; before any model is touched."""
-    from gentletune.lm.models import keep_freed_memory
+    from gentletune.lm.loaded import keep_freed_memory
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     keep_freed_memory()

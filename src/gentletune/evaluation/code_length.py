@@ -14,7 +14,7 @@ from gentletune.data.files import is_text, read_rows, read_text
 from gentletune.data.forms import shaped_rows
 from gentletune.lm.generate import Progress
 from gentletune.lm.label_tokens import label_nll
-from gentletune.lm.models import quiet
+from gentletune.lm.model_files import quiet
 from gentletune.stats import ratio_score
 
 

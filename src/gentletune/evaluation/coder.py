@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gentletune.data.encode import IGNORE, Encoded
 from gentletune.lm.label_tokens import evaluating
-from gentletune.lm.models import base_causal_lm, lm_head
+from gentletune.lm.loaded import base_causal_lm, lm_head
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.uint32]

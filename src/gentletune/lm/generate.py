@@ -11,7 +11,7 @@ import torch
 
 from gentletune.data.batches import length_batches
 from gentletune.data.chat import end_tokens
-from gentletune.lm.models import base_causal_lm
+from gentletune.lm.loaded import base_causal_lm
 
 Progress = Callable[[int, int], None]
 Ended = Callable[[int, list[int]], None]

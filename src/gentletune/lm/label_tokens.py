@@ -13,7 +13,7 @@ from torch import Tensor
 from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import Encoded
 from gentletune.lm.generate import Progress
-from gentletune.lm.models import hidden_states, lm_head
+from gentletune.lm.loaded import hidden_states, lm_head
 from gentletune.losses import Head, label_tokens, token_nll
 
 _LOGITS = 2**24  # elements of a block of logits: 64 MiB in fp32

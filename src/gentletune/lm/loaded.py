@@ -1,21 +1,28 @@
-"""A model by name: what its files say of it, read once, and its weights when they are asked for."""
+"""A model: by name from its files, in memory, and from it to its hidden states, its head and its published weights."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import ctypes
+import gc
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import DATE, Recipe
 from gentletune.data.templates import prompted_hash, set_chat_template
-from gentletune.lm.base_weights import base_weights
-from gentletune.lm.models import give_back_memory, load_model, load_tokenizer, model_hash, resolve_model
+from gentletune.lm.model_files import model_hash, quiet, resolve_model
+from gentletune.losses import Head
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 class Loaded:
@@ -136,3 +143,213 @@ class Loaded:
             where = f"the model in {self.directory}"
             raise UserError(f"max_length {wanted} exceeds the context of {context} tokens of {where}; lower it")
         return wanted
+
+
+def load_model(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The causal LM in `directory`, fp32, in eval mode, on the GPU where there is one."""
+    from transformers import AutoModelForCausalLM
+
+    problem = f"cannot load a causal language model from {directory}"
+    try:
+        with quiet():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
+        raise UserError(f"{problem}: its files lack {len(missing)} weights that its config names, such as {missing[0]}")
+    model = model.to(device()).eval()
+    _check_head(model, directory)
+    return model
+
+
+def _check_head(model: Any, directory: Path) -> None:
+    """Refuse a family that scales or caps its logits otherwise than `lm_head` thinks."""
+    ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        own = model(input_ids=ids).logits.float()
+        head, hidden = lm_head(model), hidden_states(model, input_ids=ids)
+        logits = head.logits(hidden)
+    if own.shape != logits.shape or not torch.allclose(own, logits, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise UserError(
+            f"the model in {directory} computes its logits in a way gentletune does not know; report its type"
+        )
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in `directory`, with a pad token (the end token where it has none)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot load a tokenizer from {directory}: {str(error).splitlines()[0]}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {directory} has no end token; a model trained with it would never stop")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def base_causal_lm(model: Any) -> Any:
+    """The transformers model inside PEFT or other wrappers that offer `get_base_model`."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def lm_head(model: Any) -> Head:
+    """The head of a causal LM, with the soft-cap and scale its family applies to the logits.
+
+    Gemma caps, Cohere multiplies (`logit_scale`), Granite divides (`logits_scaling`) where HyperCLOVA X multiplies,
+    Falcon-H1 multiplies (`lm_head_multiplier`).
+    """
+    model = base_causal_lm(model)
+    config = model.config.get_text_config()
+    output = model.get_output_embeddings()
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    if scale is None and getattr(config, "logits_scaling", None):
+        multiplies = config.model_type.startswith("hyperclovax")
+        scale = config.logits_scaling if multiplies else 1.0 / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    return Head(
+        weight=output.weight,
+        bias=getattr(output, "bias", None),
+        softcap=cap,
+        scale=1.0 if scale is None else float(scale),
+    )
+
+
+def hidden_states(model: Any, **inputs: Any) -> Tensor:
+    """Last hidden states (batch, length, hidden) of a causal LM, before the head."""
+    hidden: Tensor = base_causal_lm(model).base_model(**inputs, use_cache=False).last_hidden_state
+    return hidden
+
+
+def stop_at(model: Any, tokens: Iterable[int]) -> None:
+    """Have answers of the saved model end at `tokens` as well: inference engines read them in its generation config."""
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    own = config.eos_token_id
+    known = list(own) if isinstance(own, (list, tuple)) else [] if own is None else [own]
+    if more := sorted(set(tokens) - set(known)):
+        config.eos_token_id = [*known, *more]
+
+
+# --- θ⁰
+
+
+class FileWeights(Mapping[str, Tensor]):
+    """The tensors of a model directory's safetensors, in the dtype they were published in.
+
+    Nothing is kept: each look reads the tensor from its file, which the system's page cache makes cheap, and the
+    caller drops it. Files that cannot be read are passed over.
+
+    Raises:
+        UserError: at a look, where the file is gone or another by now: it would no longer be θ⁰.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._files: dict[str, Path] = {}
+        self._known: dict[Path, tuple[int, int, int]] = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+                self._known[path] = _signature(path)
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self._files[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                same = _signature(path) == self._known[path]
+                tensor: Tensor = file.get_tensor(name)
+        except (OSError, SafetensorError):
+            same = False
+        if not same:
+            raise UserError(
+                f"the base model's {path} was replaced or deleted while a run that needs it was at work; put it back, "
+                "or start again from a model that stays"
+            )
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def base_weights(model: Any, directory: Path | None = None) -> Mapping[str, Tensor]:
+    """θ⁰ of every parameter of `model`, which has not been trained yet.
+
+    Read from `directory`, where its files hold exactly these weights under these names. Where they do not (another
+    name or layout in the file), or where no directory is given, copies on the host, each in the smallest dtype that
+    holds its values exactly: weights published in bf16 and loaded in fp32 take 2 bytes each.
+    """
+    parameters = dict(model.named_parameters())
+    if directory is not None:
+        files = FileWeights(directory)
+        if all(name in files and _same(files[name], value) for name, value in parameters.items()):
+            return files
+    return host_copies(parameters)
+
+
+def host_copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of each parameter on the host, in the smallest dtype that holds its values exactly.
+
+    >>> host_copies({"w": torch.tensor([0.5, 1.0])})["w"].dtype
+    torch.bfloat16
+    """
+    return {name: _compact(value) for name, value in parameters.items()}
+
+
+def _signature(path: Path) -> tuple[int, int, int]:
+    """What tells a file from another at its place."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _same(published: Tensor, loaded: Tensor) -> bool:
+    return published.shape == loaded.shape and torch.equal(published.to(loaded.device, loaded.dtype), loaded.detach())
+
+
+def _compact(value: Tensor) -> Tensor:
+    value = value.detach()
+    for dtype in (torch.bfloat16, torch.float16):
+        smaller = value.to(dtype)
+        if torch.equal(smaller.to(value.dtype), value):
+            return smaller.to("cpu", copy=True)
+    return value.to("cpu", copy=True)
+
+
+# --- the device and its memory
+
+
+def device() -> torch.device:
+    """The device a run uses: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory for the next step instead of giving it back to the system.
+
+    Activations are hundreds of megabytes that come and go with every step; touching fresh pages for them took
+    up to a third of an evaluation's time on a CPU (docs/log.md). Elsewhere than on Linux with glibc it does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_memory() -> None:
+    """Collect what is unreachable and return freed memory to the device and the system, also after the above."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

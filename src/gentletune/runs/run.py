@@ -29,7 +29,8 @@ from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import BROKEN, check_rows, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Measured, Reference, measure, probe, reference_answers, silent
-from gentletune.lm.models import load_model, quiet, stop_at
+from gentletune.lm.loaded import load_model, stop_at
+from gentletune.lm.model_files import quiet
 from gentletune.methods import method_parts, training_part
 from gentletune.methods.base import merge_weights
 from gentletune.runs.curves import read_curves

@@ -18,7 +18,7 @@ from gentletune.core.errors import UserError, is_out_of_memory
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.evaluation.measure import reference_answers
-from gentletune.lm.models import quiet
+from gentletune.lm.model_files import quiet
 from gentletune.runs.inputs import Inputs
 from gentletune.runs.launch import Exchange
 from gentletune.runs.run import fit_weights

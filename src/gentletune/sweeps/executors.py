@@ -20,7 +20,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Processes
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
-from gentletune.lm.models import keep_freed_memory
+from gentletune.lm.loaded import keep_freed_memory
 from gentletune.sweeps.plan import Resources
 from gentletune.sweeps.store import LOGS, Finished, Job, record_death, run_job
 

@@ -96,7 +96,7 @@ class _Trial:
     def __init__(self, directory: str, threads: int) -> None:
         import torch
 
-        from gentletune.lm.models import keep_freed_memory
+        from gentletune.lm.loaded import keep_freed_memory
 
         os.chdir(directory)  # paths in recipes may be relative
         torch.set_num_threads(threads)

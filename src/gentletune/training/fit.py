@@ -19,8 +19,7 @@ from trl import SFTConfig
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded
-from gentletune.lm.base_weights import base_weights
-from gentletune.lm.models import device, give_back_memory
+from gentletune.lm.loaded import base_weights, device, give_back_memory
 from gentletune.methods import Method
 from gentletune.training.callbacks import MetricsCallback, Probe, ProbeCallback, ProgressCallback, read_metrics
 from gentletune.training.forward import remove_token_nll
@@ -55,7 +54,7 @@ def fit(
     """Train `model` on `rows` by `method`, from the last checkpoint in `run` if there is one.
 
     Killed at any moment, the same call continues from the last checkpoint and, on the same CPU, ends with the
-    same weights bit for bit as an uninterrupted one. `base` is θ⁰ by parameter name (`lm.base_weights`; None:
+    same weights bit for bit as an uninterrupted one. `base` is θ⁰ by parameter name (`lm.loaded.base_weights`; None:
     copied to the host). Of the `callbacks`, those with an attribute `trainer` are told the trainer before it trains.
     Gradients, optimiser state and what training held else are gone when this returns.
 

@@ -16,7 +16,7 @@ from accelerate.utils import extract_model_from_parallel, get_mixed_precision_co
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from gentletune.lm.models import base_causal_lm, hidden_states, lm_head
+from gentletune.lm.loaded import base_causal_lm, hidden_states, lm_head
 from gentletune.losses import Backend, Weigh, label_tokens, token_nll, weighted_nll
 
 _MARK = "_gentletune_token_nll"

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from gentletune.lm.base_weights import host_copies
+from gentletune.lm.loaded import host_copies
 from gentletune.losses import Backend
 from gentletune.methods import Method, parse_method
 from gentletune.methods.base import deviation_norm

@@ -11,7 +11,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from gentletune.lm.models import quiet
+from gentletune.lm.model_files import quiet
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
 
 PREVIOUS_FILE = "previous_sequence_nll.pt"

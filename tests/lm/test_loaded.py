@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gentletune.core.errors import UserError
-from gentletune.lm import models
-from gentletune.lm.models import device, hidden_states, lm_head, load_model, load_tokenizer
+from gentletune.lm import loaded
+from gentletune.lm.loaded import device, hidden_states, lm_head, load_model, load_tokenizer
 from gentletune.losses import Head, token_nll
 from tests.conftest import make_tokenizer
 
@@ -171,12 +171,12 @@ def test_a_lora_model_keeps_its_adapter_and_its_head() -> None:
 
 
 def test_a_head_gentletune_does_not_know_is_refused(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = models.lm_head
+    plain = loaded.lm_head
 
     def scaled(model: Any) -> Head:
         return plain(model)._replace(scale=2.0)
 
-    assert models.load_model(tiny_dir) is not None
-    monkeypatch.setattr(models, "lm_head", scaled)
+    assert loaded.load_model(tiny_dir) is not None
+    monkeypatch.setattr(loaded, "lm_head", scaled)
     with pytest.raises(UserError, match="in a way gentletune does not know"):
-        models.load_model(tiny_dir)
+        loaded.load_model(tiny_dir)
