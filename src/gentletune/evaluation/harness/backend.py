@@ -38,6 +38,13 @@ class _LocalLM(HFLM):
         check_text(string, "a prompt")
         return super().tok_encode(string, *args, **kwargs)
 
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Answers are kept as they end, by a thread that nobody waits for: waiting took as long as a small model."""
+        super().set_cache_hook(cache_hook)
+        if (store := cache_hook.dbdict) is not None:
+            store.autocommit = False  # its writer still commits each by itself
+            store.conn._outer_stack = False  # no stack trace of the caller with each
+
     def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
         """The text of a chat; the template may take contents as lists of parts."""
         text: str = super().apply_chat_template(as_contents(chat_history, self.tokenizer), add_generation_prompt)
