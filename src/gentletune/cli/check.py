@@ -50,8 +50,10 @@ def check_recipe(
 
         resolve_tasks(recipe)
     if data:
-        for line in filter(None, (found.recognised, found.scored if tasks else "")):
-            say(line)
+        if found.recognised:
+            say(found.recognised)
+        if found.scored and tasks:
+            say(found.scored + "; domain_metric changes that" * (recipe.domain_metric == "auto"))
 
 
 def check_output(run: Path) -> None:

@@ -20,7 +20,7 @@ TOLERANCE = 0.01
 
 _NUMBER = re.compile(
     r"(?P<before>[^\w\s.+-]{0,2} ?)(?P<number>[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?)"
-    r"(?P<after> ?(?:[^\W\d]|[%°/^²³µ])[^\s,;]{0,11}|)\.?"
+    r"(?P<after> ?(?:[^\W\d]|[%°])[^\s,;]{0,11}|)\.?"
 )
 _UNITS = 3  # as many ways to write a unit as answers that are numbers may have
 _MARKS: dict[Place, re.Pattern[str]] = {
@@ -63,11 +63,10 @@ def choose_scoring(answers: Sequence[str | None], wanted: DomainMetric, where: s
     >>> choose_scoring(["Half is 2.\\n#### 2", "It is 1,5.\\n#### 1,500"], "auto", "a.csv").metric
     'numeric'
     """
-    change = "; domain_metric changes that" if wanted == "auto" else ""
     known = [answer for answer in answers if answer is not None]
     if wanted == "loss" or (wanted == "auto" and len(known) < len(answers)):
         why = "" if wanted == "loss" else "not every row ends in an answer of text, so "
-        return Scoring("loss", f"{where}: {why}scored by bits per token alone{change}")
+        return Scoring("loss", f"{where}: {why}scored by bits per token alone")
     if len(known) < len(answers):
         at = next(i for i, answer in enumerate(answers, 1) if answer is None)
         raise UserError(f"{where}: row {at} ends in no answer of text, so domain_metric must be auto or loss")
@@ -87,7 +86,7 @@ def choose_scoring(answers: Sequence[str | None], wanted: DomainMetric, where: s
         choices, said = (), "one line: scored by accuracy, the same words but for case, spaces and closing punctuation"
     else:
         choices, said, place = (), "longer text: scored by bits per token and by chrF, the characters in common", "all"
-    return Scoring(metric, f"{where}: answers{stands} are {said}{change}", place, choices)
+    return Scoring(metric, f"{where}: answers{stands} are {said}", place, choices)
 
 
 def stated(completion: str, place: Place) -> str:

@@ -151,7 +151,7 @@ def _unpadded(row: Row) -> Row:
 
 def _read_paragraphs(path: Path) -> list[Row]:
     """A row for each paragraph; for each line, where no blank line parts any (a blank line is no row)."""
-    parts = [part.strip("\r\n") for part in re.split(r"\n[^\S\n]*\n", read_text(str(path)))]
+    parts = [part.strip("\r\n") for part in re.split(r"\n(?:[^\S\n]*\n)+", read_text(str(path)))]
     kept = [part for part in parts if part.strip()]
     if len(kept) > 1:
         return [{"paragraph": part} for part in kept]
