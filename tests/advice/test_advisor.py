@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune import Recipe, UserError
-from gentletune.advice import Proposal, advise, probes
+from gentletune.advice import Proposal, advise
 from gentletune.advice.curve import ProbePoint
 from gentletune.advice.probes import Bench, split_rows
 from gentletune.cli import main
 from gentletune.data import Encoded
+from gentletune.training import looks
 
 from .points import point
 
@@ -93,13 +94,13 @@ def test_lora_is_probed_as_itself_and_at_larger_rates(tiny_dir: Path) -> None:
 
 def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many different rows each probe from here on is given to train on."""
-    seen, fit = list[int](), probes.fit
+    seen, fit = list[int](), looks.fit
 
     def counted(recipe: Any, method: Any, model: Any, tokenizer: Any, rows: Sequence[Encoded], *rest: Any, **how: Any):
         seen.append(len({tuple(row.input_ids) for row in rows}))
         return fit(recipe, method, model, tokenizer, rows, *rest, **how)
 
-    monkeypatch.setattr(probes, "fit", counted)
+    monkeypatch.setattr(looks, "fit", counted)
     return seen
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import math
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gentletune.advice.curve import ProbePoint, unit_movement
@@ -21,11 +17,7 @@ from gentletune.data import Encoded
 from gentletune.evaluation.code_length import SequenceNLL, drift_score, sequence_nll
 from gentletune.evaluation.measure import OwnAnswers
 from gentletune.methods import parse_method
-from gentletune.training import TrainingDivergedError, fit
-
-
-class _SeenEnoughError(Exception):
-    """The last look is taken: what would follow is a checkpoint that nobody reads."""
+from gentletune.training.looks import train_copy
 
 
 @dataclass
@@ -48,37 +40,21 @@ class Bench:
         The initial model stays as it is: each probe trains a copy in memory.
         """
         recipe = self.recipe.override({
-            "method": method, "learning_rate": rate, "max_steps": steps, "schedule": "constant", "report_to": (),
-            "probe_every": math.ceil(steps / 2), "save_every": steps + 1,
+            "method": method, "learning_rate": rate, "max_steps": steps, "schedule": "constant",
         })  # fmt: skip
         found: list[ProbePoint] = []
         looking, begun = 0.0, time.perf_counter()
 
-        def look(model: Any) -> dict[str, float]:
+        def look(model: Any, done: int) -> None:
             nonlocal looking
             started = time.perf_counter()
-            done = min((len(found) + 1) * recipe.probe_every, steps)
             found.append(self._point(model, method, recipe, done, steps))
             looking += time.perf_counter() - started
-            if done == steps:
-                raise _SeenEnoughError
-            return {}
 
-        try:
-            with tempfile.TemporaryDirectory() as scratch:
-                wanted = parse_method(method)
-                model = copy.deepcopy(self.model)
-                title = f"{method} at {rate:g}"
-                fit(
-                    recipe, wanted, model, self.tokenizer, self.train, Path(scratch),
-                    base=dict(self.model.named_parameters()), probe=look, title=title,
-                )  # fmt: skip
-        except _SeenEnoughError:
-            pass
-        except TrainingDivergedError:
+        wanted, half = parse_method(method), math.ceil(steps / 2)
+        title = f"{method} at {rate:g}"
+        if not train_copy(self.model, recipe, wanted, self.tokenizer, self.train, look, every=half, title=title):
             return None
-        finally:
-            gc.collect()  # a trainer refers to itself, and holds a model and its optimiser
         self.seconds += time.perf_counter() - begun - looking
         self.steps += steps
         finite = all(math.isfinite(s.value) for point in found for s in (point.gain, point.drift))
