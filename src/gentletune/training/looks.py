@@ -12,7 +12,7 @@ from typing import Any
 from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded
 from gentletune.methods import Method
-from gentletune.training.trainer import fit
+from gentletune.training import TrainingDivergedError, fit
 
 
 class _LastLookError(Exception):
