@@ -21,8 +21,7 @@ import gentletune.runs.run as run_module
 from gentletune import sweep
 from gentletune.core.records import read_record
 from gentletune.runs.launch import Exchange
-from gentletune.training.fit import Fitted
-from gentletune.training.trainer import GentleTrainer
+from gentletune.training.trainer import Fitted, GentleTrainer
 from tests.cli.test_cli import GOOD, SMALL, refused, run, write
 from tests.conftest import make_model
 from tests.helpers import tiny_study

@@ -8,7 +8,9 @@ import pytest
 from gentletune.methods import registry
 
 
-@pytest.mark.parametrize("name", ["losses.heads", "losses.labels", "losses.weights", "methods.registry", "core.errors"])
+@pytest.mark.parametrize(
+    "name", ["losses.heads", "losses.chunked", "losses.weights", "methods.registry", "core.errors"]
+)
 def test_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # an example registers a method
     result = doctest.testmod(importlib.import_module(f"gentletune.{name}"))

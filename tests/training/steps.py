@@ -13,8 +13,7 @@ from trl import SFTConfig
 from gentletune.data import Encoded
 from gentletune.data.encode import IGNORE
 from gentletune.methods import parse_method
-from gentletune.training.fit import _dataset
-from gentletune.training.trainer import Collator, GentleTrainer
+from gentletune.training.trainer import Collator, GentleTrainer, _dataset
 from tests.conftest import make_model
 
 ROWS = [

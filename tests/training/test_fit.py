@@ -13,7 +13,7 @@ from gentletune.data import encode_rows, load_data
 from gentletune.methods import parse_method
 from gentletune.training import fit
 from gentletune.training.callbacks import read_metrics
-from gentletune.training.fit import METRICS_FILE
+from gentletune.training.trainer import METRICS_FILE
 from tests.conftest import make_model
 
 

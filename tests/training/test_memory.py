@@ -20,8 +20,7 @@ from gentletune.core.errors import UserError
 from gentletune.lm.loaded import FileWeights, base_weights
 from gentletune.methods import parse_method
 from gentletune.methods.base import Method
-from gentletune.training.fit import _dataset
-from gentletune.training.trainer import PREVIOUS_FILE, GentleTrainer
+from gentletune.training.trainer import PREVIOUS_FILE, GentleTrainer, _dataset
 from tests.conftest import make_model
 from tests.training.steps import ROWS, distance, gradients, lively_model, one_step, settings
 

@@ -20,8 +20,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune import MethodMixin, Recipe, TALRTrainer, method_loss, train
 from gentletune.data.batches import pad_batch
-from gentletune.training.fit import _dataset
-from gentletune.training.forward import add_token_nll, remove_token_nll
+from gentletune.training.loss import add_token_nll, remove_token_nll
+from gentletune.training.trainer import _dataset
 from tests.training.steps import ROWS, lively_model, one_step, settings
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune.training.rows import row_groups
+from gentletune.training.mixin import row_groups
 from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, lively_model, one_step
 
 

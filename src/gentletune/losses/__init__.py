@@ -1,8 +1,18 @@
 """Tensors to tensors: token NLL, weights, reductions. No model, no I/O, no configuration."""
 
 from gentletune.losses.chunked import Head, Weigh
-from gentletune.losses.heads import BACKENDS, Backend, TokenNLL, WeightedNLL, token_nll, weighted_nll
-from gentletune.losses.labels import IGNORE, LabelTokens, label_tokens, sequence_means
+from gentletune.losses.heads import (
+    BACKENDS,
+    IGNORE,
+    Backend,
+    LabelTokens,
+    TokenNLL,
+    WeightedNLL,
+    label_tokens,
+    sequence_means,
+    token_nll,
+    weighted_nll,
+)
 from gentletune.losses.weights import (
     batch_tau,
     dft_weights,

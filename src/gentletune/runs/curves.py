@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gentletune.training.callbacks import read_metrics
-from gentletune.training.fit import METRICS_FILE
+from gentletune.training.trainer import METRICS_FILE
 
 LIMIT = 200
 # No weighted loss: that of one method cannot be held against another's.

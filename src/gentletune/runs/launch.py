@@ -15,7 +15,7 @@ from gentletune.core.errors import RunFailedError, UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.training import TrainingDivergedError
-from gentletune.training.fit import CHECKPOINTS
+from gentletune.training.trainer import CHECKPOINTS
 
 WORKER = "gentletune.runs.worker"
 

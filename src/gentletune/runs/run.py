@@ -37,7 +37,7 @@ from gentletune.runs.curves import read_curves
 from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
 from gentletune.training import TrainingDivergedError, fit
-from gentletune.training.fit import CHECKPOINTS, METRICS_FILE, last_checkpoint
+from gentletune.training.trainer import CHECKPOINTS, METRICS_FILE, last_checkpoint
 
 STATE_FILE = "state.json"  # what the files in the directory were made from
 FIGURES_FILE = "training.json"

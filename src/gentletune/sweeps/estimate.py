@@ -7,14 +7,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gentletune.core.cache import Shared
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import read_record
-from gentletune.data import DomainData
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.harness import EvalTask, resolve_tasks, run_tasks
 from gentletune.evaluation.measure import measure, reference_answers, silent
@@ -23,7 +22,7 @@ from gentletune.runs.inputs import Inputs
 from gentletune.runs.run import has_weights, is_result_of
 from gentletune.sweeps.plan import Trial, read_settings
 from gentletune.training import fit
-from gentletune.training.fit import CHECKPOINTS
+from gentletune.training.trainer import CHECKPOINTS
 
 STEPS = 2  # the first is slower: it touches its memory for the first time
 SIZES = (2, 8)  # two, since a batch of many rows costs less a row
@@ -216,7 +215,7 @@ def _time_measures(inputs: Inputs) -> tuple[Line, Line, Line]:
 
     def held_out(count: int) -> int:
         data = inputs.data
-        share = DomainData(data.name, data.train, data.test[:count], data.examples[:count])
+        share = replace(data, test=data.test[:count], examples=data.examples[:count])
         measure(base.with_model(base.model, known_as=f"probe-{count}"), share, one, single)
         return len(share.test)
 

@@ -29,7 +29,7 @@ from gentletune.research.dynamics.result import MethodRun, TokenDynamics
 from gentletune.runs.inputs import Inputs
 from gentletune.runs.run import one_line_errors, sequence_weights_of
 from gentletune.training import TrainingDivergedError, fit
-from gentletune.training.fit import CHECKPOINTS
+from gentletune.training.trainer import CHECKPOINTS
 
 RESULT_FILE = "result.json"
 
