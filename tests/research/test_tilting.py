@@ -25,7 +25,7 @@ from gentletune.research.tilting import run as tilting_run
 from gentletune.research.tilting.figures import effective_tilt, kl, moved, tilt_bounds, tilt_moments
 from gentletune.research.tilting.pages import csv as tilting_csv
 from gentletune.research.tilting.pages import page, reading, write_tilting
-from gentletune.research.tilting.positions import draw_positions, log_probs, token_log_probs
+from gentletune.research.tilting.positions import draw_positions, predictions
 from gentletune.research.tilting.study import (
     Checkpoint,
     FollowedRun,
@@ -190,37 +190,40 @@ def test_the_bounds_by_hand() -> None:
 # --- positions
 
 
+def labels_of(rows: list[Encoded]) -> list[int]:
+    return [label for row in rows for label in row.labels if label != IGNORE]
+
+
 def test_positions_are_drawn_from_many_rows_and_are_always_the_same() -> None:
     rows = [Encoded(list(range(n, n + 9)), [IGNORE] * 3 + list(range(n + 3, n + 9))) for n in range(0, 300, 10)]
-    found, again = draw_positions(rows, 20), draw_positions(rows, 20)
-    assert found.rows == again.rows
-    assert len(found) == sum(row.label_count for row in found.rows) == 20
-    assert len(found.rows) >= 8
-    assert len({token // 10 for token in found.tokens.tolist()}) == len(found.rows) <= 16
-    labels = [label for row in found.rows for label in row.labels if label != IGNORE]
-    assert labels == found.tokens.tolist()
-    assert all(row.labels[-1] != IGNORE for row in found.rows)
-    assert len(draw_positions(rows[:2], 1000)) == 12
-    assert len(draw_positions([Encoded([5, 6], [5, 6])], 9)) == 1  # the first token has no context
+    found = draw_positions(rows, 20)
+    assert found == draw_positions(rows, 20)
+    assert len(labels_of(found)) == sum(row.label_count for row in found) == 20
+    assert 8 <= len({token // 10 for token in labels_of(found)}) == len(found) <= 16
+    assert all(row.labels[-1] != IGNORE for row in found)
+    assert all(
+        label in (IGNORE, token) for row in found for token, label in zip(row.input_ids, row.labels, strict=True)
+    )
+    assert len(labels_of(draw_positions(rows[:2], 1000))) == 12
+    assert len(labels_of(draw_positions([Encoded([5, 6], [5, 6])], 9))) == 1  # the first token has no context
     with pytest.raises(ValueError, match="no label"):
         draw_positions([Encoded([5, 6], [5, IGNORE])], 9)
 
 
-def test_log_probs_are_the_models_own(tiny_model: Any) -> None:
+def test_predictions_are_the_models_own(tiny_model: Any) -> None:
     rows = [Encoded([7, 8, 9, 10], [IGNORE, 8, IGNORE, 10]), Encoded([11, 12, 13, 14, 15], [IGNORE] * 2 + [13, 14, 15])]
-    positions = draw_positions(rows, 99)
+    kept = draw_positions(rows, 99)
     tiny_model.train()
-    found = log_probs(tiny_model, positions, pad_id=2, batch_tokens=5)
+    found = predictions(tiny_model, kept, pad_id=2, batch_tokens=5)
     assert tiny_model.training
     expected = []
-    for row in positions.rows:
+    for row in kept:
         logits = tiny_model.eval()(input_ids=torch.tensor([row.input_ids])).logits[0]
         expected += [logits[at - 1].log_softmax(-1) for at, label in enumerate(row.labels) if label != IGNORE]
-    assert found.dtype == torch.float32
-    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
-    assert torch.allclose(log_probs(tiny_model, positions, pad_id=2), found, atol=1e-5)
-    picked = token_log_probs(found, positions)
-    assert picked.tolist() == pytest.approx([float(found[i, t]) for i, t in enumerate(positions.tokens)])
+    assert found.log_p.dtype == torch.float32
+    assert torch.allclose(found.log_p, torch.stack(expected), atol=1e-5)
+    assert torch.allclose(predictions(tiny_model, kept, pad_id=2).log_p, found.log_p, atol=1e-5)
+    assert found.own.tolist() == pytest.approx([float(found.log_p[i, t]) for i, t in enumerate(labels_of(kept))])
 
 
 # --- safe range

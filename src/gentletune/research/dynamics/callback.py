@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -70,11 +72,10 @@ class BinFigures:
 class TokenDynamicsCallback(TrainerCallback):
     """Follows probe tokens by bin of their initial probability; appends a `BinFigures` a bin to a JSONL file.
 
-    The figures are of the base model (step 0), of every `every` steps and of the last step. The bins are fixed by
-    the model as the trainer is made with it, also on a resume, so that the callback belongs in the trainer's
-    constructor. After a resume, lines past the checkpoint are dropped. Training is not touched: no random number is
-    drawn, and every module is left in the mode it was in. Bins without a token have no line. The model is called in
-    the precision of its weights, by the main process alone: not under FSDP.
+    The figures are of the base model (step 0), of every `every` steps and of the last. The bins are fixed by the model
+    as the trainer is made with it, also on a resume: the callback belongs in the trainer's constructor. After a resume,
+    lines past the checkpoint are dropped. Training is not touched: no random number is drawn, and every module is left
+    in the mode it was in. Bins without a token have no line. The main process alone looks: not under FSDP.
 
     Args:
         path: the JSONL file.
@@ -196,40 +197,29 @@ def probability_bins(nll: Tensor, edges: Sequence[float]) -> Tensor:
     >>> probability_bins(-torch.tensor([0.1, 0.2, 1.0]).log(), (0.0, 0.1, 0.5, 1.0)).tolist()
     [0, 1, 2]
     """
-    probability = torch.exp(-nll)
-    return torch.bucketize(probability, torch.tensor(edges[1:-1], dtype=nll.dtype, device=nll.device))
+    return torch.bucketize(torch.exp(-nll), torch.tensor(edges[1:-1], dtype=nll.dtype, device=nll.device))
 
 
 def bin_figures(
     now: TokenFigures, weights: Tensor, bins: Tensor, *, step: int, edges: Sequence[float]
 ) -> list[BinFigures]:
     """The figures of each bin that has a token, hardest first. `weights` and `bins` are (N,)."""
-    nll, weights = now.nll.double(), weights.double()
-    gradient = weights * now.gradient_norm.double()
+    columns = {"nll": now.nll, "norm": now.gradient_norm, "weight": weights, "bin": bins, "row": now.sequence}
+    tokens = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+    tokens = tokens.astype({"nll": float, "norm": float, "weight": float})
+    tokens["p"], tokens["gradient"] = np.exp(-tokens["nll"]), tokens["weight"] * tokens["norm"]
     found = []
-    for number in bins.unique().tolist():
-        mine = bins == number
-        probability = torch.exp(-nll[mine])
-        rows, place = now.sequence[mine].unique(return_inverse=True)
-        sums = nll.new_zeros(len(rows)).index_add_(0, place, nll[mine])
+    for number, mine in tokens.groupby("bin"):
+        rows = mine.groupby("row")["nll"]
+        shares = (float(mine[name].sum()) / (float(tokens[name].sum()) or 1.0) for name in ("weight", "gradient"))
         found.append(
             BinFigures(
-                step=step,
-                bin=number,
-                low=float(edges[number]),
-                high=float(edges[number + 1]),
-                tokens=int(mine.sum()),
-                probability=float(probability.mean()),
-                median_probability=float(probability.quantile(0.5)),
-                learned=float((probability > LEARNED).double().mean()),
-                nll=float(nll[mine].mean()),
-                weight=float(weights[mine].mean()),
-                weight_share=_share(weights, mine),
-                gradient_share=_share(gradient, mine),
-                sequence_nll=tuple(sums.tolist()),
-                sequence_tokens=tuple(place.bincount().tolist()),
+                step, number, float(edges[number]), float(edges[number + 1]), len(mine),
+                float(mine["p"].mean()), float(mine["p"].median()), float((mine["p"] > LEARNED).mean()),
+                float(mine["nll"].mean()), float(mine["weight"].mean()), *shares,
+                sequence_nll=tuple(rows.sum().tolist()), sequence_tokens=tuple(rows.size().tolist()),
             )
-        )
+        )  # fmt: skip
     return found
 
 
@@ -243,11 +233,6 @@ def check_edges(edges: Sequence[float]) -> None:
     ascend = all(a < b for a, b in pairwise(edges))
     if len(edges) < 2 or not ascend or edges[0] != 0 or edges[-1] != 1:
         raise ValueError(f"the edges of the bins must ascend from 0 to 1, got {', '.join(f'{e:g}' for e in edges)}")
-
-
-def _share(values: Tensor, mine: Tensor) -> float:
-    total = float(values.sum())
-    return float(values[mine].sum()) / total if total else 0.0
 
 
 def _lines(lines: Sequence[dict[str, Any]]) -> str:

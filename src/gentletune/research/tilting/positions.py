@@ -17,27 +17,24 @@ _SEED = 20250920  # the positions are the same in every run
 
 
 @dataclass(frozen=True)
-class Positions:
-    """Rows whose labels are kept at the drawn positions alone; `tokens` (T,) are those labels, row by row."""
+class Table:
+    """Log-probabilities, nats: of every token at T positions (T, V), float32, on the model's device, and of the tokens
+    that stand there, `own` (T,), float64, on the host.
+    """
 
-    rows: list[Encoded]
-    tokens: Tensor
-
-    def __len__(self) -> int:
-        return int(self.tokens.numel())
+    log_p: Tensor
+    own: Tensor
 
 
-def draw_positions(rows: Sequence[Encoded], limit: int, least_rows: int = 16) -> Positions:
+def draw_positions(rows: Sequence[Encoded], limit: int, least_rows: int = 16) -> list[Encoded]:
     """At most `limit` label positions, drawn evenly from as many rows as hold that many, always the same ones.
 
     Rows come in random order, and at least `least_rows` of them where there are that many: tokens of one row are much
-    alike. A row is cut after its last position, since nothing behind it is read.
+    alike. Labels are kept at the drawn positions alone; a row is cut after its last one, since nothing behind it is
+    read. Raises `ValueError` where no row has a label.
 
-    Raises:
-        ValueError: no label in any row.
-
-    >>> len(draw_positions([Encoded([1, 2, 3, 4], [IGNORE, 2, 3, 4])] * 9, limit=5))
-    5
+    >>> [row.label_count for row in draw_positions([Encoded([1, 2, 3, 4], [IGNORE, 2, 3, 4])] * 2, limit=5)]
+    [3, 2]
     """
     rng = random.Random(_SEED)
     found: list[tuple[int, int]] = []
@@ -47,35 +44,27 @@ def draw_positions(rows: Sequence[Encoded], limit: int, least_rows: int = 16) ->
         found += [(number, at) for at, label in enumerate(rows[number].labels) if at and label != IGNORE]
     if not found:
         raise ValueError("no label token to compare models at")
-    drawn = sorted(rng.sample(found, min(limit, len(found))))
     places: dict[int, list[int]] = {}
-    for number, at in drawn:
+    for number, at in sorted(rng.sample(found, min(limit, len(found)))):
         places.setdefault(number, []).append(at)
-    kept = [_only(rows[number], at) for number, at in places.items()]
-    return Positions(kept, torch.tensor([rows[number].labels[at] for number, at in drawn]))
+    kept = []
+    for number, drawn in places.items():
+        ids, labels = rows[number].input_ids[: drawn[-1] + 1], rows[number].labels
+        kept.append(Encoded(ids, [labels[at] if at in drawn else IGNORE for at in range(len(ids))]))
+    return kept
 
 
-def _only(row: Encoded, places: Sequence[int]) -> Encoded:
-    labels = [IGNORE] * (places[-1] + 1)
-    for at in places:
-        labels[at] = row.labels[at]
-    return Encoded(row.input_ids[: places[-1] + 1], labels)
+def predictions(model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192) -> Table:
+    """What a model predicts at every label of `rows`; it is left in the mode it was in.
 
-
-def log_probs(model: Any, positions: Positions, *, pad_id: int, batch_tokens: int = 8192) -> Tensor:
-    """Log-probabilities of every token at the positions, nats: (T, V), float32, on the model's device.
-
-    The head runs at the positions only; the softmax is taken in float64. The model is left in the mode it was in.
+    The head runs at the labels only; the softmax is taken in float64.
     """
-    table: Tensor | None = None
-    for found in label_logits(model, positions.rows, pad_id=pad_id, batch_tokens=batch_tokens):
-        block = found.logits.double().log_softmax(-1).float()
-        table = block.new_empty(len(positions), block.shape[1]) if table is None else table
-        table[found.place] = block
-    assert table is not None  # there is at least one position
-    return table
-
-
-def token_log_probs(table: Tensor, positions: Positions) -> Tensor:
-    """The entries of a table (T, V) at the positions' own tokens: (T,) in float64."""
-    return table.gather(-1, positions.tokens.to(table.device)[:, None]).squeeze(-1).double()
+    own = torch.empty(sum(row.label_count for row in rows), dtype=torch.float64)
+    table = torch.empty(0)
+    for found in label_logits(model, rows, pad_id=pad_id, batch_tokens=batch_tokens):
+        exact = found.logits.double().log_softmax(-1)
+        if not len(table):
+            table = exact.new_empty(len(own), exact.shape[1], dtype=torch.float32)
+        table[found.place] = exact.float()
+        own[found.place] = exact.gather(-1, found.targets[:, None]).squeeze(-1).cpu()
+    return Table(table, own)
