@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.core.recipe import Recipe
+from gentletune.core.records import Score, write_text_atomic
+from gentletune.core.render import MISSING, plain, template
 
+_CHOICE = "## Why this model"
 _PACKAGES = ("gentletune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -80,39 +83,51 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def model_card(recipe: Recipe, method: str, hashes: Mapping[str, str], parts: Sequence[Described]) -> str:
-    """The README.md of a tuned model: what was done, to what, with what.
+def model_card(
+    recipe: Recipe,
+    method: str,
+    hashes: Mapping[str, str],
+    parts: Sequence[Described],
+    scores: Sequence[Score] = (),
+    base: Sequence[Score] = (),
+) -> str:
+    """The README.md of a tuned model: what was done, to what, with what, and what came of it.
 
-    `method` is its label, `parts` what that names.
+    `method` is its label, `parts` what that names; `scores` are the model's, `base` the base model's.
     """
-    fields = {k: v for k, v in recipe.model_dump(mode="json").items() if v is not None}
-    rows = "\n".join(f"| {key} | {value} |" for key, value in sorted(fields.items()) if key != "output")
-    methods = "\n".join(_method_line(part) for part in parts)
-    return f"""---
-library_name: transformers
-tags: [gentletune, sft]
----
-
-# {recipe.model}, fine-tuned by {method}
-
-Fine-tuned with gentletune on `{recipe.data or recipe.data_path}` at a learning rate of {recipe.learning_rate:g}.
-Load it with `AutoModelForCausalLM.from_pretrained` on this directory. The licence of the initial model applies.
-What it gained on the domain and lost in general skill is in `record.json` beside this directory.
-
-## Method
-
-{methods}
-
-## Recipe
-
-| field | value |
-|---|---|
-{rows}
-
-SHA-256 of the initial model `{hashes["model"][:16]}…`, of the training rows `{hashes["train"][:16]}…`.
-"""
+    before = {score.key: score for score in base}
+    fields = {k: v for k, v in recipe.model_dump(mode="json").items() if v is not None and k != "output"}
+    return template("gentletune.core", "model_card.md.j2").render(
+        recipe=recipe,
+        data=recipe.data or recipe.data_path or "",
+        method=method,
+        hashes=hashes,
+        parts=parts,
+        fields=sorted(fields.items()),
+        scores=[
+            (s.key, s.side, "higher" if s.higher_is_better else "lower", _value(before.get(s.key)), _value(s))
+            for s in scores
+        ],
+    )
 
 
-def _method_line(part: Described) -> str:
-    values = ", ".join(f"{name} = {value}" for name, value in part.parameters.items())
-    return f"- `{part.name}`: {part.title} ([{part.reference}]({part.url})); " + (values or "no parameters")
+def explain_choice(card: Path, lines: Sequence[str]) -> None:
+    """Write into a model card why a report names this model, in the place of what an earlier report wrote.
+
+    Nothing is done where there is no card, or it cannot be written. With no lines what was written is taken away.
+    """
+    try:
+        old = card.read_text(encoding="utf-8")
+        kept = old.partition(_CHOICE)[0].rstrip() + "\n"
+        said = "".join(f"\n{plain(line)}\n" for line in lines)
+        new = f"{kept}\n{_CHOICE}\n{said}" if lines else kept
+        if new != old:
+            write_text_atomic(card, new)
+    except OSError:
+        return
+
+
+def _value(score: Score | None) -> str:
+    if score is None:
+        return MISSING
+    return f"{score.value:.4g} ± {'?' if score.stderr is None else f'{score.stderr:.2g}'}"

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from gentletune.core.errors import NotFiniteError, RunFailedError, UserError, me
 from gentletune.core.locks import HOLDER_FILE, LOCK_FILE, SOFT_LOCK_FILE, check_free, holding, locked
 from gentletune.core.provenance import model_card, provenance
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import RECORD_FILE, RunRecord, Score, read_record, write_json_atomic, write_record
+from gentletune.core.records import (
+    RECORD_FILE,
+    RunRecord,
+    Score,
+    read_record,
+    write_json_atomic,
+    write_record,
+    write_text_atomic,
+)
 from gentletune.core.samples import SAMPLES_FILE, write_samples
 from gentletune.data import Encoded
 from gentletune.data.chat import end_tokens
@@ -190,6 +198,8 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         timings["evaluate"] = time.perf_counter() - begun
         scores = measured.scores
         write_samples(run, initial.samples, measured.samples, scores)
+        if has_weights(run):
+            write_text_atomic(run / "model" / "README.md", _card(inputs, inputs.method.label, scores, initial.scores))
     figures = json.loads((run / FIGURES_FILE).read_text(encoding="utf-8"))
     if "train_seconds" in figures:  # training ended in an earlier call
         timings["train"] = figures.pop("train_seconds")
@@ -350,8 +360,11 @@ def _save(model: Any, inputs: Inputs, target: Path, method: str) -> None:
         stop_at(model, end_tokens(inputs.base.tokenizer))
         model.save_pretrained(scratch)
         save_tokenizer(inputs.base.tokenizer, scratch)
-        card = model_card(inputs.recipe, method, inputs.hashes, method_parts(method))
-        (scratch / "README.md").write_text(card, encoding="utf-8")
+        (scratch / "README.md").write_text(_card(inputs, method), encoding="utf-8")
+
+
+def _card(inputs: Inputs, method: str, scores: Sequence[Score] = (), base: Sequence[Score] = ()) -> str:
+    return model_card(inputs.recipe, method, inputs.hashes, method_parts(method), scores, base)
 
 
 def _state(inputs: Inputs) -> dict[str, Any]:
