@@ -258,14 +258,13 @@ FURTHER = replace(POINT, step=2, gain=0.7, kl=0.08, lambda_general=0.4, lambda_d
 def test_a_safe_range_pools_checkpoints_and_ends_of_runs() -> None:
     low = FollowedRun(True, 1e-4, 0, False, (POINT,))
     high = FollowedRun(True, 3e-4, 0, False, (replace(POINT, gain=0.6), FURTHER))
-    found = safe_range([low, high], 0.05)
-    assert (found.lambda_general.at, found.lambda_domain.at) == (pytest.approx(0.3), pytest.approx(0.5))
-    assert (found.rate.at, found.rate.gain) == (pytest.approx(2e-4), pytest.approx(0.6))
-    assert found.best_gain == 0.6
-    wild = safe_range([low, FollowedRun(True, 3e-4, 0, True, (POINT,))], 0.05)
-    assert (wild.rate.at, wild.rate.open, wild.lambda_general.open) == (1e-4, False, True)
-    none = safe_range([FollowedRun(True, 3e-4, 0, True, ())], 0.05)
-    assert (none.rate.at, none.best_gain, none.lambda_general.at) == (0, 0, 0)
+    general, domain, rate = safe_range([low, high], 0.05).values()
+    assert (general.at, domain.at) == (pytest.approx(0.3), pytest.approx(0.5))
+    assert (rate.at, rate.gain) == (pytest.approx(2e-4), pytest.approx(0.6))
+    general, _, rate = safe_range([low, FollowedRun(True, 3e-4, 0, True, (POINT,))], 0.05).values()
+    assert (rate.at, rate.open, general.open) == (1e-4, False, True)
+    general, _, rate = safe_range([FollowedRun(True, 3e-4, 0, True, ())], 0.05).values()
+    assert (rate.at, general.at) == (0, 0)
 
 
 # --- what is written
@@ -349,6 +348,8 @@ def test_files_hold_every_checkpoint_and_undefined_cells_are_empty(tmp_path: Pat
     assert rows[1]["data"] == "label-only"
     text = (tmp_path / "tilting.md").read_text()
     assert "3e-4 (1 of 1 diverged)" in text
+    assert "| CoT | 0 | > 1.5 | > 0.3 | 1e-4 | 0.5 | 0.5 |" in text  # the run at 3e-4 diverged: the edge of the rate
+    assert "| label-only | mean ± s.e. | 0.24 ± 0.0004 | 0.5 ± 0 | 2e-4 ± 0 | 0.6 ± 0 | 0.5 ± 0 |" in text
     assert (tmp_path / "tilting.png").read_bytes().startswith(b"\x89PNG")
     for table in text.split("\n\n"):
         if table.startswith("|"):
@@ -394,7 +395,7 @@ def test_a_fit_follows_every_run(done: tuple[TiltingStudy, Path]) -> None:
         assert slow.update_norm < fast.update_norm
         assert slow.gain < fast.gain
         assert kind.runs[3].checkpoints[-1].kl != fast.kl  # another seed
-        assert [found.seed for found in kind.ranges] == [0, 1]
+        assert list(kind.ranges) == [0, 1]
     assert study.kinds[0].target.labels == 10
     assert "it ends at λ̂ = 1, as it must" in page(study)
     assert tilting_csv(study).count("\n") == 1 + 2 * 4 * 2

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-    from jinja2 import Template
 
 MISSING = "–"
 
@@ -37,8 +36,8 @@ def plain(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def template(package: str, name: str, **filters: Callable[..., str]) -> Template:
-    """A package's Jinja template: `.render(...)` fills it, `.module.NAME(...)` calls a macro of it.
+def template(package: str, name: str, **filters: Callable[..., Any]) -> Any:
+    """A package's Jinja `Template`: `.render(...)` fills it, `.module.NAME(...)` calls a macro of it.
 
     Blocks leave no line of their own; a name that is not given is an error. Nothing is escaped: not for HTML.
     """

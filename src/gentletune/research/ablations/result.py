@@ -164,8 +164,8 @@ class Ablation:
                     head = (
                         "change" if name == "value" else f"change {name}".replace("change significant", "significant")
                     )
-                    found = change and getattr(change, name)
-                    line[f"{key} {head}"] = found if found is None else float(found)
+                    found = getattr(change, name, None)
+                    line[f"{key} {head}"] = None if found is None else float(found)
             lines.append(line)
         return pd.DataFrame(lines)
 
@@ -173,7 +173,7 @@ class Ablation:
         """What the figures say of each row beside its baseline, whichever way they fall; those that are significant."""
         words = _template().module
         compared = [row for row in self.rows if row.baseline is not None and row.records]
-        return [one_line(words.sentence(self._reading(row))) for row in compared]  # type: ignore[attr-defined]
+        return [one_line(words.sentence(self._reading(row))) for row in compared]
 
     def _reading(self, row: Row) -> dict[str, Any]:
         """What the template says of a row: its significant changes by name, and on which side they are good or bad."""
@@ -197,7 +197,7 @@ class Ablation:
     def markdown(self) -> str:
         """Title, notes, both tables, sentences and failures."""
         failed = [(row.label, what) for row in self.rows for what in row.failed]
-        return _template().render(found=self, failed=failed)
+        return str(_template().render(found=self, failed=failed))
 
     def write(self, directory: Path) -> None:
         """Write NAME.md and NAME.csv into the directory, each whole or not at all."""

@@ -233,15 +233,17 @@ def _optimizer(study: _Study) -> Ablation:
         "Gradients are not clipped here: a clipped gradient has one length whatever the loss is multiplied by, "
         "and SGD would be as scale-free as Adam (our choice).",
     ]
-    found = Ablation("optimizer", "TALR's normalisation under AdamW and under SGD", rows, tuple(notes))
+    result = Ablation("optimizer", "TALR's normalisation under AdamW and under SGD", rows, tuple(notes))
     for name in ("adamw", "sgd"):
-        count, simplex = (found.norm_ratio(found.row(f"talr ({divisor}), {name}")) for divisor in ("count", "simplex"))
+        count, simplex = (
+            result.norm_ratio(result.row(f"talr ({divisor}), {name}")) for divisor in ("count", "simplex")
+        )
         if count is not None and simplex is not None:
             notes.append(
                 f"Under {name}, the update norm of talr is {count:.2f} times that of plain SFT with count, and "
                 f"{simplex:.2f} times with simplex."
             )
-    return replace(found, notes=tuple(notes))
+    return replace(result, notes=tuple(notes))
 
 
 def _norm(study: _Study, texts: Sequence[str]) -> Ablation:

@@ -82,7 +82,7 @@ class TokenDynamics:
         ends = {method: nll_runs(mine, last_step(mine), number) for method, mine in grouped.items()}
         others = [method for method in grouped if method != "sft" and "sft" in grouped]
         besides = dict(zip(others, holm([compare(ends[method], ends["sft"]) for method in others]), strict=True))
-        words: Any = _template().module
+        words = _template().module
         return [
             one_line(
                 words.sentence(
@@ -120,14 +120,14 @@ class TokenDynamics:
 
     def markdown(self) -> str:
         """The page: what was done, a sentence a method, a table a method, how to read it."""
-        return _template().render(found=self)
+        return str(_template().render(found=self))
 
     def csv(self) -> str:
         """`frame` with its bins as low..high."""
         frame = self.frame()
         bins = [f"{low:g}..{high:g}" for low, high in zip(frame["low"], frame["high"], strict=True)]
         frame = frame.drop(columns=["low", "high"]).assign(bin=bins)
-        return frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+        return str(frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
 
     def write(self, directory: Path) -> None:
         """Write `dynamics.csv`, `dynamics.md` and `dynamics.png` into the directory, each whole or not at all."""
@@ -179,8 +179,8 @@ def nll_change(runs: Sequence[MethodRun], number: int) -> Change:
 
 
 def _template() -> Any:
-    filters = {"change": _change, "mean": _plus_minus, "bin_name": bin_name}
-    return template("gentletune.research.dynamics", "dynamics.md.j2", **filters)
+    where, name = "gentletune.research.dynamics", "dynamics.md.j2"
+    return template(where, name, change=_change, mean=_plus_minus, bin_name=bin_name)
 
 
 def _change(change: Change) -> str:

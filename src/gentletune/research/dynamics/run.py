@@ -26,8 +26,8 @@ from gentletune.research.dynamics.callback import (
     read_dynamics,
 )
 from gentletune.research.dynamics.result import MethodRun, TokenDynamics
+from gentletune.runs.directory import one_line_errors
 from gentletune.runs.inputs import Inputs
-from gentletune.runs.run import one_line_errors, sequence_weights_of
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.trainer import CHECKPOINTS
 
@@ -158,7 +158,7 @@ class _Trial:
 
     def _train(self) -> MethodRun:
         inputs, base = self.inputs, self.inputs.base
-        weights = sequence_weights_of(inputs)
+        weights = inputs.sequence_weights()
         follow = TokenDynamicsCallback(
             self.directory / DYNAMICS_FILE,
             self.probe_rows,

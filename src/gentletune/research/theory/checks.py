@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def check_hard_token_range(tally: Tally, drawn: Draw) -> None:
     bound = hard_bound(drawn, m, drawn.threshold)
     for budget in BUDGETS:
         safe = bounds.safe_lambda(bound, budget)
-        exact = largest(lambda x, budget=budget: tuning.rise_and_gain(x)[0] <= budget, one)  # R is convex: one range
+        exact = largest(partial(_within, tuning, budget), one)  # R is convex: one range
         for label, trees in (("P₁ = q", own), ("P₁ ≠ q", other)):
             tally.at_most(f"2 safe λ at {budget:g} bits, {label}: up to the exact one", safe, exact, safe, trees)
     rise, _ = curves(tuning)
@@ -125,6 +126,10 @@ def check_hard_token_range(tally: Tally, drawn: Draw) -> None:
     tally.at_most("2 converse, P₁ = q: Σ P₁(c) kl(H_c) ≤ R(1)", floor, rise[:, -1], one, own)
     few, some, many = (with_hard_share(drawn, h).rise_and_gain(1.0)[0] for h in (0.25, 0.5, 0.75))
     tally.at_most("2 convexity: R(1) in the hard share h, P₁ = q", some, (few + many) / 2, one, mixed)
+
+
+def _within(tuning: Tuning, budget: float, lam: FloatArray) -> Mask:
+    return tuning.rise_and_gain(lam)[0] <= budget
 
 
 def _mix(drawn: Draw) -> FloatArray:

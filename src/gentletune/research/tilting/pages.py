@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from math import sqrt
 from pathlib import Path
@@ -15,8 +15,8 @@ from gentletune.core.render import MISSING, template
 from gentletune.data.load import domain_name
 from gentletune.report.numbers import number, rate
 from gentletune.research.tilting.plot import tilting_png
-from gentletune.research.tilting.study import Checkpoint, Edge, KindOfData, SafeRange, TiltingStudy
-from gentletune.stats import Run, compare, holm, mean_of, measured
+from gentletune.research.tilting.study import PLACES, Checkpoint, KindOfData, TiltingStudy
+from gentletune.stats import compare, holm, mean_of, measured
 
 CSV_FILE, TABLES_FILE, PLOT_FILE = "tilting.csv", "tilting.md", "tilting.png"
 _FIGURES = [field.name for field in fields(Checkpoint)]
@@ -32,11 +32,6 @@ _ENDS = {
     "update_norm": "‖θ-θ⁰‖",
 }
 _BOUNDS = {"convex_bound": "Convex", "theorem_bound": "Theorem 1a", "hoeffding_bound": "Hoeffding"}
-_PLACES: dict[str, Callable[[SafeRange], Edge]] = {
-    "λ̂ on general positions": lambda found: found.lambda_general,
-    "λ̂ on domain positions": lambda found: found.lambda_domain,
-    "the learning rate": lambda found: found.rate,
-}
 
 
 def write_tilting(study: TiltingStudy, output: Path) -> None:
@@ -62,7 +57,7 @@ def csv(study: TiltingStudy) -> str:
     """One line a checkpoint, with units; what is undefined is empty."""
     units = {name: f"{name}_bits_per_token" for name in _FIGURES if name not in _UNITLESS}
     frame = checkpoints(study).drop(columns="target").rename(columns=units)
-    return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+    return str(frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
 
 
 def page(study: TiltingStudy) -> str:
@@ -71,23 +66,21 @@ def page(study: TiltingStudy) -> str:
     bounds = {"kl": "KL from base", "tilted_kl": "Tilt's KL", "quadratic": "Quadratic"}
     bounds |= {name: f"{title} bound" for name, title in _BOUNDS.items()}
     bounds |= {f"{name}_ratio": f"{title} / KL" for name, title in _BOUNDS.items()}
-    return _template().render(
+    return str(_template().render(
         study=study, data=domain_name(study.recipe), reading=reading(study), ends=_shown(ends, _ENDS),
         bounds=_shown(ends, bounds), ranges=_ranges(study.kinds), plot=PLOT_FILE,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def reading(study: TiltingStudy) -> str:
     """Paragraphs: for each kind of data its target, how far it is a tilt, the bounds; then the safe ranges compared."""
     frame = checkpoints(study)
     kinds = [_of_kind(kind, frame[frame["data"] == kind.name], study.budget) for kind in study.kinds]
-    module: Any = _template().module
-    return str(module.told(study.budget, kinds, _compared(study))).strip()
+    return str(_template().module.told(study.budget, kinds, _compared(study))).strip()
 
 
 def _template() -> Any:
-    filters = {"number": number, "rate": rate, "mean": _mean}
-    return template("gentletune.research.tilting", "tilting.md.j2", **filters)
+    return template("gentletune.research.tilting", "tilting.md.j2", number=number, rate=rate, mean=_mean)
 
 
 def _ends(study: TiltingStudy) -> pd.DataFrame:
@@ -120,32 +113,29 @@ def _cell(value: float) -> str:
 
 
 def _ranges(kinds: Sequence[KindOfData]) -> pd.DataFrame:
+    """The safe ranges by seed and their mean, as text; `>` where KL never met the budget."""
     lines = []
     for kind in kinds:
-        read: dict[str, tuple[Callable[[SafeRange], float], Callable[[float], str]]] = {
-            "λ̂ general": (lambda r: r.lambda_general.at, number),
-            "λ̂ domain": (lambda r: r.lambda_domain.at, number),
-            "Learning rate": (lambda r: r.rate.at, rate),
-            "Gain at that rate": (lambda r: r.rate.gain, number),
-            "Best gain within": (lambda r: r.best_gain, number),
+        numbers: dict[str, dict[int, float]] = {
+            place: {} for place in (*PLACES, "gain at that rate", "best gain within")
         }
-        for found in kind.ranges:
-            opened = (found.lambda_general.open, found.lambda_domain.open, found.rate.open, False, False)
-            cells = zip(read.items(), opened, strict=True)
-            told = {name: f"{'> ' if more else ''}{spell(of(found))}" for (name, (of, spell)), more in cells}
-            lines.append({"Data": kind.name, "Seed": str(found.seed)} | told)
+        for seed, edges in kind.ranges.items():
+            within = [p.gain for run in kind.runs if run.seed == seed for p in run.checkpoints if p.kl <= kind.budget]
+            reached = (*(edges[place].at for place in PLACES), edges[PLACES[-1]].gain, max(within, default=0.0))
+            for name, value in zip(numbers, reached, strict=True):
+                numbers[name][seed] = value
+            opened = {name for name, edge in edges.items() if edge.open}
+            cells = {name: ("> " if name in opened else "") + _spell(name, numbers[name][seed]) for name in numbers}
+            lines.append({"Data": kind.name, "Seed": str(seed)} | cells)
         if len(kind.ranges) > 1:
-            means = {name: mean_of(_numbers(kind, of)) for name, (of, _) in read.items()}
-            spelled = {
-                name: f"{read[name][1](m.value)} ± {MISSING if m.stderr is None else read[name][1](m.stderr)}"
-                for name, m in means.items()
-            }
-            lines.append({"Data": kind.name, "Seed": "mean ± s.e."} | spelled)
+            means = {name: mean_of(measured(found)) for name, found in numbers.items()}
+            cells = {name: f"{_spell(name, m.value)} ± {_spell(name, m.stderr)}" for name, m in means.items()}
+            lines.append({"Data": kind.name, "Seed": "mean ± s.e."} | cells)
     return pd.DataFrame(lines)
 
 
-def _numbers(kind: KindOfData, of: Callable[[SafeRange], float]) -> list[Run]:
-    return measured({found.seed: of(found) for found in kind.ranges})
+def _spell(name: str, value: float | None) -> str:
+    return rate(value) if name == PLACES[-1] and value is not None else number(value)
 
 
 def _of_kind(kind: KindOfData, frame: pd.DataFrame, budget: float) -> dict[str, Any]:
@@ -191,22 +181,18 @@ def _compared(study: TiltingStudy) -> dict[str, Any] | None:
     hard = compare(_hard_share(label), _hard_share(cot))
     foretold = None if not hard.significant else label.name if hard.value < 0 else cot.name
     # One family of three: the ranges are read off the same runs.
-    pairs = [[_numbers(kind, lambda r, of=of: of(r).at) for kind in (label, cot)] for of in _PLACES.values()]
-    changes = holm([compare(ours, base) for ours, base in pairs])
-    lines = []
-    for (name, of), change in zip(_PLACES.items(), changes, strict=True):
-        assert change is not None  # each seed has an edge
-        edges = {kind.name: [of(found) for found in kind.ranges] for kind in (cot, label)}
-        larger, smaller = (label.name, cot.name) if change.value > 0 else (cot.name, label.name)
-        lines.append({
-            "name": name,
-            "means": {kind.name: mean_of(_numbers(kind, lambda r, of=of: of(r).at)) for kind in (cot, label)},
-            "open": {kind: sum(edge.open for edge in found) for kind, found in edges.items()},
+    changes = holm([compare(label.reach(place), cot.reach(place)) for place in PLACES])
+    lines = [
+        {
+            "name": place,
             "change": change,
-            "larger": larger,
-            "unseen": all(any(edge.open for edge in found) for found in edges.values()),
-            "smaller_open": any(edge.open for edge in edges[smaller]),
-        })  # fmt: skip
+            "means": {kind.name: mean_of(kind.reach(place)) for kind in (cot, label)},
+            "open": {kind.name: sum(edges[place].open for edges in kind.ranges.values()) for kind in (cot, label)},
+            "wider": label.name if change is not None and change.value > 0 else cot.name,
+            "narrower": cot.name if change is not None and change.value > 0 else label.name,
+        }
+        for place, change in zip(PLACES, changes, strict=True)
+    ]
     return {"kinds": (cot, label), "foretold": foretold, "lines": lines}
 
 

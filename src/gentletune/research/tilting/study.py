@@ -13,7 +13,9 @@ from functools import cached_property
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.methods import parse_method
+from gentletune.stats import Run, measured
 
+PLACES = ("λ̂ on general positions", "λ̂ on domain positions", "the learning rate")
 HARD = 0.1  # a label token below this probability under the base model is hard
 
 
@@ -114,20 +116,6 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class SafeRange:
-    """The safe range of one kind of data and seed, in λ̂ on general and on domain positions, and in the learning rate.
-
-    `best_gain` is the largest gain measured at any checkpoint within the budget.
-    """
-
-    seed: int
-    lambda_general: Edge
-    lambda_domain: Edge
-    rate: Edge
-    best_gain: float
-
-
-@dataclass(frozen=True)
 class KindOfData:
     """What came of one kind of training data: its target and its runs; `budget` is the study's."""
 
@@ -142,10 +130,14 @@ class KindOfData:
         return kind_name(self.cot)
 
     @cached_property
-    def ranges(self) -> tuple[SafeRange, ...]:
-        """The safe range of each seed."""
+    def ranges(self) -> dict[int, dict[str, Edge]]:
+        """The safe range of each seed, by `PLACES`."""
         seeds = dict.fromkeys(run.seed for run in self.runs)
-        return tuple(safe_range([run for run in self.runs if run.seed == seed], self.budget) for seed in seeds)
+        return {seed: safe_range([run for run in self.runs if run.seed == seed], self.budget) for seed in seeds}
+
+    def reach(self, place: str) -> list[Run]:
+        """How far the safe range goes, by seed."""
+        return measured({seed: edges[place].at for seed, edges in self.ranges.items()})
 
     def is_target(self, run: FollowedRun) -> bool:
         """Whether it is the target's own training, done again."""
@@ -186,17 +178,12 @@ def safe_edge(points: Iterable[tuple[float, float, float]], budget: float) -> Ed
     return Edge(x0, g0, open=True)
 
 
-def safe_range(runs: Sequence[FollowedRun], budget: float) -> SafeRange:
-    """The safe range of the runs of one kind of data and seed.
+def safe_range(runs: Sequence[FollowedRun], budget: float) -> dict[str, Edge]:
+    """The safe range of the runs of one kind of data and seed, by `PLACES`.
 
     In λ̂ all checkpoints of all rates are one set of points; in the learning rate a point is a run's end.
     """
     points = [point for run in runs for point in run.checkpoints]
     ends = [(run.rate, math.inf, 0.0) if run.end is None else (run.rate, run.end.kl, run.end.gain) for run in runs]
-    return SafeRange(
-        seed=runs[0].seed,
-        lambda_general=safe_edge([(p.lambda_general, p.kl, p.gain) for p in points], budget),
-        lambda_domain=safe_edge([(p.lambda_domain, p.kl, p.gain) for p in points], budget),
-        rate=safe_edge(ends, budget),
-        best_gain=max((p.gain for p in points if p.kl <= budget), default=0.0),
-    )
+    ways = ([(p.lambda_general, p.kl, p.gain) for p in points], [(p.lambda_domain, p.kl, p.gain) for p in points], ends)
+    return {place: safe_edge(way, budget) for place, way in zip(PLACES, ways, strict=True)}
