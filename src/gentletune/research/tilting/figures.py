@@ -1,14 +1,14 @@
-"""A tuned model seen as a tilt of the base one: the effective λ, how well it fits, and the bounds at it.
+"""A tuned model seen as a tilt of the base model: the effective λ, how well it fits, and the bounds at it.
 
 Tensors in, tensors out; all in nats. T positions (contexts), V tokens; `log_q`, `log_p2` and `log_k` (T, V) are the
-next-token log-probabilities of the base model q, of a target p₂ and of a checkpoint q_k, all finite; float32 tables
-add up to 1 to some 1e-7, so they are normalised in float64. With
-s = log p₂ - log q at a position, the tilt is q_λ ∝ q e^(λ s), and ψ(λ) = log Σ q e^(λ s); `docs/tilting.md`.
+next-token log-probabilities of the base model q, of a target p₂ and of a checkpoint q_k, all finite; float32 tables add
+up to 1 to some 1e-7, so they are normalised in float64. With s = log p₂ - log q at a position, the tilt is
+q_λ ∝ q e^(λ s), and ψ(λ) = log Σ q e^(λ s); `docs/tilting.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class EffectiveTilt:
-    """The tilt nearest to a model: `lam` in [0, 1.5], at an `edge` where the nearest lies there.
+    """The tilt nearest to a model: `lam` in [0, 1.5].
 
     `fit` = 1 - KL(q_k‖q_λ̂)/KL(q_k‖q), means over positions: the share of the model's way from q that one λ for all
     positions accounts for. None where the model is still q.
@@ -39,7 +39,6 @@ class EffectiveTilt:
 
     lam: float
     fit: float | None
-    edge: bool
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ def tilt_moments(log_q: Tensor, log_p2: Tensor, lam: float) -> Moments:
     >>> abs(found.psi.item()) < 1e-6, round(found.mean.item(), 3)
     (True, 0.368)
     """
-    parts = []
-    for q, s in _scores(log_q, log_p2):
+
+    def moments(q: Tensor, s: Tensor) -> Tensor:
         weight = torch.exp(q + lam * s)  # at most 1 for λ ≤ 1, and far from float64's end up to 1.5
         total, weighted = weight.sum(-1), weight * s
         mean = weighted.sum(-1) / total
-        parts.append((total.log(), mean, ((weighted * s).sum(-1) / total - mean**2).clamp_min(0)))
-    psi, mean, variance = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return Moments(psi, mean, variance)
+        return torch.stack([total.log(), mean, ((weighted * s).sum(-1) / total - mean**2).clamp_min(0)], -1)
+
+    return Moments(*_each(moments, log_q, log_p2).unbind(-1))
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     >>> kl(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()).item()  # doctest: +ELLIPSIS
     0.1438...
     """
-    return torch.cat([-(q.exp() * s).sum(-1) for q, s in _scores(log_p, log_q)])
+    return -_each(lambda p, s: (p.exp() * s).sum(-1), log_p, log_q)
 
 
 def moved(log_q: Tensor, log_p2: Tensor) -> bool:
@@ -107,17 +106,19 @@ def effective_tilt(log_q: Tensor, log_p2: Tensor, log_k: Tensor, highest: float 
     _check(log_q, log_p2, log_k)
     if not moved(log_q, log_p2):
         raise ValueError("the target is the base model: no λ is defined")
-    reached = float(_mean_score(log_q, log_p2, log_k).mean())
+    reached = float(_each(lambda _, s, k: (k.exp() * s).sum(-1), log_q, log_p2, log_k).mean())
     way = float(kl(log_k, log_q).mean())
-    lam, edge = _zero(log_q, log_p2, reached, highest)
+    lam = _zero(log_q, log_p2, reached, highest)
     if abs(lam - 1) < _CLOSE:
         lam = 1.0  # the target itself: rounded above 1, it would have no convex bound
     left = way - lam * reached + float(tilt_moments(log_q, log_p2, lam).psi.mean())
-    return EffectiveTilt(lam, 1 - left / way if way > _NOTHING else None, edge)
+    return EffectiveTilt(lam, 1 - left / way if way > _NOTHING else None)
 
 
 def tilt_bounds(log_q: Tensor, log_p2: Tensor, lam: float) -> TiltBounds:
     """How far the tilt at λ ≥ 0 is from q, and the bounds on that. Ours; `docs/tilting.md`.
+
+    V = Σ_{s≥0} (p₂ - q - q s) + Σ_{s<0} q s²/2, with which ψ(λ) - λ E_q s ≤ λ² V for λ in [0, 1].
 
     >>> q, p2 = torch.tensor([[0.5, 0.5]]).double().log(), torch.tensor([[0.9, 0.1]]).double().log()
     >>> found = tilt_bounds(q, p2, 0.5)
@@ -126,56 +127,41 @@ def tilt_bounds(log_q: Tensor, log_p2: Tensor, lam: float) -> TiltBounds:
     """
     _check(log_q, log_p2)
     start, here = tilt_moments(log_q, log_p2, 0.0), tilt_moments(log_q, log_p2, lam)
-    hoeffding = torch.cat([(s.amax(-1) - s.amin(-1)) ** 2 / 8 for _, s in _scores(log_q, log_p2)])
-    best = torch.minimum(hoeffding, torch.cat([_curvature(q, s) for q, s in _scores(log_q, log_p2)]))
+    hoeffding = _each(lambda _, s: (s.amax(-1) - s.amin(-1)) ** 2 / 8, log_q, log_p2)
+    one_sided = _each(lambda q, s: (q.exp() * torch.where(s >= 0, torch.expm1(s) - s, s**2 / 2)).sum(-1), log_q, log_p2)
     return TiltBounds(
         tilted=float((here.psi - lam * start.mean).mean()),
         convex=-lam * float(start.mean.mean()) if lam <= 1 else None,  # E_q[s] = -KL(q‖p₂)
         hoeffding=lam**2 * float(hoeffding.mean()),
-        theorem=lam**2 * float(best.mean()) if lam <= 1 else None,
+        theorem=lam**2 * float(torch.minimum(hoeffding, one_sided).mean()) if lam <= 1 else None,
         quadratic=lam**2 * float(start.variance.mean()) / 2,
     )
 
 
-def _curvature(q: Tensor, s: Tensor) -> Tensor:
-    """V = Σ_{s≥0} (p₂ - q - q s) + Σ_{s<0} q s²/2, with which ψ(λ) - λ E_q s ≤ λ² V for λ in [0, 1]; by log q and s."""
-    return (q.exp() * torch.where(s >= 0, torch.expm1(s) - s, s**2 / 2)).sum(-1)
-
-
-def _zero(log_q: Tensor, log_p2: Tensor, reached: float, highest: float) -> tuple[float, bool]:
-    """Where E_{q_λ}[s] is `reached` on average, and whether that lies beyond an end of [0, highest]."""
+def _zero(log_q: Tensor, log_p2: Tensor, reached: float, highest: float) -> float:
+    """Where E_{q_λ}[s] is `reached` on average; the end of [0, highest] beyond which it lies."""
     low, high, lam = 0.0, highest, 0.0
     for end, sign in ((low, 1), (high, -1)):
         if sign * (float(tilt_moments(log_q, log_p2, end).mean.mean()) - reached) >= 0:
-            return end, True
+            return end
     for _ in range(100):
         found = tilt_moments(log_q, log_p2, lam)
         slope, curve = float(found.mean.mean()) - reached, float(found.variance.mean())
         low, high = (lam, high) if slope < 0 else (low, lam)
         step = lam - slope / curve if curve > 0 else high
-        new = step if low < step < high else (low + high) / 2
-        if abs(new - lam) < _CLOSE:
-            return new, False
-        lam = new
-    return lam, False
+        before, lam = lam, step if low < step < high else (low + high) / 2
+        if abs(lam - before) < _CLOSE:
+            break
+    return lam
 
 
-def _mean_score(log_q: Tensor, log_p2: Tensor, log_k: Tensor) -> Tensor:
-    """E_{q_k}[s] at each position: (T,)."""
-    parts = zip(_scores(log_q, log_p2), log_k.split(_ROWS), strict=True)
-    return torch.cat([(_normalised(k).exp() * s).sum(-1) for (_, s), k in parts])
-
-
-def _scores(log_q: Tensor, log_p2: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """log q and s = log p₂ - log q in float64, some positions at a time."""
-    for q, p2 in zip(log_q.split(_ROWS), log_p2.split(_ROWS), strict=True):
-        base = _normalised(q)
-        yield base, _normalised(p2) - base
-
-
-def _normalised(log_p: Tensor) -> Tensor:
-    """The same distributions in float64, adding up to 1 as well as float64 can."""
-    return log_p.double().log_softmax(-1)
+def _each(read: Callable[..., Tensor], log_q: Tensor, log_p2: Tensor, *others: Tensor) -> Tensor:
+    """`read(log q, s, others …)` at every position, in float64 and adding up to 1, some positions at a time."""
+    parts = []
+    for block in zip(*(table.split(_ROWS) for table in (log_q, log_p2, *others)), strict=True):
+        q, p2, *more = (rows.double().log_softmax(-1) for rows in block)
+        parts.append(read(q, p2 - q, *more))
+    return torch.cat(parts)
 
 
 def _check(*tables: Tensor) -> None:
