@@ -10,11 +10,8 @@ from random import Random
 from gentletune.core.errors import UserError
 from gentletune.data.domains import Domain, register_domain
 from gentletune.data.example import ANSWER_PREFIX, Answer, Example
-from gentletune.lab.skills import KNOWN, SKILLS, Split, ask, formulas, note, skill_examples, split_of
-from gentletune.lab.words import FILLERS, MULTIPLIERS, VARIABLES, Formula
-
-ARITHMETIC = "arithmetic"
-"""The skill that the domain trains beside its formulas."""
+from gentletune.lab.skills import ARITHMETIC, SKILLS, Split, ask, formulas, note, skill_examples, split_of
+from gentletune.lab.words import FILLERS, KNOWN, MULTIPLIERS, VARIABLES, Formula
 
 
 @dataclass(frozen=True)

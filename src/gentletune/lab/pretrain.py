@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from gentletune.core.cache import whole_directory
 from gentletune.core.errors import UserError
@@ -19,6 +19,7 @@ from gentletune.data.example import Example
 from gentletune.lab.skills import SKILLS, skill_rows
 from gentletune.lab.tokenizer import make_tokenizer
 from gentletune.lab.words import ASSISTANT, END, USER
+from gentletune.lm.model_files import quiet
 
 CONTEXT = 128
 HEAD = 24
@@ -108,6 +109,7 @@ def _padded(rows: list[Encoded], pad: int) -> tuple[Tensor, Tensor]:
 
 def pretrain(settings: Pretraining, output: Path, say: Callable[[str], None]) -> None:
     """Train a base model and save it with its tokenizer in `output`; on one machine a seed gives the same weights."""
+    torch.set_num_threads(1)  # more would wait for each other longer than they compute, and add up in another order
     tokenizer = make_tokenizer(CONTEXT)
     model = make_model(settings, tokenizer).train()
     optimizer = torch.optim.AdamW(
@@ -128,7 +130,7 @@ def pretrain(settings: Pretraining, output: Path, say: Callable[[str], None]) ->
         if step % 100 == 0 or step == settings.steps:
             say(f"step {step}/{settings.steps}, loss {total / ((step - 1) % 100 + 1):.4f}")
             total = 0.0
-    with whole_directory(output) as scratch:
+    with whole_directory(output) as scratch, quiet():
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
 
@@ -137,7 +139,7 @@ def _summed_nll(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
     """NLL of the label tokens, with the head where they are alone."""
     places = labels[:, 1:] != IGNORE
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][places]
-    return F.cross_entropy(model.lm_head(hidden), labels[:, 1:][places], reduction="sum")
+    return cross_entropy(model.lm_head(hidden), labels[:, 1:][places], reduction="sum")
 
 
 def _rate(step: int, settings: Pretraining) -> float:

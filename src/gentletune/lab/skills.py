@@ -17,6 +17,9 @@ Split = Literal["train", "test"]
 TEST_SHARE = 5
 """One drawn prompt in this many, told by its hash, belongs to the test split."""
 
+ARITHMETIC = "arithmetic"
+"""The skill that the lab domain trains beside its formulas."""
+
 Asked = tuple[str, str]
 """A prompt and its answer."""
 
@@ -25,13 +28,15 @@ Asked = tuple[str, str]
 class Skill:
     """One skill: `draw(rng, split)` gives a prompt of that split and its answer.
 
-    `title` says what is asked; `near` whether the lab domain uses it.
+    `title` says what is asked; `near` whether the lab domain uses it. `trained` names what the domain trains of it:
+    such a skill may gain by the domain.
     """
 
     name: str
     title: str
     near: bool
     draw: Callable[[Random, Split], Asked]
+    trained: tuple[str, ...] = ()
 
 
 def drawn(make: Callable[[Random], Asked]) -> Callable[[Random, Split], Asked]:
@@ -51,7 +56,9 @@ def split_of(prompt: str) -> Split:
     return "test" if int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % TEST_SHARE == 0 else "train"
 
 
-def worded(items: Callable[[], Sequence[Asked]], wordings: Sequence[str], held: int) -> Callable[[Random, Split], Asked]:
+def worded(
+    items: Callable[[], Sequence[Asked]], wordings: Sequence[str], held: int
+) -> Callable[[Random, Split], Asked]:
     """Items to know by heart, each asked in several wordings, of which `held`, drawn for each item, are the test's."""
 
     @cache
@@ -151,8 +158,8 @@ def _formula(rng: Random) -> Asked:
 SKILLS: dict[str, Skill] = {
     skill.name: skill
     for skill in (
-        Skill("lab_add", "two-digit addition", True, drawn(_add)),
-        Skill("lab_times", "the multiplication table", True, worded(_products, _TIMES, 3)),
+        Skill("lab_add", "two-digit addition", True, drawn(_add), (ARITHMETIC,)),
+        Skill("lab_times", "the multiplication table", True, worded(_products, _TIMES, 3), (ARITHMETIC,)),
         Skill("lab_formulas", "known formulas on a note", True, drawn(_formula)),
         Skill("lab_largest", "the largest number", False, drawn(_largest)),
         Skill("lab_count", "counting a letter", False, drawn(_count)),
@@ -174,6 +181,11 @@ def skill_examples(name: str, n: int, *, seed: int, split: Split = "test") -> li
     """
     if name not in SKILLS:
         raise unknown("lab skill", name, SKILLS)
+    return list(_examples(name, n, seed, split))
+
+
+@cache  # every run of a study asks for the same ones, several times
+def _examples(name: str, n: int, seed: int, split: Split) -> tuple[Example, ...]:
     found: dict[str, Example] = {}
     rows = skill_rows(name, seed=seed, split=split)
     for _ in range(100 * n):
@@ -183,7 +195,7 @@ def skill_examples(name: str, n: int, *, seed: int, split: Split = "test") -> li
         found.setdefault(row.prompt, row)
     if len(found) < n:
         raise UserError(f"{name} has only {len(found)} {split} items; ask for fewer")
-    return list(found.values())
+    return tuple(found.values())
 
 
 def skill_rows(name: str, *, seed: int, split: Split) -> Iterator[Example]:

@@ -7,24 +7,33 @@ from itertools import product
 from random import Random
 
 PAD, UNKNOWN, USER, ASSISTANT, END = SPECIAL = ("<pad>", "<unk>", "<user>", "<assistant>", "<end>")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 DIGITS = tuple("0123456789")
 LETTERS = tuple("bcdfghjklmnv")
 VARIABLES = tuple("pqrs")
-FRAME = tuple(
-    ["Answer:", ".", "a", "add", "and", "are", "by", "count", "delete", "does", "each", "explain", "find", "from", "give", "has", "how", "in", "is", "it", "just", "largest", "many", "multiply", "note", "number", "of", "only", "order", "out", "plus", "product", "put", "reply", "reverse", "say", "sort", "take", "tell", "the", "this", "times", "to", "turn", "what", "where", "which", "with", "work"]
+FRAME = _words(
+    "Answer: . a add and are by count delete does each explain find from give has how in is it just "
+    "largest many multiply note number of only order out plus product put reply reverse say sort take "
+    "tell the this times to turn what where which with work"
 )
-FIRST = tuple(
-    ["ada", "ben", "carla", "david", "elif", "farid", "grace", "hugo", "ines", "jonas", "kofi", "lena", "marco", "nadia", "oscar", "priya", "rosa", "samir", "tara", "yuki"]
+FIRST = _words(
+    "ada ben carla david elif farid grace hugo ines jonas kofi lena marco nadia oscar priya rosa samir tara yuki"
 )
-FAMILY = tuple(["berg", "costa", "dubois", "ivanov", "tanaka"])
+FAMILY = _words("berg costa dubois ivanov tanaka")
 KINDS = {
-    "city": tuple(["accra", "bergen", "cairo", "delhi", "essen", "fukuoka", "geneva", "hanoi", "izmir", "jakarta", "kyiv", "lima"]),
-    "job": tuple(["baker", "cook", "dentist", "farmer", "guide", "lawyer", "miner", "nurse", "pilot", "singer", "tailor", "welder"]),
-    "animal": tuple(["badger", "camel", "eagle", "ferret", "goat", "heron", "lizard", "moose", "otter", "panda", "rabbit", "swan"]),
-    "fruit": tuple(["apple", "banana", "cherry", "date", "fig", "grape", "kiwi", "lemon", "mango", "orange", "peach", "plum"]),
+    "city": _words("accra bergen cairo delhi essen fukuoka geneva hanoi izmir jakarta kyiv lima"),
+    "job": _words("baker cook dentist farmer guide lawyer miner nurse pilot singer tailor welder"),
+    "animal": _words("badger camel eagle ferret goat heron lizard moose otter panda rabbit swan"),
+    "fruit": _words("apple banana cherry date fig grape kiwi lemon mango orange peach plum"),
 }
-NAMES = tuple(a + b for a, b in product(["bal", "cor", "dun", "fel", "gri", "hos", "jan", "kel", "lom", "mir", "nor", "pel"], ["ax", "eth", "ium", "ora", "is"]))
-FILLERS = tuple(["alas", "hence", "indeed", "maybe", "mind", "now", "quite", "really", "rather", "so", "then", "thus", "truly", "well", "yes", "yet"])
+_BEGINNINGS, _ENDINGS = _words("bal cor dun fel gri hos jan kel lom mir nor pel"), _words("ax eth ium ora is")
+NAMES = tuple(a + b for a, b in product(_BEGINNINGS, _ENDINGS))
+FILLERS = _words("alas hence indeed maybe mind now quite really rather so then thus truly well yes yet")
 KNOWN, NEW = 40, 20
 """How many formulas a base model learns, and how many the domain adds."""
 
@@ -70,7 +79,9 @@ class Formula:
         times, plus = note[self.times], note[self.plus]
         part = self.multiplier * times
         found = f"{self.times} {times} {self.plus} {plus}"
-        return f"{self.text} . {found} . {self.multiplier} times {times} is {part} . {part} plus {plus} is {part + plus} ."
+        return (
+            f"{self.text} . {found} . {self.multiplier} times {times} is {part} . {part} plus {plus} is {part + plus} ."
+        )
 
 
 def all_formulas() -> list[Formula]:
