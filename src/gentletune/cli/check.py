@@ -53,7 +53,7 @@ def check_recipe(
         if found.recognised:
             say(found.recognised)
         if found.scored and tasks:
-            say(found.scored + "; domain_metric changes that" * (recipe.domain_metric == "auto"))
+            say(found.scored + "; domain_metric changes that" * (bool(found.examples) and recipe.domain_metric == "auto"))
 
 
 def check_output(run: Path) -> None:

@@ -151,11 +151,6 @@ def _pair_of(prompt: str, completion: Any, column: str, place: str) -> Row:
     return {"prompt": prompt, "completion": text}
 
 
-def _labelled(values: list[tuple[str, Any]], place: str) -> Row:
-    (ask, text), (answer, label) = values
-    return _pair_of(_text(text, ask, place), label, answer, place)
-
-
 def _plain(values: list[tuple[str, Any]], place: str) -> Row:
     ((column, text),) = values
     if not isinstance(text, str) or not text.strip():
@@ -183,7 +178,7 @@ _FORMS = (
     ),
     _Form("of prompts with completions", "prompt_completion", (("prompt",), ("completion",)), (_TOOLS, ()), _pair),
     _Form("of questions with answers", "prompt_completion", (_QUESTION, _ANSWER), ((), ("context",)), _pair),
-    _Form("of texts with labels", "prompt_completion", (("text",), ("label",)), (), _labelled),
+    _Form("of texts with labels", "prompt_completion", (("text",), ("label",)), ((), ()), _pair),
     _Form("of plain text", "text", (("text", "paragraph", "line"),), (), _plain),
 )  # fmt: skip
 

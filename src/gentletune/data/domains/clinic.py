@@ -27,58 +27,28 @@ COT_INSTRUCTION = f'Explain briefly, then end with a line "{ANSWER_PREFIX} numbe
 LABEL_INSTRUCTION = "Reply with the number only."
 
 COMPLAINTS = (
-    "knee pain",
-    "a dry cough",
-    "headache",
-    "tiredness",
-    "back pain",
-    "a sore throat",
-    "dizziness",
-    "nausea",
-    "abdominal pain",
-    "a skin rash",
-    "fever",
-    "poor appetite",
-    "a twisted ankle",
-    "poor sleep",
-    "ear pain",
-    "leg cramps",
-    "hay fever",
-    "a routine check",
-    "shoulder pain",
-    "a burning feeling on passing urine",
-)
+    "knee pain", "a dry cough", "headache", "tiredness", "back pain", "a sore throat", "dizziness", "nausea",
+    "abdominal pain", "a skin rash", "fever", "poor appetite", "a twisted ankle", "poor sleep", "ear pain",
+    "leg cramps", "hay fever", "a routine check", "shoulder pain", "a burning feeling on passing urine",
+)  # fmt: skip
 ADULT_EXTRAS = (
-    "Takes no regular medicines.",
-    "Sings in a choir.",
-    "Lives alone.",
-    "Walks to work daily.",
-    "Keeps a vegetable garden.",
-    "Drinks two coffees a day.",
-    "Likes to cook.",
-    "Had the appendix removed years ago.",
-)
+    "Takes no regular medicines.", "Sings in a choir.", "Lives alone.", "Walks to work daily.",
+    "Keeps a vegetable garden.", "Drinks two coffees a day.", "Likes to cook.", "Had the appendix removed years ago.",
+)  # fmt: skip
 CHILD_EXTRAS = (
-    "Attends the local school.",
-    "Vaccinations are complete.",
-    "Came with a parent.",
-    "Plays outside daily.",
-)
+    "Attends the local school.", "Vaccinations are complete.", "Came with a parent.", "Plays outside daily.",
+)  # fmt: skip
 ANY_EXTRAS = ("No known allergies.", "No recent travel.", "Slept poorly last night.", "Eats a mixed diet.")
 OPENINGS = (
-    "{A} {age}-year-old {noun} presents with {complaint}.",
-    "Clinic note: {age}-year-old {noun} with {complaint}.",
+    "{A} {age}-year-old {noun} presents with {complaint}.", "Clinic note: {age}-year-old {noun} with {complaint}.",
     "{Noun}, {age} years old, seen today for {complaint}.",
     "{A} {age}-year-old {noun} came in because of {complaint}.",
     "Patient: {noun}, {age} years. Reason for visit: {complaint}.",
-)
+)  # fmt: skip
 QUESTIONS = (
-    "What is the {thing}{unit}?",
-    "Calculate the {thing}{unit}.",
-    "Work out the {thing}{unit} for this patient.",
-    "Using the note, find the {thing}{unit}.",
-    "Please give the {thing}{unit}.",
-)
+    "What is the {thing}{unit}?", "Calculate the {thing}{unit}.", "Work out the {thing}{unit} for this patient.",
+    "Using the note, find the {thing}{unit}.", "Please give the {thing}{unit}.",
+)  # fmt: skip
 ROUNDING = ("Give a whole number.", "Round to one decimal place.", "Round to two decimal places.")
 
 

@@ -1,4 +1,4 @@
-"""The clinic domain's formulas: each draws a patient's numbers and works the answer out step by step.
+"""The clinic domain's formulas: each draws a patient's numbers, and its steps work the answer out.
 
 Every number of a working is held twice, as written and unrounded, so that a case whose written steps
 would end on another answer than the exact one is never used.
@@ -6,21 +6,22 @@ would end on another answer than the exact one is never used.
 
 from __future__ import annotations
 
+import ast
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from math import floor
 from random import Random
 from typing import Literal
 
 OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-}
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv
+}  # fmt: skip
+_parsed = cache(ast.parse)
+_SIGNS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 MOST_PLACES = 6
 
 
@@ -52,7 +53,10 @@ class Number:
     exact: Fraction
 
 
-def _number(value: Number | int | str) -> Number:
+Value = Number | int | str
+
+
+def _number(value: Value) -> Number:
     return value if isinstance(value, Number) else Number(Decimal(value), Fraction(value))
 
 
@@ -70,9 +74,7 @@ class Working:
         self.lines: list[str] = []
         self.result = _number(0)
 
-    def step(
-        self, left: Number | int | str, op: str, right: Number | int | str, *, places: int | None = None
-    ) -> Number:
+    def step(self, left: Value, op: str, right: Value, *, places: int | None = None) -> Number:
         """Write down `left op right`, rounded half up to `places` (None: it must be exact)."""
         a, b, apply = _number(left), _number(right), OPERATIONS[op]
         shown = _written(apply(Fraction(a.shown), Fraction(b.shown)), places)
@@ -87,6 +89,39 @@ class Working:
         self.lines.append(f"sqrt({value.shown}) = {shown}")
         self.result = Number(shown, exact)
         return self.result
+
+    def follow(self, steps: str, values: Mapping[str, Value], *, places: int | None) -> None:
+        """Write down the steps of a formula in `values`; the last is rounded to `places`.
+
+        Steps are written as in Python: names given to what comes out, `round(a / b, 3)`, `sqrt(a)`.
+
+        >>> work = Working()
+        >>> work.follow("half = a / 2; round(half / 3, 1) * 4", {"a": 5}, places=None)
+        >>> work.lines
+        ['5 / 2 = 2.5', '2.5 / 3 = 0.8', '0.8 * 4 = 3.2']
+        """
+        known = dict(values)
+
+        def result(node: ast.expr, places: int | None = None) -> Value:
+            match node:
+                case ast.Name(id=name):
+                    return known[name]
+                case ast.Constant(value=value):
+                    return str(value)
+                case ast.BinOp(left=left, op=op, right=right):
+                    return self.step(result(left), _SIGNS[type(op)], result(right), places=places)
+                case ast.Call(func=ast.Name(id="round"), args=[inner, ast.Constant(value=int(inner_places))]):
+                    return result(inner, inner_places)
+                case ast.Call(func=ast.Name(id="sqrt"), args=[inner]) if places is not None:
+                    return self.root(_number(result(inner)), places=places)
+            raise ValueError(f"no step of a formula: {ast.unparse(node)}")
+
+        *named, last = _parsed(steps).body
+        for line in named:
+            assert isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)  # noqa: PT018
+            known[line.targets[0].id] = result(line.value)
+        assert isinstance(last, ast.Expr)
+        result(last.value, places)
 
 
 @dataclass(frozen=True)
@@ -124,7 +159,8 @@ class Case:
 class Formula:
     """A clinical formula: `thing` is what a question asks for, `unit` its unit ("" for a pure number).
 
-    Answers have `places` decimals, and `weight` is how often it is drawn beside the others.
+    Answers have `places` decimals, and `weight` is how often it is drawn beside the others. `draw` gives the values
+    that stand in braces in `facts` (`label|value|unit`), `rule` and `steps`, and by name in `steps`.
     """
 
     name: str
@@ -132,252 +168,165 @@ class Formula:
     unit: str
     places: int
     weight: int
-    draw: Callable[[Random, Patient], Case]
+    draw: Callable[[Random, Patient], Mapping[str, int | str]]
+    facts: tuple[str, ...]
+    rule: str
+    steps: str
     for_child: bool = False
 
     def case(self, rng: Random, patient: Patient) -> Case:
         """A case whose written steps end on the exact answer, correctly rounded."""
         while True:
-            case = self.draw(rng, patient)
-            if case.working.result.shown == half_up(case.working.result.exact, self.places):
-                return case
+            values, work = {"age": patient.age, **self.draw(rng, patient)}, Working()
+            work.follow(self.steps.format(**values), values, places=self.places or None)
+            if work.result.shown == half_up(work.result.exact, self.places):
+                facts = tuple(Fact(*fact.format(**values).split("|")) for fact in self.facts)
+                return Case(facts, self.rule.format(**values), work)
 
 
-def _pressure(systolic: int, diastolic: int) -> Fact:
-    return Fact("blood pressure", f"{systolic}/{diastolic}", "mmHg")
+def _tenths(rng: Random, low: int, high: int) -> str:
+    return str(half_up(Fraction(rng.randint(low, high), 10), 1))
 
 
-def _weight(kilograms: int) -> Fact:
-    return Fact("weight", str(kilograms), "kg")
+def _male(patient: Patient, yes: int | str, no: int | str) -> int | str:
+    return yes if patient.sex == "male" else no
 
 
-def _pulse_pressure(rng: Random, _: Patient) -> Case:
-    diastolic = rng.randint(56, 95)
-    systolic = diastolic + rng.randint(24, 69)
-    work = Working()
-    work.step(systolic, "-", diastolic)
-    return Case((_pressure(systolic, diastolic),), "Pulse pressure = systolic - diastolic pressure", work)
-
-
-def _mean_pressure(rng: Random, _: Patient) -> Case:
-    diastolic = rng.randint(56, 95)
-    systolic = diastolic + 3 * rng.randint(8, 22)  # a third of the difference is then whole
-    work = Working()
-    third = work.step(work.step(systolic, "-", diastolic), "/", 3)
-    work.step(diastolic, "+", third)
-    rule = "Mean arterial pressure = diastolic + (systolic - diastolic) / 3"
-    return Case((_pressure(systolic, diastolic),), rule, work)
-
-
-def _maximal_rate(_: Random, patient: Patient) -> Case:
-    work = Working()
-    work.step(220, "-", patient.age)
-    return Case((Fact("age", str(patient.age), "years"),), "Maximal heart rate = 220 - age in years", work)
-
-
-def _rate_reserve(rng: Random, patient: Patient) -> Case:
-    resting = rng.randint(52, 92)
-    work = Working()
-    work.step(work.step(220, "-", patient.age), "-", resting)
-    facts = (Fact("age", str(patient.age), "years"), Fact("resting heart rate", str(resting), "beats/min"))
-    return Case(facts, "Heart rate reserve = 220 - age - resting heart rate", work)
-
-
-def _anion_gap(rng: Random, _: Patient) -> Case:
-    chloride, bicarbonate = rng.randint(94, 110), rng.randint(12, 28)
-    sodium = chloride + bicarbonate + rng.randint(6, 26)
-    work = Working()
-    work.step(sodium, "-", work.step(chloride, "+", bicarbonate))
-    measured = (("sodium", sodium), ("chloride", chloride), ("bicarbonate", bicarbonate))
-    facts = tuple(Fact(label, str(value), "mmol/L") for label, value in measured)
-    return Case(facts, "Anion gap = sodium - (chloride + bicarbonate)", work)
-
-
-def _winters(rng: Random, _: Patient) -> Case:
-    bicarbonate = 2 * rng.randint(3, 11)  # even, so that one and a half times it is whole
-    work = Working()
-    work.step(work.step("1.5", "*", bicarbonate), "+", 8)
-    return Case((Fact("bicarbonate", str(bicarbonate), "mmol/L"),), "Expected pCO2 = 1.5 * bicarbonate + 8", work)
-
-
-def _pack_years(rng: Random, patient: Patient) -> Case:
-    packs, years = rng.randint(2, 3), rng.randint(2, max(3, min(40, patient.age - 16)))
-    work = Working()
-    work.step(packs, "*", years)
-    facts = (Fact("smoking", f"{packs} packs a day for {years} years"),)
-    return Case(facts, "Pack-years = packs per day * years of smoking", work)
-
-
-def _dose(rng: Random, _: Patient) -> Case:
-    per_kilo, weight = rng.choice((2, 3, 4, 5, 10)), rng.randint(45, 99)
-    work = Working()
-    work.step(per_kilo, "*", weight)
-    facts = (_weight(weight), Fact("ordered dose", str(per_kilo), "mg/kg"))
-    return Case(facts, "Dose = dose per kg * weight", work)
-
-
-def _infusion_rate(rng: Random, _: Patient) -> Case:
-    rate, hours = 5 * rng.randint(5, 30), rng.choice((2, 3, 4, 5, 6, 8, 10))
-    work = Working()
-    work.step(rate * hours, "/", hours)
-    facts = (Fact("infusion ordered", str(rate * hours), f"mL over {hours} hours"),)
-    return Case(facts, "Infusion rate = volume / hours", work)
-
-
-def _fluid_balance(rng: Random, _: Patient) -> Case:
-    intake, output = 50 * rng.randint(16, 60), 50 * rng.randint(10, 50)
-    work = Working()
-    work.step(intake, "-", output)
-    facts = (Fact("intake today", str(intake), "mL"), Fact("output today", str(output), "mL"))
-    return Case(facts, "Fluid balance = intake - output", work)
-
-
-def _blood_volume(rng: Random, patient: Patient) -> Case:
-    per_kilo, weight = (70 if patient.sex == "male" else 65), rng.randint(45, 99)
-    work = Working()
-    work.step(per_kilo, "*", weight)
-    return Case((_weight(weight),), "Blood volume = weight * 70 mL/kg for a man, 65 for a woman", work)
-
-
-def _maintenance(rng: Random, patient: Patient) -> Case:
-    weight = 2 * patient.age + rng.randint(6, 12)
-    work = Working()
-    if weight > 20:
-        work.step(work.step(40, "+", 20), "+", work.step(weight, "-", 20))
-    else:
-        work.step(40, "+", work.step(2, "*", work.step(weight, "-", 10)))
-    rule = "Hourly fluid = 4 mL per kg for the first 10 kg, 2 for the next 10, 1 beyond"
-    return Case((_weight(weight),), rule, work)
-
-
-def _friedewald(rng: Random, _: Patient) -> Case:
-    total, hdl, triglycerides = rng.randint(150, 290), rng.randint(32, 75), 5 * rng.randint(12, 50)
-    work = Working()
-    fifth = work.step(triglycerides, "/", 5)
-    work.step(work.step(total, "-", hdl), "-", fifth)
-    measured = (("total cholesterol", total), ("HDL", hdl), ("triglycerides", triglycerides))
-    facts = tuple(Fact(label, str(value), "mg/dL") for label, value in measured)
-    return Case(facts, "LDL = total cholesterol - HDL - triglycerides / 5", work)
-
-
-def _body_mass_index(rng: Random, _: Patient) -> Case:
-    height = rng.randint(150, 195)
-    weight = round(rng.uniform(18.5, 36) * (height / 100) ** 2)
-    work = Working()
-    metres = work.step(height, "/", 100)
-    work.step(weight, "/", work.step(metres, "*", metres), places=1)
-    return Case((Fact("height", str(height), "cm"), _weight(weight)), "BMI = weight / height in metres squared", work)
-
-
-def _clearance(rng: Random, patient: Patient) -> Case:
-    weight, creatinine = rng.randint(45, 99), half_up(Fraction(rng.randint(6, 30), 10), 1)
-    work = Working()
-    above = work.step(work.step(140, "-", patient.age), "*", weight)
-    rule = "Clearance = (140 - age) * weight / (72 * creatinine)"
-    if patient.sex == "female":
-        above = work.step(above, "*", "0.85")
-        rule += ", * 0.85 for women"
-    work.step(above, "/", work.step(72, "*", str(creatinine)), places=1)
-    facts = (
-        Fact("age", str(patient.age), "years"),
-        _weight(weight),
-        Fact("creatinine", str(creatinine), "mg/dL"),
-    )
-    return Case(facts, rule, work)
-
-
-def _corrected_calcium(rng: Random, _: Patient) -> Case:
-    calcium, albumin = (half_up(Fraction(rng.randint(*ends), 10), 1) for ends in ((68, 98), (18, 38)))
-    work = Working()
-    work.step(str(calcium), "+", work.step("0.8", "*", work.step(4, "-", str(albumin))), places=2)
-    facts = (Fact("calcium", str(calcium), "mg/dL"), Fact("albumin", str(albumin), "g/dL"))
-    return Case(facts, "Corrected calcium = calcium + 0.8 * (4 - albumin)", work)
-
-
-def _corrected_sodium(rng: Random, _: Patient) -> Case:
-    sodium, glucose = rng.randint(118, 142), 50 * rng.randint(5, 16)
-    work = Working()
-    hundreds = work.step(work.step(glucose, "-", 100), "/", 100)
-    work.step(sodium, "+", work.step("1.6", "*", hundreds), places=1)
-    facts = (Fact("sodium", str(sodium), "mmol/L"), Fact("glucose", str(glucose), "mg/dL"))
-    return Case(facts, "Corrected sodium = sodium + 1.6 * (glucose - 100) / 100", work)
-
-
-def _osmolality(rng: Random, _: Patient) -> Case:
-    sodium, glucose, urea = rng.randint(126, 152), 9 * rng.randint(8, 40), 7 * rng.randint(1, 8)
-    work = Working()
-    salts, sugar, nitrogen = (
-        work.step(2, "*", sodium),
-        work.step(glucose, "/", 18),
-        work.step(urea, "/", "2.8"),
-    )
-    work.step(work.step(salts, "+", sugar), "+", nitrogen, places=1)
-    facts = (
-        Fact("sodium", str(sodium), "mmol/L"),
-        Fact("glucose", str(glucose), "mg/dL"),
-        Fact("urea nitrogen", str(urea), "mg/dL"),
-    )
-    return Case(facts, "Osmolality = 2 * sodium + glucose / 18 + urea nitrogen / 2.8", work)
-
-
-def _ideal_weight(rng: Random, patient: Patient) -> Case:
-    inches, base = rng.randint(61, 76), "50" if patient.sex == "male" else "45.5"
-    work = Working()
-    work.step(base, "+", work.step("2.3", "*", work.step(inches, "-", 60)), places=1)
-    rule = "Ideal weight = 50 (men) or 45.5 (women) + 2.3 * (inches - 60)"
-    return Case((Fact("height", str(inches), "inches"),), rule, work)
-
-
-def _surface_area(rng: Random, _: Patient) -> Case:
-    height, weight = rng.randint(150, 195), rng.randint(45, 110)
-    work = Working()
-    work.root(work.step(work.step(height, "*", weight), "/", 3600, places=3), places=2)
-    facts = (Fact("height", str(height), "cm"), _weight(weight))
-    return Case(facts, "Surface area = sqrt(height * weight / 3600)", work)
-
-
-def _shock_index(rng: Random, _: Patient) -> Case:
-    rate, systolic = rng.randint(54, 138), rng.randint(78, 158)
-    work = Working()
-    work.step(rate, "/", systolic, places=2)
-    facts = (
-        Fact("heart rate", str(rate), "beats/min"),
-        _pressure(systolic, systolic * 5 // 8),
-    )
-    return Case(facts, "Shock index = heart rate / systolic pressure", work)
-
-
-def _homa(rng: Random, _: Patient) -> Case:
-    glucose, insulin = rng.randint(70, 160), rng.randint(3, 30)
-    work = Working()
-    work.step(work.step(glucose, "*", insulin), "/", 405, places=2)
-    facts = (Fact("fasting glucose", str(glucose), "mg/dL"), Fact("fasting insulin", str(insulin), "uU/mL"))
-    return Case(facts, "HOMA-IR = glucose * insulin / 405", work)
-
+_PRESSURE, _WEIGHT, _AGE = "blood pressure|{systolic}/{diastolic}|mmHg", "weight|{weight}|kg", "age|{age}|years"
 
 # Weighted so that about two draws in three need only whole numbers and a step or two: a model of a
 # hundred million parameters can learn those in one short run, and the rest leave room above it.
 FORMULAS: tuple[Formula, ...] = (
-    Formula("pulse pressure", "pulse pressure", "mmHg", 0, 5, _pulse_pressure),
-    Formula("mean arterial pressure", "mean arterial pressure", "mmHg", 0, 3, _mean_pressure),
-    Formula("maximal heart rate", "maximal heart rate for age", "beats/min", 0, 5, _maximal_rate),
-    Formula("heart rate reserve", "heart rate reserve", "beats/min", 0, 3, _rate_reserve),
-    Formula("anion gap", "anion gap (without potassium)", "mmol/L", 0, 3, _anion_gap),
-    Formula("expected pCO2", "expected pCO2 by Winters' formula", "mmHg", 0, 3, _winters),
-    Formula("pack-years", "smoking history", "pack-years", 0, 5, _pack_years),
-    Formula("weight-based dose", "dose to give", "mg", 0, 4, _dose),
-    Formula("infusion rate", "infusion rate", "mL/h", 0, 3, _infusion_rate),
-    Formula("fluid balance", "net fluid balance", "mL", 0, 3, _fluid_balance),
-    Formula("blood volume", "estimated blood volume (70 mL/kg men, 65 women)", "mL", 0, 2, _blood_volume),
-    Formula("maintenance fluid", "maintenance fluid by the 4-2-1 rule", "mL/h", 0, 2, _maintenance, for_child=True),
-    Formula("LDL cholesterol", "LDL cholesterol by the Friedewald formula", "mg/dL", 0, 2, _friedewald),
-    Formula("body mass index", "body mass index", "kg/m2", 1, 3, _body_mass_index),
-    Formula("creatinine clearance", "Cockcroft-Gault creatinine clearance", "mL/min", 1, 2, _clearance),
-    Formula("corrected calcium", "albumin-corrected calcium", "mg/dL", 2, 2, _corrected_calcium),
-    Formula("corrected sodium", "sodium corrected for glucose (factor 1.6)", "mmol/L", 1, 2, _corrected_sodium),
-    Formula("serum osmolality", "calculated serum osmolality", "mOsm/kg", 1, 2, _osmolality),
-    Formula("ideal body weight", "ideal body weight by the Devine formula", "kg", 1, 2, _ideal_weight),
-    Formula("body surface area", "body surface area by the Mosteller formula", "m2", 2, 2, _surface_area),
-    Formula("shock index", "shock index", "", 2, 3, _shock_index),
-    Formula("HOMA-IR", "HOMA-IR", "", 2, 2, _homa),
-)
+    Formula(
+        "pulse pressure", "pulse pressure", "mmHg", 0, 5,
+        lambda r, _: {"diastolic": (low := r.randint(56, 95)), "systolic": low + r.randint(24, 69)},
+        (_PRESSURE,), "Pulse pressure = systolic - diastolic pressure", "systolic - diastolic",
+    ),
+    Formula(  # a third of the difference is whole
+        "mean arterial pressure", "mean arterial pressure", "mmHg", 0, 3,
+        lambda r, _: {"diastolic": (low := r.randint(56, 95)), "systolic": low + 3 * r.randint(8, 22)},
+        (_PRESSURE,), "Mean arterial pressure = diastolic + (systolic - diastolic) / 3",
+        "diastolic + (systolic - diastolic) / 3",
+    ),
+    Formula(
+        "maximal heart rate", "maximal heart rate for age", "beats/min", 0, 5, lambda *_: {},
+        (_AGE,), "Maximal heart rate = 220 - age in years", "220 - age",
+    ),
+    Formula(
+        "heart rate reserve", "heart rate reserve", "beats/min", 0, 3, lambda r, _: {"resting": r.randint(52, 92)},
+        (_AGE, "resting heart rate|{resting}|beats/min"),
+        "Heart rate reserve = 220 - age - resting heart rate", "220 - age - resting",
+    ),
+    Formula(
+        "anion gap", "anion gap (without potassium)", "mmol/L", 0, 3,
+        lambda r, _: {
+            "cl": (cl := r.randint(94, 110)), "hco": (hco := r.randint(12, 28)), "na": cl + hco + r.randint(6, 26)
+        },
+        ("sodium|{na}|mmol/L", "chloride|{cl}|mmol/L", "bicarbonate|{hco}|mmol/L"),
+        "Anion gap = sodium - (chloride + bicarbonate)", "na - (cl + hco)",
+    ),
+    Formula(  # an even number, of which one and a half times is whole
+        "expected pCO2", "expected pCO2 by Winters' formula", "mmHg", 0, 3, lambda r, _: {"hco": 2 * r.randint(3, 11)},
+        ("bicarbonate|{hco}|mmol/L",), "Expected pCO2 = 1.5 * bicarbonate + 8", "1.5 * hco + 8",
+    ),
+    Formula(
+        "pack-years", "smoking history", "pack-years", 0, 5,
+        lambda r, p: {"packs": r.randint(2, 3), "years": r.randint(2, max(3, min(40, p.age - 16)))},
+        ("smoking|{packs} packs a day for {years} years",), "Pack-years = packs per day * years of smoking",
+        "packs * years",
+    ),
+    Formula(
+        "weight-based dose", "dose to give", "mg", 0, 4,
+        lambda r, _: {"dose": r.choice((2, 3, 4, 5, 10)), "weight": r.randint(45, 99)},
+        (_WEIGHT, "ordered dose|{dose}|mg/kg"), "Dose = dose per kg * weight", "dose * weight",
+    ),
+    Formula(
+        "infusion rate", "infusion rate", "mL/h", 0, 3,
+        lambda r, _: {
+            "rate": (rate := 5 * r.randint(5, 30)), "hours": (hours := r.choice((2, 3, 4, 5, 6, 8, 10))),
+            "volume": rate * hours,
+        },
+        ("infusion ordered|{volume}|mL over {hours} hours",), "Infusion rate = volume / hours", "volume / hours",
+    ),
+    Formula(
+        "fluid balance", "net fluid balance", "mL", 0, 3,
+        lambda r, _: {"intake": 50 * r.randint(16, 60), "output": 50 * r.randint(10, 50)},
+        ("intake today|{intake}|mL", "output today|{output}|mL"), "Fluid balance = intake - output", "intake - output",
+    ),
+    Formula(
+        "blood volume", "estimated blood volume (70 mL/kg men, 65 women)", "mL", 0, 2,
+        lambda r, p: {"per_kilo": _male(p, 70, 65), "weight": r.randint(45, 99)},
+        (_WEIGHT,), "Blood volume = weight * 70 mL/kg for a man, 65 for a woman", "per_kilo * weight",
+    ),
+    Formula(
+        "maintenance fluid", "maintenance fluid by the 4-2-1 rule", "mL/h", 0, 2,
+        lambda r, p: {
+            "weight": (kg := 2 * p.age + r.randint(6, 12)),
+            "sum": "(40 + 20) + (weight - 20)" if kg > 20 else "40 + 2 * (weight - 10)",
+        },
+        (_WEIGHT,), "Hourly fluid = 4 mL per kg for the first 10 kg, 2 for the next 10, 1 beyond", "{sum}",
+        for_child=True,
+    ),
+    Formula(
+        "LDL cholesterol", "LDL cholesterol by the Friedewald formula", "mg/dL", 0, 2,
+        lambda r, _: {"total": r.randint(150, 290), "hdl": r.randint(32, 75), "fats": 5 * r.randint(12, 50)},
+        ("total cholesterol|{total}|mg/dL", "HDL|{hdl}|mg/dL", "triglycerides|{fats}|mg/dL"),
+        "LDL = total cholesterol - HDL - triglycerides / 5", "fifth = fats / 5; total - hdl - fifth",
+    ),
+    Formula(
+        "body mass index", "body mass index", "kg/m2", 1, 3,
+        lambda r, _: {"height": (cm := r.randint(150, 195)), "weight": round(r.uniform(18.5, 36) * (cm / 100) ** 2)},
+        ("height|{height}|cm", _WEIGHT), "BMI = weight / height in metres squared",
+        "metres = height / 100; weight / (metres * metres)",
+    ),
+    Formula(
+        "creatinine clearance", "Cockcroft-Gault creatinine clearance", "mL/min", 1, 2,
+        lambda r, p: {
+            "weight": r.randint(45, 99), "creatinine": _tenths(r, 6, 30), "times": _male(p, "", " * 0.85"),
+            "women": _male(p, "", ", * 0.85 for women"),
+        },
+        (_AGE, _WEIGHT, "creatinine|{creatinine}|mg/dL"), "Clearance = (140 - age) * weight / (72 * creatinine){women}",
+        "(140 - age) * weight{times} / (72 * creatinine)",
+    ),
+    Formula(
+        "corrected calcium", "albumin-corrected calcium", "mg/dL", 2, 2,
+        lambda r, _: {"calcium": _tenths(r, 68, 98), "albumin": _tenths(r, 18, 38)},
+        ("calcium|{calcium}|mg/dL", "albumin|{albumin}|g/dL"), "Corrected calcium = calcium + 0.8 * (4 - albumin)",
+        "calcium + 0.8 * (4 - albumin)",
+    ),
+    Formula(
+        "corrected sodium", "sodium corrected for glucose (factor 1.6)", "mmol/L", 1, 2,
+        lambda r, _: {"sodium": r.randint(118, 142), "glucose": 50 * r.randint(5, 16)},
+        ("sodium|{sodium}|mmol/L", "glucose|{glucose}|mg/dL"),
+        "Corrected sodium = sodium + 1.6 * (glucose - 100) / 100", "sodium + 1.6 * ((glucose - 100) / 100)",
+    ),
+    Formula(
+        "serum osmolality", "calculated serum osmolality", "mOsm/kg", 1, 2,
+        lambda r, _: {"na": r.randint(126, 152), "glucose": 9 * r.randint(8, 40), "urea": 7 * r.randint(1, 8)},
+        ("sodium|{na}|mmol/L", "glucose|{glucose}|mg/dL", "urea nitrogen|{urea}|mg/dL"),
+        "Osmolality = 2 * sodium + glucose / 18 + urea nitrogen / 2.8",
+        "salts = 2 * na; sugar = glucose / 18; nitrogen = urea / 2.8; salts + sugar + nitrogen",
+    ),
+    Formula(
+        "ideal body weight", "ideal body weight by the Devine formula", "kg", 1, 2,
+        lambda r, p: {"inches": r.randint(61, 76), "base": _male(p, "50", "45.5")},
+        ("height|{inches}|inches",), "Ideal weight = 50 (men) or 45.5 (women) + 2.3 * (inches - 60)",
+        "base + 2.3 * (inches - 60)",
+    ),
+    Formula(
+        "body surface area", "body surface area by the Mosteller formula", "m2", 2, 2,
+        lambda r, _: {"height": r.randint(150, 195), "weight": r.randint(45, 110)},
+        ("height|{height}|cm", _WEIGHT), "Surface area = sqrt(height * weight / 3600)",
+        "sqrt(round(height * weight / 3600, 3))",
+    ),
+    Formula(
+        "shock index", "shock index", "", 2, 3,
+        lambda r, _: {"rate": r.randint(54, 138), "systolic": (high := r.randint(78, 158)), "diastolic": high * 5 // 8},
+        ("heart rate|{rate}|beats/min", _PRESSURE), "Shock index = heart rate / systolic pressure", "rate / systolic",
+    ),
+    Formula(
+        "HOMA-IR", "HOMA-IR", "", 2, 2, lambda r, _: {"glucose": r.randint(70, 160), "insulin": r.randint(3, 30)},
+        ("fasting glucose|{glucose}|mg/dL", "fasting insulin|{insulin}|uU/mL"), "HOMA-IR = glucose * insulin / 405",
+        "glucose * insulin / 405",
+    ),
+)  # fmt: skip
