@@ -53,7 +53,8 @@ def check_recipe(
         if found.recognised:
             say(found.recognised)
         if found.scored and tasks:
-            say(found.scored + "; domain_metric changes that" * (bool(found.examples) and recipe.domain_metric == "auto"))
+            told = recipe.domain_metric == "auto" and found.examples
+            say(found.scored + ("; domain_metric changes that" if told else ""))
 
 
 def check_output(run: Path) -> None:
