@@ -18,7 +18,7 @@ wait_passively()  # before torch, which nothing above imports, starts its thread
 if TYPE_CHECKING:
     from gentletune.advice import advise
     from gentletune.inspection import inspect
-    from gentletune.report import report
+    from gentletune.report import recommend, report
     from gentletune.runs.evaluate import evaluate
     from gentletune.runs.run import train
     from gentletune.sweeps.sweep import sweep
@@ -29,6 +29,7 @@ _LAZY = {
     "train": "gentletune.runs.run",
     "evaluate": "gentletune.runs.evaluate",
     "sweep": "gentletune.sweeps.sweep",
+    "recommend": "gentletune.report",
     "report": "gentletune.report",
     "inspect": "gentletune.inspection",
     "advise": "gentletune.advice",
@@ -50,6 +51,7 @@ __all__ = [
     "load_recipe",
     "load_records",
     "method_loss",
+    "recommend",
     "report",
     "sweep",
     "train",

@@ -19,7 +19,7 @@ from gentletune.report.picture import pareto_png
 from gentletune.report.scene import build_scene
 from gentletune.report.table import runs_table
 
-from .made_study import made_study
+from .made_study import METHODS, made_study
 from .report_records import failed, pair, run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|$x$"
@@ -66,8 +66,10 @@ def study() -> list[RunRecord]:
             training={"steps": 200.0, "update_norm": 0.1234567},
             git_commit="deadbeef",
         ),
-        run("talr", 5e-6, tuned | {"clinic/accuracy": 0.875}, versions={"torch": "2.9.1"}),
-        pair("flow", 1e-6, 0.7, 0.55),
+        run(
+            "talr", 5e-6, tuned | {"clinic/accuracy": 0.875, "arithmetic/accuracy": 0.595}, versions={"torch": "2.9.1"}
+        ),
+        pair("flow", 1e-6, 0.7, 0.598),
         failed(error="loss became <b>infinite</b>"),
     ]
 
@@ -93,7 +95,8 @@ def test_all_five_files_and_nothing_else(made: Report) -> None:
     assert {stat.S_IMODE(p.stat().st_mode) for p in made.html.parent.iterdir()} == {0o644}
     assert made.domain_axis is not None
     assert made.domain_axis.key == "clinic/accuracy"
-    assert made.sentence == made.advice.sentence
+    assert made.answer == "\n".join(made.sections[0].answer)
+    assert made.answer.startswith("Safe choice: talr at learning rate 5e-6: ")
 
 
 def test_one_seed_is_said_to_speak_for_its_weights_only(made: Report, tmp_path: Path) -> None:
@@ -140,11 +143,11 @@ def test_every_view_has_its_figure(page: Page) -> None:
 
 
 def test_the_page_says_what_was_run(page: Page, made: Report) -> None:
-    assert made.sentence in page.text
+    assert all(line in page.text for line in made.answer.splitlines())
     assert "Clinic & co" in page.text
     assert "loss became <b>infinite</b>" in page.text
-    assert all(reason in page.text for reason in made.advice.reasons)
-    assert len(made.advice.reasons) > 1
+    assert all(f"{out.name}: {out.text}" in page.text for out in made.findings.excluded)
+    assert len(made.findings.excluded) > 1
     shown = ("deadbeef", "2.9.0 (sft 1e-06 seed 0)", "abc123", "H200", "61.5 s", "0.123", "0.812 ± 0.010")
     for said in shown:
         assert said in page.text
@@ -214,8 +217,10 @@ def test_the_markdown_table(made: Report) -> None:
 @pytest.mark.parametrize("records", [[], [failed()], [failed(), failed("talr", error=None)]])
 def test_without_complete_runs_it_says_so(records: list[RunRecord], tmp_path: Path) -> None:
     result = report(records, tmp_path, domain="clinic/accuracy")
-    assert (result.domain_axis, result.general_axis, result.advice.index) == (None, None, None)
-    assert "No complete runs" in Page(result.html.read_text(encoding="utf-8")).text
+    assert (result.domain_axis, result.general_axis, result.findings.safe) == (None, None, None)
+    assert (
+        f"No safe choice: no run of {len(records)} is complete." in Page(result.html.read_text(encoding="utf-8")).text
+    )
     assert result.png.stat().st_size > 10_000
     assert len(result.csv.read_text(encoding="utf-8").splitlines()) == len(records) + 1
     assert len(result.settings.read_text(encoding="utf-8").splitlines()) == 1
@@ -247,7 +252,8 @@ def test_views_that_disagree_are_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return report(made_study(), tmp_path_factory.mktemp("whole"), title="Whole")
+    gentle = METHODS | {"lora": (0.8, 0.02)}
+    return report(made_study(gentle), tmp_path_factory.mktemp("whole"), title="Whole", margin=0.06)
 
 
 def test_settings_are_aggregated_with_their_paired_changes(whole: Report) -> None:

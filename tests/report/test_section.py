@@ -53,7 +53,7 @@ def test_weights_tell_models_of_one_name_apart_and_names_of_one_model_together()
 
 def test_of_nothing_there_is_one_section() -> None:
     (section,) = split([])
-    assert (section.domain, section.advice.reason) == (None, "no_complete_runs")
+    assert (section.domain, section.findings.reason) == (None, "no_complete_runs")
 
 
 def test_a_score_asked_for_holds_where_it_is() -> None:
@@ -71,12 +71,12 @@ def test_a_score_asked_for_holds_where_it_is() -> None:
     assert keys == ["clinic/accuracy", "clinic/bits_per_token"]
 
 
-def test_the_budget_reaches_the_advice() -> None:
+def test_the_margin_reaches_the_findings() -> None:
     records = [pair("sft", 1e-6, 0.7, 0.58), pair("sft", 1e-5, 0.9, 0.3)]
-    assert split(records)[0].advice.index == 1
-    assert split(records, budget=0.05)[0].advice.index == 0
-    with pytest.raises(UserError, match="budget"):
-        split(records, budget=-1.0)
+    assert split(records, margin=0.01)[0].findings.safe is None
+    assert split(records, margin=0.05)[0].findings.index == 0
+    with pytest.raises(UserError, match="margin must be a number >= 0"):
+        split(records, margin=-1.0)
 
 
 def test_the_report_has_a_section_for_each(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_the_report_has_a_section_for_each(tmp_path: Path) -> None:
     assert [s.name for s in made.sections] == names
     assert all(f">{name}</h2>" in page for name in names)
     assert "They are not compared with one another" in page
-    assert made.sentence.count("\n") == 1
+    assert [line for line in made.answer.splitlines() if line.endswith(":")] == [f"{name}:" for name in names]
     text = made.markdown.read_text(encoding="utf-8")
     assert all(f"## {name}\n" in text for name in names)
     for path, rows in ((made.csv, 32), (made.settings, 18)):
@@ -95,16 +95,16 @@ def test_the_report_has_a_section_for_each(tmp_path: Path) -> None:
             assert [r["compared"] for r in csv.DictReader(file)] == [name for name in names for _ in range(rows // 2)]
 
 
-def test_report_takes_the_budget_and_so_does_the_command(
+def test_report_takes_the_margin_and_so_does_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = [pair("sft", 1e-6, 0.7, 0.58), pair("sft", 1e-5, 0.9, 0.3)]
-    assert report(records, tmp_path / "report", budget=0.05).advice.index == 0
+    assert report(records, tmp_path / "report", margin=0.05).findings.index == 0
     for place, record in enumerate(records):
         write_record(tmp_path / "runs" / str(place), record)
-    monkeypatch.setattr(sys, "argv", ["gentletune", "report", str(tmp_path / "runs"), "--budget", "0.05"])
+    monkeypatch.setattr(sys, "argv", ["gentletune", "report", str(tmp_path / "runs"), "--margin", "0.05"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
-    assert "Ship sft at learning rate 1e-6" in capsys.readouterr().out
+    assert "Safe choice: sft at learning rate 1e-6: domain 0.4 → 0.7 " in capsys.readouterr().out
     assert (tmp_path / "runs" / "report.html").exists()

@@ -24,6 +24,7 @@ from gentletune.cli.common import (
     stdout,
 )
 from gentletune.cli.flags import recipe_command
+from gentletune.cli.recommend import DomainOption, GeneralOption, MarginOption, print_answer
 from gentletune.cli.scores import print_scores
 from gentletune.core.recipe import load_recipe
 from gentletune.core.records import RECORD_FILE, RunRecord, load_records, write_json_atomic, write_text_atomic
@@ -165,6 +166,7 @@ def sweep_command(
     for record in failed:
         stderr.print(f"gentletune: {record.label} at {record.learning_rate:g} failed: {record.error}", style="red")
     say(f"{len(records) - len(failed)} of {len(records)} runs complete under {output}")
+    print_answer(records)
 
 
 @recipe_command(app, "advise")
@@ -202,26 +204,24 @@ def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Run or study directories.")],
     output: Annotated[Path | None, typer.Option(help="Where the report goes; the first directory by default.")] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "gentletune: domain gain against general loss",
-    domain: Annotated[str | None, typer.Option(help="Score of the domain axis, e.g. clinic/accuracy.")] = None,
-    general: Annotated[str | None, typer.Option(help="Score of the general axis, e.g. arithmetic/accuracy.")] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Lose at most this much general skill, in the general score's unit: 0.01.")
-    ] = None,
+    domain: DomainOption = None,
+    general: GeneralOption = None,
+    margin: MarginOption = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page, where there is a screen.")] = False,
 ) -> None:
-    """Pareto front, tables and advice from finished runs: one HTML file, PNG, CSV and Markdown.
+    """The safe choice, the trade-off and tables of finished runs: one HTML file, PNG, CSV and Markdown.
 
     [bold]Example[/bold]
 
       gentletune report runs --output report --general drift_sampled/bits_per_token
 
-      gentletune report runs/study --budget 0.01
+      gentletune report runs/study --margin 0.01
     """
     from gentletune.report import report
 
     records = load_records(runs)
-    made = report(records, output or runs[0], title=title, domain=domain, general=general, budget=budget)
-    stdout.print(made.sentence, soft_wrap=True, highlight=False)
+    made = report(records, output or runs[0], title=title, domain=domain, general=general, margin=margin)
+    stdout.print(made.answer, soft_wrap=True, highlight=False, markup=False)
     say(f"report: {made.html.resolve()}")
     if show and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         webbrowser.open(made.html.resolve().as_uri())

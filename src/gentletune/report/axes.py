@@ -20,6 +20,7 @@ ACCURACIES = ("/accuracy", "/balanced_accuracy")
 UNITS = {
     "accuracy": "share correct",
     "balanced_accuracy": "mean share correct over the classes",
+    "chrf": "chrF, from 0 to 1",
     "bits_per_token": "bits per token",
     "bits_per_byte": "bits per byte",
     "entropy": "bits per token",
@@ -63,7 +64,7 @@ class Axis:
     sources: tuple[str, ...]
 
     def point(self, record: RunRecord, initial: bool = False) -> Point | None:
-        """The run's point on this axis (of its initial model if `initial`), None where a score is missing.
+        """The run's point on this axis (of its base model if `initial`), None where a score is missing.
 
         A mean's standard error is √Σse² / k: the k tasks are taken as independent.
         """
@@ -78,9 +79,19 @@ class Axis:
         return Point(math.fsum(p.value for p in found) / len(found), stderr, sum(p.n for p in found))
 
     @property
+    def is_distance(self) -> bool:
+        """Whether it is how far a model has gone from its base model, which is itself at 0."""
+        return all(map(is_distance, self.sources))
+
+    @property
     def described(self) -> str:
         """Label, unit and direction: `clinic (share correct, higher is better)`."""
         return f"{self.label} ({self.unit}, {'higher' if self.higher_is_better else 'lower'} is better)"
+
+
+def is_distance(key: str) -> bool:
+    """Whether a score by its definition compares with the base model, so that the base model scores 0."""
+    return key.startswith("drift_")
 
 
 def complete(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -112,30 +123,52 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
     """The axis that stands for a side: the one asked for, else accuracy where the model has any.
 
     The default is the mean of the side's accuracies (ESCI's is balanced) present in every complete run, if it is
-    more than 2 standard errors above zero for some run or its initial model. Else it is the domain task's
-    `bits_per_token`, or `drift_sampled/bits_per_token` for general skill. None where there is no score at all.
+    more than 2 standard errors above zero for some run or its base model. Else it is the domain task's
+    `bits_per_token`, or `drift_sampled/bits_per_token` for general skill. General scores that train the domain's own
+    skill are taken only where there is nothing else. None where there is no score at all.
     Raises `UserError` on an unknown `key`.
     """
-    mean = _mean_axis(records, side)
     if key is not None:
         if not score_keys(records):
             return None
         return next((a for a in _means(records) if a.key == key), None) or single_axis(records, key)
+    mean = _mean_axis(records, side)
     if mean is not None and _off_the_floor(mean, complete(records)):
         return mean
-    names = _common(records, side) or score_keys(complete(records), side)
+    names = _common(records, side) or _apart(records, side, score_keys(complete(records), side))
     losses = [name for name in names if name.endswith("/bits_per_token")]
     wanted = losses if side == "domain" else [*GENERAL_FALLBACK, *losses]
     chosen = next((name for name in [*wanted, *names] if name in names), None)
     return single_axis(records, chosen) if chosen else None
 
 
+def overlapping(records: Sequence[RunRecord]) -> list[str]:
+    """General scores of a skill that the domain's data train, so that they may gain by it: arithmetic beside sums."""
+    scores = [s for r in complete(records) for s in (*r.scores, *r.initial_scores)]
+    trained = {skill for s in scores if s.side == "domain" for skill in s.skills}
+    return list(dict.fromkeys(s.key for s in scores if s.side == "general" and trained & set(s.skills)))
+
+
+def on_the_floor(records: Sequence[RunRecord], axis: Axis | None, key: str | None) -> list[str]:
+    """Accuracies that no model leaves 0 in, so that another score stands for their side; none where `key` chose it."""
+    if axis is None or key is not None or axis.key.endswith(ACCURACIES):
+        return []
+    mean = _mean_axis(records, axis.side)
+    return list(mean.sources) if mean else []
+
+
+def _apart(records: Sequence[RunRecord], side: Side, keys: Sequence[str]) -> list[str]:
+    """These keys without general scores of the domain's own skill, unless there are no others."""
+    shared = overlapping(records) if side == "general" else []
+    return [key for key in keys if key not in shared] or list(keys)
+
+
 def _read(record: RunRecord, key: str, initial: bool) -> Point | None:
     score = record.score(key, initial)
     if score is not None:
         return Point(score.value, score.stderr, score.n)
-    if initial and key.startswith("drift_") and record.score(key) is not None:
-        return Point(0.0, 0.0, 0)  # the initial model is at no distance from itself
+    if initial and is_distance(key) and record.score(key) is not None:
+        return Point(0.0, 0.0, 0)
     return None
 
 
@@ -152,11 +185,12 @@ def _axis_of(score: Score) -> Axis:
 def _common(records: Sequence[RunRecord], side: Side) -> list[str]:
     done = [record for record in complete(records) if record.scores]  # a training alone was not measured
     keys = [[s.key for s in r.scores if s.side == side] for r in done]
-    return [key for key in keys[0] if all(key in other for other in keys)] if keys else []
+    return _apart(records, side, [key for key in keys[0] if all(key in other for other in keys)] if keys else [])
 
 
 def _mean_axis(records: Sequence[RunRecord], side: Side) -> Axis | None:
-    keys = [key for key in _common(records, side) if key.endswith(ACCURACIES)]
+    found = [key for key in _common(records, side) if key.endswith(ACCURACIES)]
+    keys = [key for key in found if key.replace("/balanced_", "/") not in found or key.endswith("/accuracy")]
     if len(keys) < 2:
         return single_axis(records, keys[0]) if keys else None
     tasks = " and ".join(key.partition("/")[0].replace("_", " ") for key in keys)

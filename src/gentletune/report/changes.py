@@ -1,4 +1,4 @@
-"""What settings changed: against their initial model, against plain SFT, and against each other.
+"""What settings changed: against the base model, against plain SFT, and against each other.
 
 Each function answers for a whole family of comparisons, which Holm's correction holds together.
 """
@@ -14,15 +14,20 @@ from gentletune.stats import Change, compare, holm
 
 
 def of_runs(records: Sequence[RunRecord], axis: Axis) -> list[Change | None]:
-    """Each run minus its initial model; None where a score is missing."""
+    """Each run minus its base model; None where a score is missing."""
     settings = [Setting((record,), (place,)) for place, record in enumerate(records)]
     return holm([_from_initial(setting, setting.reading(axis), axis) for setting in settings])
 
 
-def from_initial(settings: Sequence[Setting], axis: Axis) -> list[Change | None]:
-    """Each setting minus its initial model; None where a score is missing."""
-    readings = read_all(settings, axis)
-    return holm([_from_initial(s, reading, axis) for s, reading in zip(settings, readings, strict=True)])
+def from_initial(
+    settings: Sequence[Setting], axis: Axis, readings: Sequence[Reading | None] | None = None, *, null: float = 0.0
+) -> list[Change | None]:
+    """Each setting minus the base model; None where a score is missing. The p-values are of that change being `null`.
+
+    `readings` are the settings' scores where they are known already; those that are None there are left out.
+    """
+    known = read_all(settings, axis) if readings is None else readings
+    return holm([_from_initial(s, reading, axis, null) for s, reading in zip(settings, known, strict=True)])
 
 
 def from_plain(settings: Sequence[Setting], axis: Axis) -> list[Change | None]:
@@ -39,6 +44,6 @@ def between(readings: Sequence[Reading | None], pairs: Sequence[tuple[int, int]]
     return holm([mine.change(other) if mine and other else None for mine, other in found])
 
 
-def _from_initial(setting: Setting, reading: Reading | None, axis: Axis) -> Change | None:
+def _from_initial(setting: Setting, reading: Reading | None, axis: Axis, null: float = 0.0) -> Change | None:
     start = setting.runs(axis, initial=True)
-    return compare(reading.runs, start, pool=reading.pool) if reading and start else None
+    return compare(reading.runs, start, pool=reading.pool, null=null) if reading and start else None

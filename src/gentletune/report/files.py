@@ -15,6 +15,7 @@ from gentletune.report.repeat import commands
 from gentletune.report.scene import Scene
 from gentletune.report.section import Section
 from gentletune.report.table import LEGEND, Table, error_of, score_axes
+from gentletune.report.words import full_answer
 from gentletune.stats import Change
 
 _CHANGE = ("change", "change low", "change high")
@@ -82,7 +83,7 @@ def to_markdown(parts: Sequence[Part], title: str) -> str:
         section = part.section
         if len(parts) > 1:
             lines.append(f"## {_escape(section.name)}")
-        lines += map(_escape, [section.sentence, *section.advice.reasons, *part.notes])
+        lines += map(_escape, [*full_answer(section.findings), *part.notes])
         if part.settings.rows:
             lines += ["### Settings", _table(part.settings)]
         if part.areas.rows:

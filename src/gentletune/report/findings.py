@@ -14,7 +14,17 @@ from gentletune.stats import Change
 Claim = Literal["safe", "no_loss_seen", "loss", "unknown"]
 Reason = Literal["found", "nothing_safe", "no_gain", "unknown", "no_scores", "no_complete_runs"]
 ExcludedReason = Literal[
-    "failed", "no_score", "no_error", "no_gain", "loss", "over_margin", "too_few_items", "no_base", "less_gain", "tied"
+    "failed",
+    "no_score",  # on one of the axes
+    "no_error",  # of the domain change
+    "no_gain",  # that is significant among all settings
+    "loss",  # of general skill, significant
+    "over_margin",  # by the estimate
+    "too_few_items",  # to leave out a large loss
+    "no_base",  # the base model's general score, or an error, is missing
+    "own_skill",  # the only general scores train the domain's own skill
+    "less_gain",  # safe, but significantly below the best safe one on the domain
+    "tied",  # as good as the choice, and less simple
 ]
 
 
@@ -77,9 +87,12 @@ class Findings:
 
     `safe` and `most_gain` may be one setting. `least_harmful` is there where something gained and nothing is safe.
     `margin` is the loss of general skill that may be overlooked, in the general axis's `unit`. `domain_axis` and
-    `general_axis` are the keys of the scores that were read. `overlapping` are general scores that train the domain's
-    own skill, and are no part of the general axis unless asked for; `floor` are accuracies that no model leaves 0 in,
-    so that another score stands for their side; `apart` are recipe fields in which alone some settings differ.
+    `general_axis` are the keys of the scores that were read, the labels say them in words; `distance` is whether the
+    general one is how far a model has gone from its base model, so that the margin alone decides.
+
+    `overlapping` are general scores that train the domain's own skill, and are no part of the general axis unless asked
+    for; `blind` is that there is no other. `floor` are accuracies that no model leaves 0 in, so that another score
+    stands for their side; `apart` are recipe fields in which alone some settings differ.
     """
 
     safe: Pick | None
@@ -94,6 +107,10 @@ class Findings:
     reason: Reason
     domain_axis: str | None = None
     general_axis: str | None = None
+    domain_label: str = ""
+    general_label: str = ""
+    distance: bool = False
+    blind: bool = False
     floor: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     settings: int = 0

@@ -1,4 +1,4 @@
-"""What may be compared: the runs of one initial model on one data set, with their axes and the advice on them."""
+"""What may be compared: the runs of one base model on one data set, with their axes and what they show."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 
 from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, axis_keys, both_axes
-from gentletune.report.recommend import Advice, recommend
+from gentletune.report.findings import Findings
+from gentletune.report.recommend import find
 from gentletune.report.settings import Setting, settings_of
+from gentletune.report.words import answer
 
 _DATA = ("data", "data_path", "test_path", "cot")
 
 
 @dataclass(frozen=True)
 class Section:
-    """The runs of one initial model on one data set.
+    """The runs of one base model on one data set.
 
-    `places` are those of `records` among all the report's; the indices of `advice` are places in `records`.
+    `places` are those of `records` among all the report's; the indices of `findings` are places in `records`.
     """
 
     name: str
@@ -27,7 +29,7 @@ class Section:
     places: list[int]
     domain: Axis | None
     general: Axis | None
-    advice: Advice
+    findings: Findings
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -40,18 +42,18 @@ class Section:
         return settings_of(self.records, *self.axes)
 
     @property
-    def sentence(self) -> str:
-        """The advice, in one sentence."""
-        return self.advice.sentence
+    def answer(self) -> list[str]:
+        """The safe choice, the most domain gain and what must be known of the data, a sentence each."""
+        return answer(self.findings)
 
 
 def split(
-    records: Sequence[RunRecord], domain: str | None = None, general: str | None = None, budget: float | None = None
+    records: Sequence[RunRecord], domain: str | None = None, general: str | None = None, margin: float | None = None
 ) -> list[Section]:
-    """One section for each initial model and data set, in order of first appearance; at least one.
+    """One section for each base model and data set, in order of first appearance; at least one.
 
     A score asked for (`domain`, `general`) that a section does not have gives way there to the section's own choice.
-    Raises `UserError` where no run has it, and on a bad budget.
+    Raises `UserError` where no run has it, and on a bad margin.
     """
     both_axes(records, domain, general)
     groups: dict[tuple[Any, ...], list[int]] = {(): []} if not records else {}
@@ -59,23 +61,23 @@ def split(
         groups.setdefault(key, []).append(place)
     names = _names([records[places[0]] if places else None for places in groups.values()])
     return [
-        _section(records, places, name, domain, general, budget)
+        _section(records, places, name, domain, general, margin)
         for name, places in zip(names, groups.values(), strict=True)
     ]
 
 
 def _section(
     records: Sequence[RunRecord], places: list[int], name: str, domain: str | None, general: str | None,
-    budget: float | None,
+    margin: float | None,
 ) -> Section:  # fmt: skip
     mine = [records[i] for i in places]
     here = axis_keys(mine)
-    axes = both_axes(mine, domain if domain in here else None, general if general in here else None)
-    return Section(name, mine, places, *axes, recommend(mine, *axes, budget=budget))
+    keys = domain if domain in here else None, general if general in here else None
+    return Section(name, mine, places, *both_axes(mine, *keys), find(mine, *keys, margin))
 
 
 def _keys(records: Sequence[RunRecord]) -> list[tuple[Any, ...]]:
-    """What a run must share with another to be compared: the initial model's weights, and the data."""
+    """What a run must share with another to be compared: the base model's weights, and the data."""
     weights: dict[Any, str] = {}
     for record in records:
         if "model" in record.hashes:

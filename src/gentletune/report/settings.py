@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from gentletune.core.records import RunRecord, Score
-from gentletune.report.axes import Axis, Point, Verdict
+from gentletune.report.axes import Axis, Point, Verdict, is_distance
 from gentletune.report.numbers import rate
 from gentletune.stats import Change, Pool, Run, average, compare, mean_of, seed_pool, zero_of
 
@@ -23,7 +24,7 @@ _ASKED = ("general_prompts", "general_tokens", "general_rows", "limit")  # what 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a setting, or an initial model, scored on an axis: a run for each seed, each with a score of every source.
+    """What a setting, or an base model, scored on an axis: a run for each seed, each with a score of every source.
 
     `pool` is the variance between seeds of all the study's settings.
     """
@@ -89,14 +90,19 @@ class Setting:
         """Whether it is SFT without anything else."""
         return self.records[0].method == self.label == "sft"
 
+    @property
+    def parts(self) -> int:
+        """How many parts its method has: 2 for `talr+lora`."""
+        return re.sub(r"\(.*?\)", "", self.label).count("+") + 1
+
     @cached_property
     def _runs(self) -> dict[tuple[str, bool], tuple[Run, ...]]:
         return {}
 
     def runs(self, axis: Axis, initial: bool = False) -> tuple[Run, ...]:
-        """Its runs' scores on the axis (those of its initial model if `initial`), none where one is missing.
+        """Its runs' scores on the axis (those of its base model if `initial`), none where one is missing.
 
-        An initial model has a run for each set of items that it was measured on.
+        An base model has a run for each set of items that it was measured on.
         """
         key = axis.key, initial
         if key not in self._runs:
@@ -104,7 +110,7 @@ class Setting:
         return self._runs[key]
 
     def reading(self, axis: Axis, initial: bool = False) -> Reading | None:
-        """Its scores on the axis (of its initial model if `initial`), None where one is missing."""
+        """Its scores on the axis (of its base model if `initial`), None where one is missing."""
         runs = self.runs(axis, initial)
         return Reading(runs) if runs else None
 
@@ -190,6 +196,17 @@ def told_apart(setting: Setting, others: Sequence[Setting]) -> str:
     return ", ".join(f"{key}={mine.get(key)}" for key in sorted(told))
 
 
+def apart(settings: Sequence[Setting]) -> tuple[str, ...]:
+    """Recipe fields in which settings of the same method and rate differ, such as `precision`: nothing else tells them.
+
+    They are kept apart since each of these fields changes the weights or the scores, if by ever so little.
+    """
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for setting in settings:
+        groups.setdefault((setting.label, setting.learning_rate), []).append(_rest(setting.records[0]))
+    return tuple(sorted({k for g in groups.values() for one in g for k in one | g[0] if one.get(k) != g[0].get(k)}))
+
+
 def read_all(settings: Sequence[Setting], axis: Axis) -> list[Reading | None]:
     """Every setting's reading, with the variance between seeds of all: a setting of one seed has it, too."""
     pool = seed_pool([setting.runs(axis) for setting in settings])
@@ -198,11 +215,11 @@ def read_all(settings: Sequence[Setting], axis: Axis) -> list[Reading | None]:
 
 def _sample(record: RunRecord, axis: Axis) -> tuple[Any, ...]:
     asked = tuple(record.recipe.get(name) for name in _ASKED) if axis.side == "general" else ()
-    # What is measured on the initial model's own answers is on the same items only where that model is the same.
+    # What is measured on the base model's own answers is on the same items only where that model is the same.
     return (record.hashes.get("test" if axis.side == "domain" else "model"), *asked)
 
 
 def _undrifted(record: RunRecord, key: str) -> Score | None:
-    """The initial model is at no distance from itself."""
-    tuned = record.score(key) if key.startswith("drift_") else None
+    """The base model is at no distance from itself."""
+    tuned = record.score(key) if is_distance(key) else None
     return None if tuned is None else zero_of(tuned)

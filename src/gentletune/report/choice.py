@@ -1,0 +1,274 @@
+"""The choice: which settings are safe, which of them is named, what else gained and at what price.
+
+A setting counts where its gain on the domain is significant among all settings (Holm). Of general skill there are two
+claims that make it safe:
+
+- `safe`: no significant loss, and its 95 % interval leaves out a loss larger than the margin (non-inferiority).
+- `no_loss_seen`: too few items for that, but there is no significant loss, the estimate lies within the margin, and a
+  loss of `RULED_OUT` margins or more is rejected at 5 % among all settings that gained (Holm, one-sided). Without
+  that test a study of many settings on few items often holds a harmful one that looks harmless by luck.
+
+A significant loss is no safe choice, not even one within the margin; only for a distance from the base model, which
+is above 0 for whatever was trained, does the margin alone decide.
+
+Both claims compete for the best domain score, but of settings without a significant difference from the best one a
+proven one goes first, then plain SFT, then what has fewest parts, then the smallest learning rate. So nobody is led
+to more risk, to a larger rate or to more machinery by a gain that may be chance; only a significant one is worth a
+weaker claim. (Were proven settings always first, the best choice would nearly always be the one that learnt least:
+what hardly moves is easily shown to be harmless.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from gentletune.core.records import RunRecord
+from gentletune.report.axes import Axis
+from gentletune.report.changes import between, from_initial
+from gentletune.report.findings import Claim, ExcludedReason, Pick, Step
+from gentletune.report.pareto import pareto_front
+from gentletune.report.settings import Reading, Setting, read_all, setting_name
+from gentletune.stats import LEVEL, Change, adjusted
+
+RULED_OUT = 3.0  # margins: what a setting without a proof must not have lost (ours, by simulation)
+BASE = "base model"
+_CLAIMS: tuple[Claim, ...] = ("safe", "no_loss_seen", "unknown", "loss")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rules at work on the settings that have both scores; a setting is named by its place among them.
+
+    Changes of skill are `oriented`: above 0 is better, whatever the score's direction. With `blind` the general axis
+    says nothing of general skill (it is the domain's own skill), so nothing is claimed of it.
+    """
+
+    records: Sequence[RunRecord]
+    domain: Axis
+    general: Axis
+    settings: Sequence[Setting]
+    margin: float
+    blind: bool = False
+
+    # --- what is known of each setting
+
+    @cached_property
+    def gains(self) -> list[Change | None]:
+        """Domain changes from the base model, one family."""
+        return from_initial(self.settings, self.domain, self.readings(self.domain))
+
+    @cached_property
+    def costs(self) -> list[Change | None]:
+        """General changes from the base model."""
+        return from_initial(self.settings, self.general, self.readings(self.general))
+
+    @cached_property
+    def gained(self) -> list[int]:
+        """Those significantly better than the base model on the domain, among all settings."""
+        return [
+            i for i, c in enumerate(self.gains) if c is not None and c.significant and oriented(self.domain, c)[0] > 0
+        ]
+
+    @cached_property
+    def claims(self) -> dict[int, Claim]:
+        """What may be said of the general skill of each that gained."""
+        return {i: self._claim(i) for i in self.gained}
+
+    @cached_property
+    def candidates(self) -> list[int]:
+        """The safe settings: proven, or without a loss seen."""
+        return [i for i in self.gained if self.claims[i] in ("safe", "no_loss_seen")]
+
+    @cached_property
+    def best(self) -> list[int]:
+        """The safe settings with the best domain score, and those without a significant difference from it."""
+        return self.tied_with_best(self.candidates)
+
+    @cached_property
+    def safe(self) -> int | None:
+        """The safe choice."""
+        return min(self.best, key=self._caution, default=None)
+
+    @cached_property
+    def most_gain(self) -> int | None:
+        """The most domain gain; of those without a significant difference the one with least risk, then least loss."""
+        tied = self.tied_with_best(self.gained)
+        if self.safe in tied:
+            return self.safe
+        return min(
+            tied, key=lambda i: (_CLAIMS.index(self.claims[i]), -self.level(self.general, i), *self._caution(i)),
+            default=None,
+        )  # fmt: skip
+
+    @cached_property
+    def least_harmful(self) -> int | None:
+        """Where something gained but nothing is safe: what lost least, by the estimate."""
+        if self.candidates:
+            return None
+        return max(self.gained, key=lambda i: (self.kept(i), -self.settings[i].learning_rate), default=None)
+
+    def kept(self, i: int) -> float:
+        """General skill kept, by the estimate: its change, or the score where the base model's is not known."""
+        cost = self.costs[i]
+        return self.level(self.general, i) if cost is None else oriented(self.general, cost)[0]
+
+    def level(self, axis: Axis, i: int) -> float:
+        """The setting's score, larger is better."""
+        found = self.readings(axis)[i]
+        value = found.point.value if found else -math.inf
+        return value if axis.higher_is_better else -value
+
+    def readings(self, axis: Axis) -> list[Reading | None]:
+        """The settings' scores on an axis, by place."""
+        if axis.key not in self._readings:
+            self._readings[axis.key] = read_all(self.settings, axis)
+        return self._readings[axis.key]
+
+    @cached_property
+    def _readings(self) -> dict[str, list[Reading | None]]:
+        return {}
+
+    def tied_with_best(self, among: Sequence[int]) -> list[int]:
+        """The best domain score among these, and all that is not significantly worse (Holm)."""
+        if not among:
+            return []
+        best = max(among, key=lambda i: self.level(self.domain, i))
+        others = [i for i in among if i != best]
+        found = between(self.readings(self.domain), [(i, best) for i in others])
+        return [best, *(i for i, change in zip(others, found, strict=True) if change is None or not change.significant)]
+
+    def _claim(self, i: int) -> Claim:
+        found = self.interval(i)
+        if found is None or self.blind:
+            return "unknown"
+        value, low, high = found
+        if high < (-self.margin if self.general.is_distance else 0.0):
+            return "loss"
+        if low >= -self.margin:
+            return "safe"
+        return "no_loss_seen" if value >= -self.margin and self._larger_loss[i] <= 1 - LEVEL else "unknown"
+
+    def interval(self, i: int) -> tuple[float, float, float] | None:
+        """The general change with its interval, oriented; None where something of it is unknown."""
+        cost = self.costs[i]
+        return None if cost is None or cost.low is None else oriented(self.general, cost)
+
+    @cached_property
+    def _larger_loss(self) -> dict[int, float]:
+        """For each that gained, the one-sided p-value of having lost `RULED_OUT` margins or more, by Holm."""
+        bound = -RULED_OUT * self.margin
+        null = bound if self.general.higher_is_better else -bound
+        mine = [reading if i in self.gained else None for i, reading in enumerate(self.readings(self.general))]
+        changes = from_initial(self.settings, self.general, mine, null=null)
+        known = {i: c for i in self.gained if (c := changes[i]) is not None and c.p is not None}
+        ps = [_one_sided(c.p or 0.0, oriented(self.general, c)[0] > bound) for c in known.values()]
+        return dict.fromkeys(self.gained, 1.0) | dict(zip(known, adjusted(ps), strict=True))
+
+    def _caution(self, i: int) -> tuple[bool, bool, int, float, float, int]:
+        """Proven first, then the simplest at the smallest rate; of methods as simple the one that kept most."""
+        setting = self.settings[i]
+        proven = self.claims[i] == "safe"
+        return not proven, not setting.plain, setting.parts, setting.learning_rate, -self.level(self.general, i), i
+
+    # --- as findings
+
+    def name(self, i: int) -> str:
+        """The setting, as a reader finds it in the table."""
+        return setting_name(self.settings[i], self.settings)
+
+    def index(self, i: int) -> int:
+        """Place in the records of the run that stands for it."""
+        return self.settings[i].nearest((self.domain, self.general))
+
+    def pick(self, i: int | None) -> Pick | None:
+        """The setting with its price."""
+        if i is None:
+            return None
+        setting = self.settings[i]
+        start, end = setting.reading(self.domain, initial=True), self.readings(self.domain)[i]
+        times = [r.timings["train"] for r in setting.records if "train" in r.timings]
+        claim = self.claims[i]
+        return Pick(
+            self.index(i),
+            self.name(i),
+            self.gains[i],
+            self.costs[i],
+            claim,
+            self.more_items(i) if claim == "no_loss_seen" else None,
+            math.fsum(times) / len(times) / 60 if times else None,
+            start.point.value if start else None,
+            end.point.value if end else None,
+            setting.seeds,
+            setting.indices,
+        )
+
+    def more_items(self, i: int) -> int | None:
+        """How many more general items would show it to be safe, were the loss as seen (a gain counts as none).
+
+        More items make smaller only what of the variance is theirs; None where the rest alone is too much.
+        """
+        cost, found = self.costs[i], self.interval(i)
+        if cost is None or found is None:
+            return None
+        value, low, high = found
+        half, room = (high - low) / 2, self.margin + min(value, 0.0)
+        left = (room / half) ** 2 - cost.seed_share if half else 0.0
+        return math.ceil(cost.n * ((1 - cost.seed_share) / left - 1)) if left > 1e-3 else None
+
+    def exchange(self) -> tuple[Step, ...]:
+        """The steps from the base model along the front of the point estimates, where that is better on the domain.
+
+        Where the base model's score is not known, the first step is from the front's least domain score.
+        """
+        start = self._base(self.domain)
+        ahead = [i for i, _ in enumerate(self.settings) if start is None or self.level(self.domain, i) > start]
+        points = [(self.level(self.domain, i), self.level(self.general, i)) for i in ahead]
+        front = [ahead[k] for k in pareto_front(points)]
+        pairs = list(zip(front[1:], front, strict=False))
+        domain, general = (between(self.readings(axis), pairs) for axis in (self.domain, self.general))
+        first = [] if start is None else front[:1]
+        return (
+            *(Step(BASE, self.name(i), self.gains[i], self.costs[i], None, self.index(i)) for i in first),
+            *(
+                Step(self.name(a), self.name(b), gain, cost, self.index(a), self.index(b))
+                for (b, a), gain, cost in zip(pairs, domain, general, strict=True)
+            ),
+        )
+
+    def _base(self, axis: Axis) -> float | None:
+        """The base model's score, larger is better."""
+        found = next((r for s in self.settings if (r := s.reading(axis, initial=True)) is not None), None)
+        return None if found is None else found.point.value * (1 if axis.higher_is_better else -1)
+
+    def why_not(self, i: int) -> ExcludedReason:
+        """Why a setting is not the safe choice."""
+        gain = self.gains[i]
+        if i not in self.claims:
+            return "no_error" if gain is None or gain.p is None else "no_gain"
+        if i in self.best:
+            return "tied"
+        if i in self.candidates:
+            return "less_gain"
+        if self.claims[i] == "loss":
+            return "loss"
+        found = self.interval(i)
+        if self.blind:
+            return "own_skill"
+        if found is None:
+            return "no_base"
+        return "over_margin" if found[0] < -self.margin else "too_few_items"
+
+
+def oriented(axis: Axis, change: Change) -> tuple[float, float, float]:
+    """A change and the ends of its interval, above 0 where it is for the better; the ends are endless if unknown."""
+    low = -math.inf if change.low is None else change.low
+    high = math.inf if change.high is None else change.high
+    return (change.value, low, high) if axis.higher_is_better else (-change.value, -high, -low)
+
+
+def _one_sided(p: float, above: bool) -> float:
+    """The p-value against a true change at or below the null, from the two-sided one."""
+    return p / 2 if above else 1 - p / 2
