@@ -18,8 +18,8 @@ from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.harness import EvalTask, resolve_tasks, run_tasks
 from gentletune.evaluation.measure import measure, reference_answers, silent
 from gentletune.methods import parse_method
+from gentletune.runs.directory import has_weights
 from gentletune.runs.inputs import Inputs
-from gentletune.runs.run import has_weights, is_result_of
 from gentletune.sweeps.plan import Trial, read_settings
 from gentletune.training import fit
 from gentletune.training.trainer import CHECKPOINTS
@@ -154,7 +154,7 @@ def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *,
 def _done(trial: Trial, output: Path, shared: Shared) -> bool:
     """Whether a sweep would take the trial's record as it is."""
     record = read_record(output / trial.name)
-    return record is not None and record.status == "complete" and is_result_of(record, Inputs(trial.recipe, shared))
+    return record is not None and record.status == "complete" and Inputs(trial.recipe, shared).gave(record)
 
 
 def probe_trial(inputs: Inputs) -> Probe:
