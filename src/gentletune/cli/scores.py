@@ -10,6 +10,8 @@ from rich.table import Table
 
 from gentletune.core.records import Score
 
+_RARE = 0.02  # answers cut off or unreadable up to this share are not told
+
 
 def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Score], title: str) -> None:
     """Scores with standard errors and, where the initial model has them, the paired change with its 95 % interval."""
@@ -76,8 +78,13 @@ def _change(score: Score, base: Score | None) -> str:
 def _details(score: Score) -> list[str]:
     found: dict[str, Any] = score.details
     lines = []
-    if found.get("unreadable"):
-        lines.append(f"{score.task}: {found['unreadable']} of {score.n} answers could not be read and count as wrong")
+    limit = "domain_tokens" if score.side == "domain" else "max_gen_toks"
+    for key, said in (
+        ("unreadable", "could not be read and count as wrong"),
+        ("cut_off", f"were cut off by the limit on tokens; raise {limit}"),
+    ):
+        if found.get(key, 0) > _RARE * score.n:
+            lines.append(f"{score.task}: {found[key]} of {score.n} answers {said}")
     if "leaked_notes" in found:
         done = "left out" if found["leaked_dropped"] else "kept; --drop-leaked leaves them out"
         lines.append(

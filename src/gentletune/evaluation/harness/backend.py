@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,10 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from gentletune.core.errors import NotFiniteError, UserError, check_text
 from gentletune.data.batches import length_batches
-from gentletune.data.chat import as_contents
+from gentletune.data.chat import as_contents, end_tokens
 from gentletune.data.encode import IGNORE, Encoded
 from gentletune.evaluation.finite import BROKEN
+from gentletune.evaluation.harness.own import Said
 from gentletune.lm.generate import Progress, generate
 from gentletune.lm.label_tokens import label_logits
 
@@ -66,7 +68,7 @@ class GentleLM(_LocalLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The text of each answer, cut at its stop text."""
-        texts = [""] * len(requests)
+        texts: list[str] = [""] * len(requests)
         by_kwargs: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             by_kwargs[repr(request.args[1])].append(number)
@@ -92,12 +94,13 @@ class GentleLM(_LocalLM):
             )
 
         def ended(place: int, ids: list[int]) -> None:
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            text = texts[numbers[place]] = postprocess_generated_text(text, stop, None)
+            whole = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = texts[numbers[place]] = Said(postprocess_generated_text(whole, stop, None))
+            text.cut_off = len(ids) >= limit and ids[-1] not in ends and not any(word in whole for word in stop)
             if not sample:
                 self.cache_hook.add_partial("generate_until", asked[place], text)
 
-        progress = self.progress
+        progress, ends = self.progress, end_tokens(self.tokenizer)
         generate(
             self.model, self.tokenizer, [self.tok_encode(context)[-room:] for context, _ in asked],
             max_new_tokens=limit, sample=sample, stop=stop, batch_tokens=self._batch_tokens,
@@ -109,36 +112,57 @@ class GentleLM(_LocalLM):
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy) of each continuation; contexts are cut on the left."""
-        rows = []
-        for _, context, continuation in requests:
-            ids = (context + continuation)[-(self.max_length + 1) :]
-            labels = [IGNORE] * (len(ids) - len(continuation)) + list(continuation)
-            rows.append(Encoded(list(ids), labels))
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
-        done = 0
-        for batch in length_batches([len(row.input_ids) for row in rows], 0, self._batch_tokens, alike=True):
-            for i, value in zip(batch, self._score([rows[i] for i in batch]), strict=True):
+        shared: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
+        lasts = []
+        for number, (_, context, continuation) in enumerate(requests):
+            *fed, last = (context + continuation)[-(self.max_length + 1) :]
+            shared[tuple(fed), len(continuation)].append(number)
+            lasts.append(last)
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        groups, done = list(shared.items()), 0
+        for batch in length_batches([len(fed) + 1 for (fed, _), _ in groups], 0, self._batch_tokens, alike=True):
+            some = [groups[i] for i in batch]
+            values = self._score([(fed, count, [lasts[n] for n in numbers]) for (fed, count), numbers in some])
+            for number, value in zip([n for _, numbers in some for n in numbers], values, strict=True):
                 if math.isnan(value[0]):
-                    raise NotFiniteError(f"request {i + 1}: {BROKEN}")
-                found[i] = value
-                if requests[i][0] is not None:  # None: a window of a longer text, which has no key of its own
-                    self.cache_hook.add_partial("loglikelihood", requests[i][0], value)
-            done += len(batch)
+                    raise NotFiniteError(f"request {number + 1}: {BROKEN}")
+                found[number] = value
+                if requests[number][0] is not None:  # None: a window of a longer text, which has no key of its own
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], value)
+            done += sum(len(numbers) for _, numbers in some)
             if self.progress:
-                self.progress(done, len(rows))
+                self.progress(done, len(requests))
         return found
 
-    def _score(self, rows: list[Encoded]) -> list[tuple[float, bool]]:
-        counts = [row.label_count for row in rows]
+    def _score(self, rows: Sequence[tuple[tuple[int, ...], int, list[int]]]) -> list[tuple[float, bool]]:
+        """One value for each last token of rows of (tokens fed, labels among them and the last, the last tokens).
+
+        Choices that differ in their last token alone, such as single words, so cost one row together.
+        """
+        encoded = []
+        for fed, count, lasts in rows:
+            ids = [*fed, lasts[0]]
+            encoded.append(Encoded(ids, [IGNORE] * (len(ids) - count) + ids[len(ids) - count :]))
+        counts = [count for _, count, _ in rows]
+        ends = {end - 1: row for row, end in enumerate(accumulate(counts))}  # where each row's last label stands
         chosen = torch.zeros(sum(counts), dtype=torch.float64)
-        right = torch.zeros(sum(counts), dtype=torch.bool)
+        right = torch.ones(sum(counts), dtype=torch.bool)
+        last: dict[int, list[tuple[float, bool]]] = {}
         how = {"pad_id": self.tokenizer.pad_token_id, "batch_tokens": self._batch_tokens}
-        for found in label_logits(self.model, rows, **how):
-            log_p = found.logits.log_softmax(-1).gather(1, found.targets[:, None]).squeeze(1)
-            chosen[found.place] = log_p.double().cpu()
-            right[found.place] = (found.logits.argmax(-1) == found.targets).cpu()
+        for found in label_logits(self.model, encoded, **how):
+            log_p, top = found.logits.log_softmax(-1), found.logits.argmax(-1)
+            chosen[found.place] = log_p.gather(1, found.targets[:, None]).squeeze(1).double().cpu()
+            right[found.place] = (top == found.targets).cpu()
+            at = [(i, ends[place]) for i, place in enumerate(found.place.tolist()) if place in ends]
+            places = [i for i, row in at for _ in rows[row][2]]
+            tokens = torch.tensor(
+                [token for _, row in at for token in rows[row][2]], device=log_p.device, dtype=torch.long
+            )
+            pairs = zip(log_p[places, tokens].double().tolist(), (top[places] == tokens).tolist(), strict=True)
+            last |= {row: [next(pairs) for _ in rows[row][2]] for _, row in at}
         parts = zip(chosen.split(counts), right.split(counts), strict=True)
-        return [(float(log_p.sum()), bool(greedy.all())) for log_p, greedy in parts]
+        before = [(float(log_p[:-1].sum()), bool(greedy[:-1].all())) for log_p, greedy in parts]
+        return [(sum_ + p, ok and hit) for row, (sum_, ok) in enumerate(before) for p, hit in last[row]]
 
 
 def make_lm(

@@ -19,6 +19,12 @@ from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown
 UNREADABLE = "unreadable"
 
 
+class Said(str):
+    """An answer, and whether the limit on tokens cut it off."""
+
+    cut_off: bool = False
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How far an answer is right, in [0, 1], and what it was read as (None: it cannot be read, and is wrong)."""
@@ -29,12 +35,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Item:
-    """One document: `group` is what documents share (a patient note), `category` what accuracy is broken down by."""
+    """One document: `group` is what documents share (a patient note), `category` what accuracy is broken down by.
+
+    With `continuations` nothing is generated: the likeliest of them after the prompt is the answer.
+    """
 
     prompt: str
     target: str
     group: str = ""
     category: str = ""
+    continuations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,20 +117,40 @@ def as_harness_task(task: OwnTask) -> Any:
         raise UserError(f"task '{task.name}' has no documents")
     metric = "chrf" if task.metric == "chrf" else "accuracy"
     documents = [{"number": i, "prompt": it.prompt, "target": it.target} for i, it in enumerate(task.items)]
+    how: dict[str, Any] = {
+        "output_type": "generate_until",
+        "doc_to_target": "target",
+        "generation_kwargs": {"until": list(task.stop), "max_gen_toks": task.max_tokens, "do_sample": False},
+    }
+    if task.items[0].continuations:
+        how = {
+            "output_type": "multiple_choice",
+            "doc_to_choice": lambda doc: list(task.items[doc["number"]].continuations),
+            "doc_to_target": lambda doc: task.items[doc["number"]].continuations.index(doc["target"]),
+            "target_delimiter": "",
+        }
     return ConfigurableTask(
         config={
             "task": task.name,
             "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)},
             "test_split": "test",
-            "output_type": "generate_until",
             "doc_to_text": "prompt",
-            "doc_to_target": "target",
-            "generation_kwargs": {"until": list(task.stop), "max_gen_toks": task.max_tokens, "do_sample": False},
+            **how,
             "num_fewshot": 0,
-            "process_results": lambda doc, said: {metric: float(task.judge(doc["number"], said[0]).right)},
+            "process_results": lambda doc, found: {
+                metric: float(task.judge(doc["number"], answered(task.items[doc["number"]], found)).right)
+            },
             "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
         }
     )
+
+
+def answered(item: Item, found: Sequence[Any]) -> str:
+    """What was answered to an item: the text, or the likeliest of its continuations, the first of equals."""
+    if not item.continuations:
+        return str(found[0])
+    likelihoods = [float(value) for value, _ in found]
+    return item.continuations[likelihoods.index(max(likelihoods))]
 
 
 def own_scores(task: OwnTask, answers: Sequence[str]) -> list[Score]:
@@ -132,7 +162,9 @@ def own_scores(task: OwnTask, answers: Sequence[str]) -> list[Score]:
     verdicts = [task.judge(i, text) for i, text in enumerate(answers)]
     right = [v.right for v in verdicts]
     groups = [item.group or f"#{i}" for i, item in enumerate(task.items)]
-    details: dict[str, Any] = {"unreadable": sum(v.read is None for v in verdicts), **task.notes}
+    details: dict[str, Any] = dict(task.notes)
+    if not task.items[0].continuations:
+        details["unreadable"] = sum(v.read is None for v in verdicts)
     categories = [item.category for item in task.items]
     if len(set(categories)) > 1:
         details["by_category"] = breakdown(right, categories, groups=groups)

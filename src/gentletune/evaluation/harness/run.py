@@ -17,17 +17,18 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score
 from gentletune.evaluation.finite import check_model, check_scores
 from gentletune.evaluation.harness.backend import GentleLM, make_lm
-from gentletune.evaluation.harness.own import own_scores
+from gentletune.evaluation.harness.own import Said, answered, own_scores
 from gentletune.evaluation.harness.tasks import EvalTask
 from gentletune.lm.generate import Progress
 from gentletune.lm.loaded import Loaded
 from gentletune.stats import accuracy_score, mean_score, ratio_score
 
 Stage = Callable[[str], Progress | None]
-_VERSION = 1  # raise when what is cached would come out differently
+_VERSION = 2  # raise when what is cached would come out differently
 # The metric of a harness task that stands for its accuracy, in order of preference, and the filter.
 _HEADLINES = ("prompt_level_strict_acc", "pass@1", "exact_match", "acc")
 _FILTERS = ("flexible-extract", "none")
+_UNREADABLE = "[invalid]"  # what lm-eval's filters give where they find no answer
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def run_tasks(subject: Loaded, tasks: Sequence[EvalTask], recipe: Recipe, stage:
         key += [task.hash, *([] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)])]
         with _named(task, recipe):
             value = cached_json("tasks", key, functools.partial(_run, task, loaded, lm, subject, recipe, stage))
-        found.append(TaskResult([Score.model_validate(s) for s in value["scores"]], value["samples"]))
+        scores = [Score.model_validate({**score, "skills": task.skills}) for score in value["scores"]]
+        found.append(TaskResult(scores, value["samples"]))
     return found
 
 
@@ -118,7 +120,7 @@ def _run(
     progress = stage(f"{task.name}: answers")
     if isinstance(model, GentleLM):
         model.progress = progress
-    store = cache_root() / "answers_by_request" / digest([version("lm_eval"), subject.hash, recipe.backend,
+    store = cache_root() / "answers_by_request" / digest([_VERSION, version("lm_eval"), subject.hash, recipe.backend,
                                                           subject.max_length])[:16]  # fmt: skip
     with _quiet(), contextlib.ExitStack() as stack:
         stack.callback(_close, model)
@@ -151,7 +153,10 @@ def _close(model: Any) -> None:
 def _own_scores(task: EvalTask, result: dict[str, Any]) -> list[Score]:
     assert task.own is not None
     samples = sorted(result["samples"][task.name], key=lambda s: int(s["doc_id"]))
-    return own_scores(task.own, [s["filtered_resps"][0] for s in samples])
+    pairs = zip(task.own.items, samples, strict=True)
+    scores = own_scores(task.own, [answered(item, s["filtered_resps"]) for item, s in pairs])
+    scores[0].details.update(_cut_off(samples))
+    return scores
 
 
 def _harness_scores(task: EvalTask, result: dict[str, Any]) -> list[Score]:
@@ -176,7 +181,11 @@ def _scores_of(
         label = "accuracy" if key == headline else metric if filtered == "none" else key
         better = result["higher_is_better"].get(name, {}).get(metric) is not False
         values = [s[metric] for s in samples if s["filter"] == filtered and metric in s]
-        details = {"harness_metric": key}
+        details: dict[str, Any] = {"harness_metric": key}
+        if key == headline:
+            told = [s for s in samples if s["filter"] == filtered]
+            unreadable = sum(s["filtered_resps"] == [_UNREADABLE] for s in told)
+            details |= _cut_off(told) | ({"unreadable": unreadable} if unreadable else {})
         score = _from_items(values, name, task.side, label, better, details)
         if score is None or not math.isclose(score.value, metrics[key], rel_tol=1e-9, abs_tol=1e-12):
             # No mean over documents (perplexity, F1 over a corpus, a group): lm-eval's own value and error.
@@ -189,6 +198,14 @@ def _scores_of(
             )  # fmt: skip
         scores.append(score)
     return scores
+
+
+def _cut_off(samples: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many documents have an answer that the limit on tokens cut off, where the back end tells."""
+    answers = [[text for resps in sample["resps"] for text in resps] for sample in samples]
+    if not all(texts and all(isinstance(text, Said) for text in texts) for texts in answers):
+        return {}
+    return {"cut_off": sum(any(text.cut_off for text in texts) for texts in answers)}
 
 
 def _headline(keys: Sequence[str]) -> str | None:

@@ -21,12 +21,13 @@ from gentletune.data.example import Example
 from gentletune.data.files import read_rows
 from gentletune.data.forms import Row
 from gentletune.data.general import arithmetic_examples, instruction_examples
+from gentletune.data.likelihood import LIKELIHOOD_TASKS
 from gentletune.data.load import domain_name, draw, file_examples, held_out_examples
 from gentletune.evaluation.harness.content import content_hash
 from gentletune.evaluation.harness.humaneval import DATASET as HUMANEVAL
 from gentletune.evaluation.harness.humaneval import humaneval_task
 from gentletune.evaluation.harness.names import may_be_a_task, tasks_folder, written_names
-from gentletune.evaluation.harness.own import OwnTask, as_harness_task, example_task
+from gentletune.evaluation.harness.own import Item, OwnTask, Verdict, as_harness_task, example_task
 from gentletune.evaluation.harness.punkt import ensure_punkt
 from gentletune.evaluation.harness.user import user_task
 from gentletune.lab import SKILLS, skill_examples
@@ -40,6 +41,14 @@ _FILES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     _IFEVAL: {"train": ("ifeval/input_data.jsonl",)},
     HUMANEVAL: {"test": ("humaneval/HumanEval.jsonl.gz", "humaneval/HumanEval.jsonl")},
 }
+# What tasks of lm-eval's ask for that a domain may train, by their data set.
+_SKILLS: Mapping[str, tuple[str, ...]] = {
+    "openai/gsm8k": ("arithmetic",),
+    "EleutherAI/hendrycks_math": ("arithmetic",),
+    "EleutherAI/arithmetic": ("arithmetic",),
+    _IFEVAL: ("instructions",),
+    HUMANEVAL: ("code",),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class EvalTask:
 
     `hash` is that of the content of its files, whatever they are called; a task of lm-eval's own counts by its name.
     `completion` says that the prompt is text to go on with, which no chat template should wrap; `runs_code`, that
-    scoring runs generated programs.
+    scoring runs generated programs; `skills`, what it asks for (`Score.skills`).
     """
 
     name: str
@@ -58,6 +67,7 @@ class EvalTask:
     completion: bool = False
     runs_code: bool = False
     hash: str = ""
+    skills: tuple[str, ...] = ()
 
 
 def resolve_tasks(recipe: Recipe) -> list[EvalTask]:
@@ -66,7 +76,7 @@ def resolve_tasks(recipe: Recipe) -> list[EvalTask]:
     Raises:
         UserError: a name or file that is not known, twice the same task, one that the recipe's domain measures.
     """
-    groups: Mapping[str, Sequence[str]] = {"lab_skills": list(SKILLS)}
+    groups: Mapping[str, Sequence[str]] = {"lab_skills": list(SKILLS), "general": list(LIKELIHOOD_TASKS)}
     found = [_resolve(name, recipe) for given in recipe.tasks for name in groups.get(given, [given])]
     names = [task.name for task in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -89,9 +99,24 @@ def code_walls(tasks: Sequence[EvalTask], recipe: Recipe) -> str:
     return str(isolation)
 
 
-def wrap_own(task: OwnTask) -> EvalTask:
+def wrap_own(task: OwnTask, *, completion: bool = False, skills: tuple[str, ...] = ()) -> EvalTask:
     """A task of ours as an `EvalTask`."""
-    return EvalTask(task.name, task.side, lambda: [as_harness_task(task)], task, hash=task.hash)
+    return EvalTask(
+        task.name, task.side, lambda: [as_harness_task(task)], task, completion, hash=task.hash, skills=skills
+    )
+
+
+def _likelihood_task(name: str, limit: int | None) -> OwnTask:
+    found = draw(LIKELIHOOD_TASKS[name](), limit)
+    items = [Item(i.context, i.choices[i.right], category=i.category, continuations=i.choices) for i in found]
+    return OwnTask(
+        name,
+        "general",
+        items,
+        lambda number, text: Verdict(text == items[number].target, text),
+        "likeliest",
+        max_tokens=1,
+    )
 
 
 def _resolve(name: str, recipe: Recipe) -> EvalTask:
@@ -101,19 +126,22 @@ def _resolve(name: str, recipe: Recipe) -> EvalTask:
         if {"file", "prompt"} <= read_yaml(path).keys():
             return wrap_own(user_task(path, limit))
         return _harness(name, recipe)
-    if name == "arithmetic":
-        examples = arithmetic_examples(limit or recipe.general_rows, seed=GENERAL_SEED)
-        return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
-    if name == "instructions":
-        examples = instruction_examples(limit or recipe.general_rows, seed=GENERAL_SEED)
-        return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
-    if name in SKILLS:
-        examples = skill_examples(name, limit or recipe.general_rows, seed=GENERAL_SEED)
-        return wrap_own(example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens))
+    if name in LIKELIHOOD_TASKS:
+        return wrap_own(_likelihood_task(name, limit), completion=True, skills=(name,))
+    made: Mapping[str, Callable[..., list[Example]]] = {
+        "arithmetic": arithmetic_examples,
+        "instructions": instruction_examples,
+        **{skill: functools.partial(skill_examples, skill) for skill in SKILLS},
+    }
+    if name in made:
+        examples = made[name](limit or recipe.general_rows, seed=GENERAL_SEED)
+        task = example_task(name, "general", examples, max_tokens=tokens or recipe.task_tokens)
+        return wrap_own(task, skills=(name,))
     if name in domain_names():
         examples, notes = _domain_examples(name, recipe)
         budget, metric = tokens or recipe.domain_tokens, domain(name).metric
-        return wrap_own(example_task(name, "domain", examples, max_tokens=budget, metric=metric, notes=notes))
+        task = example_task(name, "domain", examples, max_tokens=budget, metric=metric, notes=notes)
+        return wrap_own(task, skills=domain(name).skills)
     return _harness(name, recipe)
 
 
@@ -184,7 +212,10 @@ def _harness(name: str, recipe: Recipe) -> EvalTask:
 
     code = dataset == HUMANEVAL
     content = content_hash({**config, **files, **({} if is_file else {"task": name})})
-    return EvalTask(name, "general", load, completion=code and "gen_prefix" not in config, runs_code=code, hash=content)
+    completion = code and "gen_prefix" not in config
+    return EvalTask(
+        name, "general", load, None, completion, runs_code=code, hash=content, skills=_SKILLS.get(dataset, ())
+    )
 
 
 def _prepare_ifeval() -> None:
@@ -220,7 +251,7 @@ def _manager_with(name: str) -> Any:
 
 
 def _unknown(name: str, known: Sequence[str]) -> UserError:
-    ours = ("arithmetic", "instructions", *domain_names(), "lab_skills", *SKILLS)
+    ours = ("general", *LIKELIHOOD_TASKS, "arithmetic", "instructions", *domain_names(), "lab_skills", *SKILLS)
     near = difflib.get_close_matches(name, [*ours, *known], n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return UserError(f"unknown task '{name}'; {hint}Ours: {', '.join(ours)}; `lm-eval ls tasks` lists the harness's")
