@@ -1,6 +1,5 @@
 """Experiments for those who ask why: the theory checked and measured, token dynamics, ablations. The names below last.
 
->>> from gentletune.research import TokenTree, kl
 >>> p, q = TokenTree(([[0.5, 0.5]],)), TokenTree(([[0.25, 0.75]],))
 >>> round(kl(p, q), 4)
 0.2075
@@ -9,46 +8,41 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gentletune.research.theory.bounds import (
+    RiseBound,
+    exchange_rate_bound,
+    hard_token_bound,
+    noisy_steps_bound,
+    rise_bound,
+    safe_lambda,
+)
+from gentletune.research.theory.coding import decode_path, encode_path, path_interval
+from gentletune.research.theory.tilting import Tuning
+from gentletune.research.theory.tree import TokenTree, code_length_change, expected_code_length, kl, node_kl
+from gentletune.research.theory.verify import Verification, verify
+
 if TYPE_CHECKING:
     from gentletune.research.ablations.result import Ablation
     from gentletune.research.ablations.run import ablation
     from gentletune.research.dynamics.callback import TokenDynamicsCallback
     from gentletune.research.dynamics.result import TokenDynamics
     from gentletune.research.dynamics.run import token_dynamics
-    from gentletune.research.theory.bounds import (
-        RiseBound,
-        exchange_rate_bound,
-        hard_token_bound,
-        noisy_steps_bound,
-        rise_bound,
-        safe_lambda,
-    )
-    from gentletune.research.theory.coding import decode_path, encode_path, path_interval
-    from gentletune.research.theory.tilting import Tuning
-    from gentletune.research.theory.tree import TokenTree, code_length_change, expected_code_length, kl, node_kl
-    from gentletune.research.theory.verify import Verification, verify
     from gentletune.research.tilting.figures import effective_tilt, tilt_bounds
     from gentletune.research.tilting.run import fit
     from gentletune.research.tilting.study import TiltingStudy
 
 # Imported on first use: the theory needs no torch.
-_HOMES = {
-    "ablations.result": ("Ablation",),
-    "ablations.run": ("ablation",),
-    "dynamics.callback": ("TokenDynamicsCallback",),
-    "dynamics.result": ("TokenDynamics",),
-    "dynamics.run": ("token_dynamics",),
-    "theory.bounds": (
-        "RiseBound", "exchange_rate_bound", "hard_token_bound", "noisy_steps_bound", "rise_bound", "safe_lambda",
-    ),
-    "theory.coding": ("decode_path", "encode_path", "path_interval"),
-    "theory.tilting": ("Tuning",),
-    "theory.tree": ("TokenTree", "code_length_change", "expected_code_length", "kl", "node_kl"),
-    "theory.verify": ("Verification", "verify"),
-    "tilting.figures": ("effective_tilt", "tilt_bounds"),
-    "tilting.run": ("fit",),
-    "tilting.study": ("TiltingStudy",),
-}  # fmt: skip
+_LAZY = {
+    "Ablation": "ablations.result",
+    "ablation": "ablations.run",
+    "TokenDynamicsCallback": "dynamics.callback",
+    "TokenDynamics": "dynamics.result",
+    "token_dynamics": "dynamics.run",
+    "effective_tilt": "tilting.figures",
+    "tilt_bounds": "tilting.figures",
+    "fit": "tilting.run",
+    "TiltingStudy": "tilting.study",
+}
 
 __all__ = [
     "Ablation", "RiseBound", "TiltingStudy", "TokenDynamics", "TokenDynamicsCallback", "TokenTree", "Tuning",
@@ -59,7 +53,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"gentletune.research.{home}"), name)
+    if name in _LAZY:
+        return getattr(import_module(f"gentletune.research.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'gentletune.research' has no attribute '{name}'")

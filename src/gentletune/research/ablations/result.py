@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from gentletune.core.records import RunRecord, Score, Side, write_text_atomic
-from gentletune.core.render import one_line, template
+from gentletune.core.render import MISSING, one_line, template
 from gentletune.report.axes import CALIBRATION, GENERAL_FALLBACK, LABELS, Axis, score_keys, single_axis
 from gentletune.report.numbers import plus_minus, with_interval
 from gentletune.stats import Change, Mean, Run, compare, holm, mean_of, measured, seed_pool
@@ -132,21 +132,20 @@ class Ablation:
 
     def differences(self) -> pd.DataFrame:
         """Each setting minus its baseline, with intervals and whether they are significant, as text."""
-        lines = []
-        for row in self.rows:
-            if row.baseline is not None:
-                ratio = self.norm_ratio(row)
-                line = {"setting": row.label, "against": row.baseline}
-                line["update norm"] = "–" if ratio is None else f"× {ratio:.3g}"
-                lines.append(line | {_head(key): difference(self.change(row, key)) for key in self.axes})
-        return pd.DataFrame(lines)
+        ratios = {row.label: self.norm_ratio(row) for row in self.rows}
+        told = {label: MISSING if ratio is None else f"× {ratio:.3g}" for label, ratio in ratios.items()}
+        return pd.DataFrame([
+            {"setting": row.label, "against": row.baseline, "update norm": told[row.label]}
+            | {_head(key): difference(self.change(row, key)) for key in self.axes}
+            for row in self.rows
+            if row.baseline is not None
+        ])  # fmt: skip
 
     def frame(self) -> pd.DataFrame:
         """A row a setting, numbers; each score with its error, its difference and that one's interval."""
         lines = []
         for row in self.rows:
-            first = None if row.initial or not row.records else row.records[0]
-            norm = self.norm(row)
+            first, norm = None if row.initial or not row.records else row.records[0], self.norm(row)
             line: dict[str, Any] = {
                 "setting": row.label,
                 "against": row.baseline,
@@ -160,12 +159,10 @@ class Ablation:
             for key in self.axes:
                 mean, change = self.mean(row, key), self.change(row, key)
                 line |= {key: mean and mean.value, f"{key} stderr": mean and mean.stderr}
-                for name in ("value", "low", "high", "significant"):
-                    head = (
-                        "change" if name == "value" else f"change {name}".replace("change significant", "significant")
-                    )
-                    found = getattr(change, name, None)
-                    line[f"{key} {head}"] = None if found is None else float(found)
+                line |= {f"{key} change": change and change.value}
+                line |= {f"{key} change low": change and change.low, f"{key} change high": change and change.high}
+                certain = change and change.significant
+                line[f"{key} significant"] = None if certain is None else float(certain)
             lines.append(line)
         return pd.DataFrame(lines)
 

@@ -186,13 +186,15 @@ def _views(study: _Study, texts: Sequence[str]) -> Ablation:
     return Ablation("views", "All general views of every method", study.rows(settings), tuple(notes))
 
 
+def _trio(study: _Study, where: str, rate: float, **more: Any) -> list[Setting]:
+    """Plain SFT, and TALR with either divisor beside it."""
+    plain = f"sft{where}"
+    named = ((plain, "sft", BASE), (f"talr (count){where}", "talr", plain), (f"talr (simplex){where}", SIMPLEX, plain))
+    return [study.setting(label, method, against, rate, **more) for label, method, against in named]
+
+
 def _normalization(study: _Study, rates: Sequence[float]) -> Ablation:
-    settings: list[Setting] = []
-    for rate in dict.fromkeys(rates):
-        plain = f"sft at {rate:g}"
-        settings.append(study.setting(plain, "sft", BASE, rate))
-        for label, method in (("talr (count)", "talr"), ("talr (simplex)", SIMPLEX)):
-            settings.append(study.setting(f"{label} at {rate:g}", method, plain, rate))
+    settings = [setting for rate in dict.fromkeys(rates) for setting in _trio(study, f" at {rate:g}", rate)]
     return Ablation("normalization", "TALR with count and with simplex", study.rows(settings))
 
 
@@ -208,25 +210,14 @@ def _tau(study: _Study, taus: Sequence[float]) -> Ablation:
 
 def _optimizer(study: _Study) -> Ablation:
     study.base |= {"max_grad_norm": UNCLIPPED}
-
-    def settings(optimizer: str, rate: float) -> list[Setting]:
-        return [
-            study.setting(f"{label}, {optimizer}", method, against, rate, optimizer=optimizer)
-            for label, method, against in (
-                ("sft", "sft", BASE), ("talr (count)", "talr", f"sft, {optimizer}"),
-                ("talr (simplex)", SIMPLEX, f"sft, {optimizer}"),
-            )
-        ]  # fmt: skip
-
-    adamw, seed = settings("adamw", study.recipe.learning_rate), study.seeds[0]
+    adamw, seed = _trio(study, ", adamw", study.recipe.learning_rate, optimizer="adamw"), study.seeds[0]
     plain = _complete(study.rows(adamw)[1], seed)
     target, lengths = plain.training["update_norm"], [norm for _, norm in plain.curves.get("grad_norm", [])]
     # At most the sum of the steps' lengths, as if all went one way: a start on the low side.
     reach = 0.5 * plain.training["steps"] * (sum(lengths) / len(lengths) if lengths else 1.0)
     change = {"method": "sft", "optimizer": "sgd", "seed": seed}
     found = study.match(change, target, [], start=target / reach if reach else 1e-3, tries=8)
-    sgd = settings("sgd", found.rate)
-    rows = study.rows([*adamw, *sgd])
+    rows = study.rows([*adamw, *_trio(study, ", sgd", found.rate, optimizer="sgd")])
     notes = [
         f"AdamW at {study.recipe.learning_rate:g}. SGD without momentum at {found.rate:g}, at which plain SFT of seed "
         f"{seed} moves the weights as far: {_matched(found)}.",
