@@ -12,6 +12,7 @@ from gentletune.core.errors import memory_errors
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score, Side
 from gentletune.data.chat import render_prompt
+from gentletune.data.domains import domain
 from gentletune.data.encode import IGNORE, Encoded, as_messages, encode_prompt, encode_rows
 from gentletune.data.load import DomainData, reference_prompts
 from gentletune.evaluation.calibration import calibration_scores, predictions
@@ -159,7 +160,10 @@ def measure(
                 scores += _cached("calibration", [_CALIBRATION_VERSION, *key], lambda: _calibration(*what))
     results = run_tasks(subject, [*tasks, *resolve_tasks(recipe)], recipe, stage)
     accuracies = [score for result in results for score in result.scores]
-    ordered = sorted([*accuracies, *scores], key=lambda score: score.side)  # stable: domain first
+    trained = domain(recipe.data).skills if recipe.data else ()
+    found = [s.model_copy(update={"skills": trained}) if data and s.task == data.name else s for s in
+             (*accuracies, *scores)]  # fmt: skip
+    ordered = sorted(found, key=lambda score: score.side)  # stable: domain first
     return Measured(ordered, [sample for result in results for sample in result.samples])
 
 
