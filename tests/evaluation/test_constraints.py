@@ -60,9 +60,8 @@ def test_a_check_tells_kept_from_missed(constraint: Constraint, kept: list[str],
         assert not satisfied(response, [constraint]), response
 
 
-def test_every_kind_is_covered_above_and_documented() -> None:
+def test_every_kind_is_covered_above() -> None:
     assert {constraint.kind for constraint, _, _ in CASES} == set(CHECKERS)
-    assert all(check.__doc__ for check in CHECKERS.values())
 
 
 def test_all_constraints_must_hold() -> None:
