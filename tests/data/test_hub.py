@@ -83,7 +83,7 @@ def test_a_recipe_trains_and_tests_on_a_configuration(hub: Hub, monkeypatch: pyt
     assert found.name == "gsm8k-0.1"
     assert hub.asked == [("openai/gsm8k-0.1", "main", "train[:50%]")]
     hub.asked.clear()
-    with pytest.raises(UserError, match="every row is also held out"):
+    with pytest.raises(UserError, match="every training row shares its group"):
         load_data(Recipe(data_path="openai/gsm8k", test_path="openai/gsm8k", data_config="main"))
     assert hub.asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
 

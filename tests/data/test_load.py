@@ -124,7 +124,7 @@ def test_a_plain_test_file_takes_its_rows_out_of_training(tmp_path: Path) -> Non
     assert found.leaked == 1
     assert found.train == [make(i) for i in range(10) if i != 3]
     assert len(found.test) == 2
-    with pytest.raises(UserError, match="every row is also held out"):
+    with pytest.raises(UserError, match="every training row shares its group with the held-out rows"):
         load_data(Recipe(data_path=path, test_path=path))
     text = jsonl(tmp_path / "text.jsonl", [SHAPES["text"](0)])
     with pytest.raises(UserError, match=r"text\.jsonl: 1 row of plain text \(text\), but .* has 10 rows of prompts"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -120,51 +120,49 @@ def file_examples(known: Domain, rows: Sequence[Row], path: str, recipe: Recipe)
 
 
 def _domain(recipe: Recipe, known: Domain, path: str) -> DomainData:
-    rows = read_rows(path, split=recipe.data_split, config=recipe.data_config)
-    if recipe.test_path:
-        held_rows = read_rows(recipe.test_path, split="test", config=recipe.data_config)
-        train = file_examples(known, rows, path, recipe)
-        held = file_examples(known, held_rows, recipe.test_path, recipe)
-    else:
-        examples = file_examples(known, rows, path, recipe)
-        if {"train", "test"} <= {str(r.get("split")) for r in rows}:  # an official file may hold both
-            train = [e for e, r in zip(examples, rows, strict=True) if r["split"] == "train"]
-            held = [e for e, r in zip(examples, rows, strict=True) if r["split"] == "test"]
-        else:
-            train, held = split_by_group(examples, recipe.test_rows, [e.group for e in examples], path)
-    shared = {e.group for e in held}
-    clean = [e for e in train if e.group not in shared]
-    if not clean:
-        raise UserError(f"{path}: every training row shares its group with the held-out rows; nothing left to train on")
-    held = draw(held, recipe.test_rows)
-    kept = draw(clean, recipe.train_rows) if recipe.train_rows else clean
-    leaked = len(train) - len(clean)
-    return DomainData(known.name, [e.row() for e in kept], [e.row() for e in held], held, leaked, known.metric)
+    rows, held = _read(recipe, path)
+    examples = file_examples(known, rows, path, recipe)
+    others = file_examples(known, held, recipe.test_path, recipe) if recipe.test_path else None
+    if others is None and {"train", "test"} <= {str(row.get("split")) for row in rows}:  # a file may hold both
+        others = [e for e, row in zip(examples, rows, strict=True) if row["split"] == "test"]
+        examples = [e for e, row in zip(examples, rows, strict=True) if row["split"] == "train"]
+    train, test, leaked = _apart(recipe, path, examples, others, lambda example: example.group)
+    return DomainData(known.name, [e.row() for e in train], [e.row() for e in test], test, leaked, known.metric)
 
 
 def _plain(recipe: Recipe, path: str) -> DomainData:
-    found = shaped_rows(read_rows(path, split=recipe.data_split, config=recipe.data_config), path)
-    other, leaked = None, 0
-    if recipe.test_path:
-        other = shaped_rows(read_rows(recipe.test_path, split="test", config=recipe.data_config), recipe.test_path)
-        if other.shape != found.shape:
-            raise UserError(f"{recipe.test_path}: {other.described}, but {path} has {found.described}")
-        held, shared = other.rows, {_key(row) for row in other.rows}
-        train = [row for row in found.rows if _key(row) not in shared]
-        leaked = len(found.rows) - len(train)
-    else:
-        train, held = split_by_group(found.rows, recipe.test_rows, [_key(row) for row in found.rows], path)
-    if not train:
-        raise UserError(f"{path}: every row is also held out; nothing left to train on")
+    rows, held = _read(recipe, path)
+    found, other = shaped_rows(rows, path), shaped_rows(held, recipe.test_path) if recipe.test_path else None
+    if other is not None and other.shape != found.shape:
+        raise UserError(f"{recipe.test_path}: {other.described}, but {path} has {found.described}")
     scoring = _scoring(recipe, path, found.rows + (other.rows if other else []))
-    held = draw(held, recipe.test_rows)
+    train, test, leaked = _apart(recipe, path, found.rows, other and other.rows, _key)
     return DomainData(
-        domain_name(recipe), draw(train, recipe.train_rows), held,
-        [] if scoring.metric == "loss" else [_example(row, scoring) for row in held],
+        domain_name(recipe), train, test,
+        [] if scoring.metric == "loss" else [_example(row, scoring) for row in test],
         leaked, "chrf" if scoring.metric == "text" else "accuracy",
         "; ".join(f"{where}: {rows.described}" for where, rows in ((path, found), (recipe.test_path, other)) if rows),
         scoring.described,
     )  # fmt: skip
+
+
+def _read(recipe: Recipe, path: str) -> tuple[list[Row], list[Row]]:
+    """The rows of the file, and those of the test file; none where the recipe names none."""
+    rows, config = read_rows(path, split=recipe.data_split, config=recipe.data_config), recipe.data_config
+    return rows, read_rows(recipe.test_path, split="test", config=config) if recipe.test_path else []
+
+
+def _apart(
+    recipe: Recipe, path: str, items: list[T], held: list[T] | None, group: Callable[[T], str]
+) -> tuple[list[T], list[T], int]:
+    """Items to train on and to hold out that share no group, as many as the recipe says, and how many were dropped."""
+    if held is None:
+        items, held = split_by_group(items, recipe.test_rows, list(map(group, items)), path)
+    shared = set(map(group, held))
+    clean = [item for item in items if group(item) not in shared]
+    if not clean:
+        raise UserError(f"{path}: every training row shares its group with the held-out rows; nothing left to train on")
+    return draw(clean, recipe.train_rows), draw(held, recipe.test_rows), len(items) - len(clean)
 
 
 def _scoring(recipe: Recipe, path: str, rows: Sequence[Row]) -> Scoring:

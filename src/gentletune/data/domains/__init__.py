@@ -78,7 +78,10 @@ def domain(text: str) -> Domain:
     name, bracket, _ = text.partition("(")
     name = name.strip()
     if name not in _DOMAINS:
-        raise unknown("data recipe", name, domain_names())
+        raise UserError(
+            f"{unknown('data recipe', name, domain_names())}; or give a file by its name and suffix, such as "
+            f"{name}.jsonl, or a data set of the hub as owner/name"
+        )
     if not bracket:
         return _DOMAINS[name]
     knobs = _DOMAINS[name].knobs
