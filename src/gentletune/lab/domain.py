@@ -10,7 +10,7 @@ from random import Random
 from gentletune.core.errors import UserError
 from gentletune.data.domains import Domain, register_domain
 from gentletune.data.example import ANSWER_PREFIX, Answer, Example
-from gentletune.lab.skills import ARITHMETIC, SKILLS, Split, ask, formulas, note, skill_examples, split_of
+from gentletune.lab.skills import SKILLS, Split, ask, formulas, note, skill_examples, split_of
 from gentletune.lab.words import FILLERS, KNOWN, MULTIPLIERS, VARIABLES, Formula
 
 
@@ -70,7 +70,7 @@ def lab_domain(**knobs: float) -> Domain:
         chosen.label,
         generate=partial(lab_examples, chosen),
         both_completions=True,
-        skills=(ARITHMETIC,),
+        skills=("arithmetic", *(skill.name for skill in SKILLS.values() if skill.trained)),
         knobs=lab_domain,
         prompts=general_prompts,
     )

@@ -17,9 +17,6 @@ Split = Literal["train", "test"]
 TEST_SHARE = 5
 """One drawn prompt in this many, told by its hash, belongs to the test split."""
 
-ARITHMETIC = "arithmetic"
-"""The skill that the lab domain trains beside its formulas."""
-
 Asked = tuple[str, str]
 """A prompt and its answer."""
 
@@ -28,15 +25,15 @@ Asked = tuple[str, str]
 class Skill:
     """One skill: `draw(rng, split)` gives a prompt of that split and its answer.
 
-    `title` says what is asked; `near` whether the lab domain uses it. `trained` names what the domain trains of it:
-    such a skill may gain by the domain.
+    `title` says what is asked; `near` whether the lab domain uses it, `trained` whether the domain trains it, so that it
+    may gain by it.
     """
 
     name: str
     title: str
     near: bool
     draw: Callable[[Random, Split], Asked]
-    trained: tuple[str, ...] = ()
+    trained: bool = False
 
 
 def drawn(make: Callable[[Random], Asked]) -> Callable[[Random, Split], Asked]:
@@ -158,8 +155,8 @@ def _formula(rng: Random) -> Asked:
 SKILLS: dict[str, Skill] = {
     skill.name: skill
     for skill in (
-        Skill("lab_add", "two-digit addition", True, drawn(_add), (ARITHMETIC,)),
-        Skill("lab_times", "the multiplication table", True, worded(_products, _TIMES, 3), (ARITHMETIC,)),
+        Skill("lab_add", "two-digit addition", True, drawn(_add), trained=True),
+        Skill("lab_times", "the multiplication table", True, worded(_products, _TIMES, 3), trained=True),
         Skill("lab_formulas", "known formulas on a note", True, drawn(_formula)),
         Skill("lab_largest", "the largest number", False, drawn(_largest)),
         Skill("lab_count", "counting a letter", False, drawn(_count)),
