@@ -120,11 +120,11 @@ def _place(answers: Sequence[str]) -> Place:
 
 
 def _metric(values: Sequence[str]) -> Literal["choice", "numeric", "exact", "text"]:
-    distinct = {plain(value) for value in values}
+    distinct = {plain(value) for value in values} if max(map(len, values)) <= CHOICE_LENGTH else set()
     numbers = [_NUMBER.fullmatch(value) for value in values]
     numeric = all(numbers) and len({(n["before"].strip(), n["after"].strip()) for n in numbers if n}) <= _UNITS
     most = min(NUMBERS if numeric else CHOICES, len(values) / CHOICE_ROWS)
-    if 2 <= len(distinct) <= most and max(map(len, distinct)) <= CHOICE_LENGTH:
+    if 2 <= len(distinct) <= most:
         return "choice"
     if numeric:
         return "numeric"

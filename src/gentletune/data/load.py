@@ -156,10 +156,12 @@ def _apart(
     recipe: Recipe, path: str, items: list[T], held: list[T] | None, group: Callable[[T], str]
 ) -> tuple[list[T], list[T], int]:
     """Items to train on and to hold out that share no group, as many as the recipe says, and how many were dropped."""
+    groups = list(map(group, items))
     if held is None:
-        items, held = split_by_group(items, recipe.test_rows, list(map(group, items)), path)
+        clean, held = split_by_group(items, recipe.test_rows, groups, path)
+        return draw(clean, recipe.train_rows), draw(held, recipe.test_rows), 0
     shared = set(map(group, held))
-    clean = [item for item in items if group(item) not in shared]
+    clean = [item for item, mine in zip(items, groups, strict=True) if mine not in shared]
     if not clean:
         raise UserError(f"{path}: every training row shares its group with the held-out rows; nothing left to train on")
     return draw(clean, recipe.train_rows), draw(held, recipe.test_rows), len(items) - len(clean)
