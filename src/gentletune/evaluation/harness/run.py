@@ -313,12 +313,13 @@ def _quiet() -> Iterator[None]:
     import lm_eval.api.task
     import lm_eval.evaluator
 
+    tqdm = lm_eval.api.model.tqdm
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     replaced: list[tuple[Any, str, Any]] = [
-        (lm_eval.api.model, "tqdm", functools.partial(lm_eval.api.model.tqdm, disable=True)),
-        (lm_eval.api.task, "tqdm", functools.partial(lm_eval.api.task.tqdm, disable=True)),
+        (lm_eval.api.model, "tqdm", lambda *args, **how: tqdm(*args, **{**how, "disable": True})),
+        (lm_eval.api.task, "tqdm", lambda *args, **how: tqdm(*args, **{**how, "disable": True})),
         (lm_eval.evaluator, "add_env_info", lambda _: None),
         (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
     ]
