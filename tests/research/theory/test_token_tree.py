@@ -174,10 +174,10 @@ def test_golden_model_plugged_in() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([0.5, 0.5, 0.0], r"prefix \(\) must have shape \(2,\)"),
-        ([0.5, 0.4], r"prefix \(\) is not a probability"),
-        ([1.5, -0.5], r"prefix \(\) is not a probability"),
-        ([np.nan, 1.0], r"prefix \(\) is not a probability"),
+        ([0.5, 0.5, 0.0], r"prefix \(\) must have shape \(1, 2\)"),
+        ([0.5, 0.4], r"prefix \(\) must sum to 1"),
+        ([1.5, -0.5], r"prefix \(\) holds an entry that is negative"),
+        ([np.nan, 1.0], r"prefix \(\) holds an entry that is negative or not finite"),
     ],
 )
 def test_a_plugged_in_model_must_give_distributions(row: list[float], message: str) -> None:

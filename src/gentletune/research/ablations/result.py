@@ -161,7 +161,7 @@ class Ablation:
                 line |= {key: mean and mean.value, f"{key} stderr": mean and mean.stderr}
                 line |= {f"{key} change": change and change.value}
                 line |= {f"{key} change low": change and change.low, f"{key} change high": change and change.high}
-                certain = change and change.significant
+                certain = None if change is None else change.significant
                 line[f"{key} significant"] = None if certain is None else float(certain)
             lines.append(line)
         return pd.DataFrame(lines)

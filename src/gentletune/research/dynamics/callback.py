@@ -211,12 +211,15 @@ def bin_figures(
     found = []
     for number, mine in tokens.groupby("bin"):
         rows = mine.groupby("row")["nll"]
-        shares = (float(mine[name].sum()) / (float(tokens[name].sum()) or 1.0) for name in ("weight", "gradient"))
+        weight, gradient = (
+            float(mine[name].sum()) / (float(tokens[name].sum()) or 1.0) for name in ("weight", "gradient")
+        )
         found.append(
             BinFigures(
-                step, number, float(edges[number]), float(edges[number + 1]), len(mine),
-                float(mine["p"].mean()), float(mine["p"].median()), float((mine["p"] > LEARNED).mean()),
-                float(mine["nll"].mean()), float(mine["weight"].mean()), *shares,
+                step=step, bin=number, low=float(edges[number]), high=float(edges[number + 1]), tokens=len(mine),
+                probability=float(mine["p"].mean()), median_probability=float(mine["p"].median()),
+                learned=float((mine["p"] > LEARNED).mean()), nll=float(mine["nll"].mean()),
+                weight=float(mine["weight"].mean()), weight_share=weight, gradient_share=gradient,
                 sequence_nll=tuple(rows.sum().tolist()), sequence_tokens=tuple(rows.size().tolist()),
             )
         )  # fmt: skip

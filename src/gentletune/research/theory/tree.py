@@ -41,7 +41,8 @@ class TokenTree:
         first = np.shape(self.conditionals[0])
         if len(first) != 2 or first[1] < 1:
             raise ValueError(f"level 0 must have shape (1, vocab), got {first}")
-        levels = tuple(_checked_level(level, d, first[1]) for d, level in enumerate(self.conditionals))
+        vocab = first[1]
+        levels = tuple(_checked(level, (vocab**d, vocab), f"level {d}") for d, level in enumerate(self.conditionals))
         object.__setattr__(self, "conditionals", levels)
 
     @classmethod
@@ -76,16 +77,10 @@ class TokenTree:
         _check_size(depth, vocab)
 
         def row(prefix: tuple[int, ...]) -> FloatArray:
-            found = np.array(conditional(prefix), dtype=np.float64)
-            if found.shape != (vocab,):
-                raise ValueError(f"the row at prefix {prefix} must have shape {(vocab,)}, got {found.shape}")
-            if not ((found >= 0).all() and abs(found.sum() - 1.0) <= ROW_SUM_TOLERANCE):
-                raise ValueError(f"the row at prefix {prefix} is not a probability distribution: {found.tolist()}")
-            return found
+            return _checked(np.reshape(conditional(prefix), (1, -1)), (1, vocab), f"the row at prefix {prefix}")[0]
 
-        return cls(
-            tuple(np.array([row(prefix) for prefix in itertools.product(range(vocab), repeat=d)]) for d in range(depth))
-        )
+        prefixes = (itertools.product(range(vocab), repeat=d) for d in range(depth))
+        return cls(tuple(np.array([row(prefix) for prefix in level]) for level in prefixes))
 
     @property
     def depth(self) -> int:
@@ -260,15 +255,16 @@ def _check_size(depth: int, vocab: int) -> None:
         raise ValueError(f"depth and vocab must be at least 1, got {depth} and {vocab}")
 
 
-def _checked_level(level: npt.ArrayLike, depth: int, vocab: int) -> FloatArray:
-    array = np.array(level, dtype=np.float64)
-    if array.shape != (vocab**depth, vocab):
-        raise ValueError(f"level {depth} must have shape {(vocab**depth, vocab)}, got {array.shape}")
+def _checked(rows: npt.ArrayLike, shape: tuple[int, int], where: str) -> FloatArray:
+    """Read-only rows that add up to 1. Raises `ValueError` where they are no distributions of that shape."""
+    array = np.array(rows, dtype=np.float64)
+    if array.shape != shape:
+        raise ValueError(f"{where} must have shape {shape}, got {array.shape}")
     if not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"level {depth} holds an entry that is negative or not finite")
+        raise ValueError(f"{where} holds an entry that is negative or not finite")
     sums = array.sum(axis=1, keepdims=True)
     if np.abs(sums - 1.0).max() > ROW_SUM_TOLERANCE:
-        raise ValueError(f"rows of level {depth} must sum to 1, got sums in [{sums.min()}, {sums.max()}]")
+        raise ValueError(f"{where} must sum to 1, got sums in [{sums.min()}, {sums.max()}]")
     array /= sums
     array.flags.writeable = False
     return array
