@@ -161,6 +161,9 @@ def test_a_later_row_may_have_what_the_first_lacks(tmp_path: Path) -> None:
     rows = [{"instruction": f"Add {i}.", "output": "a"} | ({"input": "to 2"} if i else {}) for i in range(6)]
     found = load_data(Recipe(data=write(tmp_path / "mine.jsonl", rows)))
     assert {row["prompt"] for row in [*found.train, *found.test]} >= {"Add 0.", "Add 3.\n\nto 2"}
+    rows = [{"query": f"q{i}", "answer": "a"} | ({"question": "else"} if i else {}) for i in range(6)]
+    found = load_data(Recipe(data=write(tmp_path / "mine.jsonl", rows)))
+    assert {row["prompt"] for row in [*found.train, *found.test]} == {f"q{i}" for i in range(6)}
 
 
 BAD: dict[str, tuple[list[Any], str]] = {
@@ -170,10 +173,17 @@ BAD: dict[str, tuple[list[Any], str]] = {
     ),
     "another form": (
         [FORMS["alpaca"][0], FORMS["pair"][0]],
-        "row 2: columns prompt, completion, a row of prompts with completions; the first row is one in Alpaca's form",
+        "row 2: columns prompt, completion, a row of prompts with completions; the first row is one in Alpaca's form, "
+        "with instruction, output",
     ),
     "an answer that is a list": ([{"question": "q", "answer": ["a"]}], "row 1: 'answer' must be text, got list"),
     "no answer": ([{"question": "q", "answer": "a"}, {"question": "q", "answer": None}], "row 2: 'answer' must be"),
+    "an empty cell": ([{"question": "q", "answer": float("nan")}], "row 1: 'answer' must be text, got float"),
+    "another spelling": (
+        [{"query": "q", "answer": "a"}, {"question": "q", "answer": "a"}],
+        "row 2: columns question, answer, a row of questions with answers; the first row is one of questions with "
+        "answers, with query, answer",
+    ),
     "an empty output": ([{"instruction": "q", "output": " "}], "row 1: the output is empty"),
     "an unknown speaker": ([{"conversations": [{"from": "cat", "value": "miau"}]}], "row 1: unknown role 'cat'"),
     "a broken call": (

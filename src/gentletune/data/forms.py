@@ -42,14 +42,11 @@ class _Form:
     may: tuple[tuple[str, ...], ...]
     make: Callable[[list[tuple[str, Any]], str], Row]
 
-    def columns(self, given: Iterable[str]) -> list[str] | None:
-        """Those of the columns `given` that the form takes, `needs` before `may`; None: it does not fit.
-
-        `""` stands for what is not there. Capitals and spaces around a name do not count.
-        """
+    @staticmethod
+    def columns(given: Iterable[str], wanted: tuple[tuple[str, ...], ...]) -> list[str]:
+        """Of the columns `given` the ones `wanted`, `""` where one is not there; capitals and outer spaces aside."""
         known = {column.strip().lower(): column for column in reversed(list(given))}
-        found = [next((known[n] for n in names if n in known), "") for names in (*self.needs, *self.may)]
-        return found if all(found[: len(self.needs)]) else None
+        return [next((known[name] for name in names if name in known), "") for names in wanted]
 
 
 def shaped_rows(rows: Sequence[Row], where: str) -> Found:
@@ -61,15 +58,18 @@ def shaped_rows(rows: Sequence[Row], where: str) -> Found:
     """
     if not rows:
         raise UserError(f"{where}: no rows")
-    form = _form_of(rows[0], f"{where}: row 1")
+    form, needed = _form_of(rows[0], f"{where}: row 1")
     every = list(dict.fromkeys(column for row in rows for column in row))  # a later row may have what the first lacks
-    columns = form.columns(every) or []
+    columns = [*needed, *form.columns(every, form.may)]
     made = []
     for number, row in enumerate(rows, start=1):
         place = f"{where}: row {number}"
-        if any(column not in row for column in columns[: len(form.needs)]):
-            other = _form_of(row, place)
-            raise UserError(f"{place}: columns {', '.join(row)}, a row {other.name}; the first row is one {form.name}")
+        if any(column not in row for column in needed):
+            other, _ = _form_of(row, place)
+            raise UserError(
+                f"{place}: columns {', '.join(row)}, a row {other.name}; the first row is one {form.name}, "
+                f"with {', '.join(needed)}"
+            )
         made.append(form.make([(column, row.get(column) if column else None) for column in columns], place))
     used = [column for column in every if column in columns]
     unused = [column for column in every if column not in used]
@@ -81,9 +81,11 @@ def shaped_rows(rows: Sequence[Row], where: str) -> Found:
     return Found(made, form.shape, described)
 
 
-def _form_of(row: Row, where: str) -> _Form:
-    if found := next((form for form in _FORMS if form.columns(row) is not None), None):
-        return found
+def _form_of(row: Row, where: str) -> tuple[_Form, list[str]]:
+    """The row's form, and its columns that the form needs."""
+    for form in _FORMS:
+        if all(needed := form.columns(row, form.needs)):
+            return form, needed
     forms = ("messages", "conversations", "instruction and output", "prompt and completion", "question and answer",
              "query and response", "text and label", "text")  # fmt: skip
     raise UserError(
@@ -162,7 +164,7 @@ def _text(value: Any, column: str, place: str) -> str:
     """The text of a cell; numbers, and true and false, as JSON writes them."""
     if isinstance(value, str):
         return value
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int, float)) and value == value:  # not NaN, which is an empty cell
         return json.dumps(value)
     raise UserError(f"{place}: '{column}' must be text, got {type(value).__name__}")
 
