@@ -118,7 +118,7 @@ def reference_answers(initial: Loaded, recipe: Recipe, *, stage: Stage = silent)
                 progress=stage(f"the initial model's {kind} general answers"),
             )  # fmt: skip
             rows = [Encoded(p + s, [IGNORE] * len(p) + s) for p, s in zip(ids, said, strict=True)]
-            found = _nll(model, tokenizer, rows, recipe, None, f"{kind} general answers")
+            found = _nll(initial, rows, recipe, f"{kind} general answers")
             return {"rows": [asdict(row) for row in rows], "initial": asdict(found)}
 
         with memory_errors(f"in the initial model's {kind} general answers", _smaller(recipe)):
@@ -153,11 +153,11 @@ def measure(
         texts = _references(recipe, subject.tokenizer, subject.max_length)
         key: list[Any] = [subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
         key += [recipe.general_prompts, recipe.general_tokens, digest([asdict(row) for row in texts])]
-        what = (subject, data.name, held.rows, texts, recipe, reference, stage)
+        rows = _Rows(subject, data.name, held.rows, texts, reference, recipe, stage)
         with memory_errors(f"in the code lengths of {data.name}", _smaller(recipe)):
-            scores = _cached("scores", [_VERSION, *key], lambda: _code_lengths(*what))
+            scores = _cached("scores", [_VERSION, *key], rows.code_lengths)
             if recipe.calibration:
-                scores += _cached("calibration", [_CALIBRATION_VERSION, *key], lambda: _calibration(*what))
+                scores += _cached("calibration", [_CALIBRATION_VERSION, *key], rows.calibration)
     results = run_tasks(subject, [*tasks, *resolve_tasks(recipe)], recipe, stage)
     accuracies = [score for result in results for score in result.scores]
     trained = domain(recipe.data).skills if recipe.data else ()
@@ -194,51 +194,44 @@ def _cached(kind: str, key: list[Any], compute: Callable[[], list[Score]]) -> li
     return [Score.model_validate(value) for value in cached_json(kind, key, dumped)]
 
 
-def _code_lengths(
-    subject: Loaded,
-    name: str,
-    held: Sequence[Encoded],
-    texts: Sequence[Encoded],
-    recipe: Recipe,
-    reference: Reference,
-    stage: Stage,
-) -> list[Score]:
-    def nll(rows: Sequence[Encoded], what: str) -> SequenceNLL:
-        found = _nll(subject.model, subject.tokenizer, rows, recipe, stage(what), what)
-        return replace(found, bytes=label_bytes(rows, subject.tokenizer))
+@dataclass(frozen=True)
+class _Rows:
+    """What a model is measured on where it need not answer: `held` and `texts` are the domain's and the reference's."""
 
-    scores = code_length_scores(nll(held, f"{name} code length"), task=name, side="domain")
-    for kind, own in (("sampled", reference.sampled), ("greedy", reference.greedy)):
-        found = nll(own.rows, f"drift on {kind} answers")
-        scores.append(drift_score(found, own.initial, task=f"drift_{kind}"))
-    if texts:
-        scores += code_length_scores(nll(texts, "reference code length"), task="reference", side="general")
-    return scores
+    subject: Loaded
+    name: str
+    held: Sequence[Encoded]
+    texts: Sequence[Encoded]
+    reference: Reference
+    recipe: Recipe
+    stage: Stage
 
+    def code_lengths(self) -> list[Score]:
+        def nll(rows: Sequence[Encoded], what: str) -> SequenceNLL:
+            found = _nll(self.subject, rows, self.recipe, what, self.stage)
+            return replace(found, bytes=label_bytes(rows, self.subject.tokenizer))
 
-def _calibration(
-    subject: Loaded,
-    name: str,
-    held: Sequence[Encoded],
-    texts: Sequence[Encoded],
-    recipe: Recipe,
-    reference: Reference,
-    stage: Stage,
-) -> list[Score]:
-    views: list[tuple[str, Side, Sequence[Encoded]]] = [
-        (name, "domain", held),
-        ("own_answers", "general", reference.sampled.rows),
-        ("reference", "general", texts),
-    ]
-    scores: list[Score] = []
-    for task, side, rows in views:
-        if rows:
-            found = predictions(
-                subject.model, rows, pad_id=subject.tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens,
-                progress=stage(f"calibration on {task.replace('_', ' ')}"),
-            )  # fmt: skip
-            scores += calibration_scores(found, task=task, side=side)
-    return scores
+        scores = code_length_scores(nll(self.held, f"{self.name} code length"), task=self.name, side="domain")
+        for kind, own in (("sampled", self.reference.sampled), ("greedy", self.reference.greedy)):
+            found = nll(own.rows, f"drift on {kind} answers")
+            scores.append(drift_score(found, own.initial, task=f"drift_{kind}"))
+        if self.texts:
+            scores += code_length_scores(nll(self.texts, "reference code length"), task="reference", side="general")
+        return scores
+
+    def calibration(self) -> list[Score]:
+        views: list[tuple[str, Side, Sequence[Encoded]]] = [
+            (self.name, "domain", self.held),
+            ("own_answers", "general", self.reference.sampled.rows),
+            ("reference", "general", self.texts),
+        ]
+        scores: list[Score] = []
+        for task, side, rows in views:
+            if rows:
+                progress = self.stage(f"calibration on {task.replace('_', ' ')}")
+                found = predictions(self.subject.model, rows, **_how(self.subject, self.recipe), progress=progress)
+                scores += calibration_scores(found, task=task, side=side)
+        return scores
 
 
 def probe(
@@ -253,14 +246,14 @@ def probe(
     return {"domain_nll": sum(found.nll) / sum(found.tokens), "drift_bits_per_token": drift.value}
 
 
-def _nll(
-    model: Any, tokenizer: Any, rows: Sequence[Encoded], recipe: Recipe, progress: Progress | None, what: str
-) -> SequenceNLL:
-    found = sequence_nll(
-        model, rows, pad_id=tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens, progress=progress
-    )
+def _nll(subject: Loaded, rows: Sequence[Encoded], recipe: Recipe, what: str, stage: Stage = silent) -> SequenceNLL:
+    found = sequence_nll(subject.model, rows, **_how(subject, recipe), progress=stage(what))
     check_rows(found.nll, what)
     return found
+
+
+def _how(subject: Loaded, recipe: Recipe) -> dict[str, int]:
+    return {"pad_id": subject.tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
 
 
 def _smaller(recipe: Recipe) -> str:
