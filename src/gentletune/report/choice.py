@@ -60,10 +60,20 @@ class Choice:
         """Domain changes from the base model, one family."""
         return from_initial(self.settings, self.domain, self.readings(self.domain))
 
+    def cost(self, i: int) -> Change | None:
+        """The general change from the base model, by itself; None where a score is missing."""
+        if i not in self._costs:
+            self._costs[i] = self._general_changes([i])[i]
+        return self._costs[i]
+
     @cached_property
-    def costs(self) -> list[Change | None]:
-        """General changes from the base model."""
-        return from_initial(self.settings, self.general, self.readings(self.general))
+    def _costs(self) -> dict[int, Change | None]:
+        return {}
+
+    def _general_changes(self, among: Sequence[int], null: float = 0.0) -> list[Change | None]:
+        """The general changes of these settings by place, one family; None for others."""
+        mine = [reading if i in among else None for i, reading in enumerate(self.readings(self.general))]
+        return from_initial(self.settings, self.general, mine, null=null)
 
     @cached_property
     def gained(self) -> list[int]:
@@ -112,7 +122,7 @@ class Choice:
 
     def kept(self, i: int) -> float:
         """General skill kept, by the estimate: its change, or the score where the base model's is not known."""
-        cost = self.costs[i]
+        cost = self.cost(i)
         return self.level(self.general, i) if cost is None else oriented(self.general, cost)[0]
 
     def level(self, axis: Axis, i: int) -> float:
@@ -153,7 +163,7 @@ class Choice:
 
     def interval(self, i: int) -> tuple[float, float, float] | None:
         """The general change with its interval, oriented; None where something of it is unknown."""
-        cost = self.costs[i]
+        cost = self.cost(i)
         return None if cost is None or cost.low is None else oriented(self.general, cost)
 
     @cached_property
@@ -161,8 +171,7 @@ class Choice:
         """For each that gained, the one-sided p-value of having lost `RULED_OUT` margins or more, by Holm."""
         bound = -RULED_OUT * self.margin
         null = bound if self.general.higher_is_better else -bound
-        mine = [reading if i in self.gained else None for i, reading in enumerate(self.readings(self.general))]
-        changes = from_initial(self.settings, self.general, mine, null=null)
+        changes = self._general_changes(self.gained, null)
         known = {i: c for i in self.gained if (c := changes[i]) is not None and c.p is not None}
         ps = [_one_sided(c.p or 0.0, oriented(self.general, c)[0] > bound) for c in known.values()]
         return dict.fromkeys(self.gained, 1.0) | dict(zip(known, adjusted(ps), strict=True))
@@ -195,7 +204,7 @@ class Choice:
             self.index(i),
             self.name(i),
             self.gains[i],
-            self.costs[i],
+            self.cost(i),
             claim,
             self.more_items(i) if claim == "no_loss_seen" else None,
             math.fsum(times) / len(times) / 60 if times else None,
@@ -210,7 +219,7 @@ class Choice:
 
         More items make smaller only what of the variance is theirs; None where the rest alone is too much.
         """
-        cost, found = self.costs[i], self.interval(i)
+        cost, found = self.cost(i), self.interval(i)
         if cost is None or found is None:
             return None
         value, low, high = found
@@ -219,29 +228,18 @@ class Choice:
         return math.ceil(cost.n * ((1 - cost.seed_share) / left - 1)) if left > 1e-3 else None
 
     def exchange(self) -> tuple[Step, ...]:
-        """The steps from the base model along the front of the point estimates, where that is better on the domain.
-
-        Where the base model's score is not known, the first step is from the front's least domain score.
-        """
-        start = self._base(self.domain)
-        ahead = [i for i, _ in enumerate(self.settings) if start is None or self.level(self.domain, i) > start]
-        points = [(self.level(self.domain, i), self.level(self.general, i)) for i in ahead]
-        front = [ahead[k] for k in pareto_front(points)]
+        """The steps from the base model along the front of what gained on the domain, by the point estimates."""
+        points = [(self.level(self.domain, i), self.level(self.general, i)) for i in self.gained]
+        front = [self.gained[k] for k in pareto_front(points)]
         pairs = list(zip(front[1:], front, strict=False))
         domain, general = (between(self.readings(axis), pairs) for axis in (self.domain, self.general))
-        first = [] if start is None else front[:1]
         return (
-            *(Step(BASE, self.name(i), self.gains[i], self.costs[i], None, self.index(i)) for i in first),
+            *(Step(BASE, self.name(i), self.gains[i], self.cost(i), None, self.index(i)) for i in front[:1]),
             *(
                 Step(self.name(a), self.name(b), gain, cost, self.index(a), self.index(b))
                 for (b, a), gain, cost in zip(pairs, domain, general, strict=True)
             ),
         )
-
-    def _base(self, axis: Axis) -> float | None:
-        """The base model's score, larger is better."""
-        found = next((r for s in self.settings if (r := s.reading(axis, initial=True)) is not None), None)
-        return None if found is None else found.point.value * (1 if axis.higher_is_better else -1)
 
     def why_not(self, i: int) -> ExcludedReason:
         """Why a setting is not the safe choice."""

@@ -106,7 +106,7 @@ def _excluded(choice: Choice, i: int) -> Excluded:
     reason = choice.why_not(i)
     facts = {
         "domain": choice.gains[i],
-        "general": choice.costs[i],
+        "general": choice.cost(i) if i in choice.claims else None,
         "distance": choice.general.is_distance,
         "ruled_out": RULED_OUT * choice.margin,
         "best": choice.name(choice.best[0]) if choice.best else "",

@@ -64,5 +64,5 @@ def _alpha(choice: Choice) -> float | None:
         half = math.floor(10 * min(tried) / 2) / 10
         return half if half >= _LEAST else None
     i = choice.least_harmful
-    lost = -choice.kept(i) if i is not None and choice.costs[i] is not None else 0.0
+    lost = -choice.kept(i) if i is not None and choice.cost(i) is not None else 0.0
     return min(max(math.floor(10 * choice.margin / lost + 1e-9) / 10, _LEAST), _MOST) if lost > 0 else None
