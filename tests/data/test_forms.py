@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from gentletune import Recipe
+from gentletune import Recipe, evaluate
 from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.data import encode_row, load_data
 from gentletune.data.templates import trl_templates
-from tests.conftest import CHATML, make_tokenizer
+from tests.conftest import CHATML, make_model, make_tokenizer
 from tests.data.chats import chat, spans
+from tests.helpers import tiny_recipe
 
 BMI = {"type": "function", "function": {"name": "bmi", "parameters": {"type": "object", "properties": {}}}}
 CALL = {"name": "bmi", "arguments": {"kg": 70}}
@@ -129,7 +130,10 @@ def test_a_form_is_told_by_its_columns(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / "mine.jsonl", [numbered(row, i) for i in range(10)])
     found = load_data(Recipe(data=file))
     assert (found.name, found.recognised) == ("mine", f"{file}: 10 rows {called}")
-    assert sorted([*found.train, *found.test], key=str) == sorted((numbered(meant, i) for i in range(10)), key=str)
+    rows = [dict(row) for row in [*found.train, *found.test]]
+    own = name in ("pair", "text") or "messages" in meant  # the rest has a question and an answer that nothing parts
+    assert {row.pop("joint", "") for row in rows} == {"" if own else "\n"}
+    assert sorted(rows, key=str) == sorted((numbered(meant, i) for i in range(10)), key=str)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +220,20 @@ def test_what_stands_in_a_prompt_is_no_label() -> None:
     assert spans(encode_row(whole, tokenizer), tokenizer) == ["Hello<|im_end|>", "22.9<|im_end|>"]
     assert spans(encode_row(asked, tokenizer), tokenizer) == ["22.9<|im_end|>"]
     assert encode_row(asked, tokenizer).input_ids == encode_row(whole, tokenizer).input_ids
+
+
+def test_without_a_template_a_line_end_parts_question_and_answer(tmp_path: Path) -> None:
+    plain, file = (
+        make_tokenizer(None),
+        write(tmp_path / "mine.jsonl", [numbered(FORMS["alpaca"][0], i) for i in range(9)]),
+    )
+    make_model(len(plain)).save_pretrained(tmp_path / "model")
+    plain.save_pretrained(tmp_path / "model")
+    recipe = tiny_recipe(tmp_path / "model", tmp_path, data=file, tasks=())
+    (held,) = load_data(recipe).test
+    assert plain.decode(encode_row(held, plain).input_ids) == f"{held['prompt']}\n{held['completion']}<|im_end|>"
+    (sample,) = evaluate(recipe, str(tmp_path / "model")).samples
+    assert sample["prompt"] == f"{held['prompt']}\n"
 
 
 def test_calls_in_sharegpts_form_are_labels(tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def encode_row(row: Row, tokenizer: Any) -> Encoded:
 
     `messages`, and `prompt`/`completion` where the tokenizer has a chat template, are rendered by it (with the row's
     `tools`, if any), and what the assistant says up to and including the end of its turn is the label. Without a
-    template the completion is appended to the prompt, followed by the end token. In `text` every token is a label.
-    Of `messages`, the first `given` are the prompt, and no labels.
+    template the completion is appended to the prompt (and the row's `joint`), followed by the end token. In `text`
+    every token is a label. Of `messages`, the first `given` are the prompt, and no labels.
     """
     if "messages" in row:
         if not tokenizer.chat_template:
@@ -92,7 +92,7 @@ def encode_row(row: Row, tokenizer: Any) -> Encoded:
         return Encoded(ids, list(ids))
     if tokenizer.chat_template:
         return _encode_chat(as_messages(row["prompt"], row["completion"]), tokenizer, row.get("tools"))
-    prompt = encode_prompt(row["prompt"], tokenizer)
+    prompt = encode_prompt(row["prompt"] + row.get("joint", ""), tokenizer)
     completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
     completion = [*_without_ends(completion, end), end]
     return Encoded(prompt + completion, [IGNORE] * len(prompt) + completion)

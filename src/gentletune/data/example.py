@@ -49,7 +49,8 @@ class Example:
 
     `answer` or `constraints` say how a response is judged (neither: the row is for training only);
     `group` names what examples share (a patient note), so that a split never puts it on both sides. `chat` holds the
-    messages up to the answer where they are more than the prompt, with the `tools` they may call.
+    messages up to the answer where they are more than the prompt, with the `tools` they may call. `joint` parts prompt
+    and answer for models without a chat template.
     """
 
     prompt: str
@@ -60,6 +61,7 @@ class Example:
     category: str = ""
     chat: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    joint: str = ""
 
     def row(self) -> dict[str, Any]:
         """The example as a `prompt`/`completion` row."""

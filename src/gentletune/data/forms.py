@@ -34,6 +34,7 @@ class _Form:
     """A form: of each of `needs` one spelling is there, of each of `may` at most one.
 
     `make(values, place)` makes the shaped row from the values of `needs` and `may`, each with its column's name.
+    `joint` stands between a prompt and its completion for models without a chat template.
     """
 
     name: str
@@ -41,6 +42,7 @@ class _Form:
     needs: tuple[tuple[str, ...], ...]
     may: tuple[tuple[str, ...], ...]
     make: Callable[[list[tuple[str, Any]], str], Row]
+    joint: str = ""
 
     @staticmethod
     def columns(given: Iterable[str], wanted: tuple[tuple[str, ...], ...]) -> list[str]:
@@ -70,7 +72,8 @@ def shaped_rows(rows: Sequence[Row], where: str) -> Found:
                 f"{place}: columns {', '.join(row)}, a row {other.name}; the first row is one {form.name}, "
                 f"with {', '.join(needed)}"
             )
-        made.append(form.make([(column, row.get(column) if column else None) for column in columns], place))
+        one = form.make([(column, row.get(column) if column else None) for column in columns], place)
+        made.append(one | ({"joint": form.joint} if form.joint and "prompt" in one else {}))
     used = [column for column in every if column in columns]
     unused = [column for column in every if column not in used]
     calls = any(row.get("tools") or any(m.get("tool_calls") for m in row.get("messages", ())) for row in made)
@@ -176,11 +179,11 @@ _FORMS = (
     _Form("in ShareGPT's form", "messages", (("conversations", "conversation"),), (_TOOLS, ("system",)), _sharegpt),
     _Form(
         "in Alpaca's form", "prompt_completion",
-        (("instruction",), ("output", *_ANSWER)), (("input", "context"),), _alpaca,
+        (("instruction",), ("output", *_ANSWER)), (("input", "context"),), _alpaca, "\n",
     ),
     _Form("of prompts with completions", "prompt_completion", (("prompt",), ("completion",)), (_TOOLS, ()), _pair),
-    _Form("of questions with answers", "prompt_completion", (_QUESTION, _ANSWER), ((), ("context",)), _pair),
-    _Form("of texts with labels", "prompt_completion", (("text",), ("label",)), ((), ()), _pair),
+    _Form("of questions with answers", "prompt_completion", (_QUESTION, _ANSWER), ((), ("context",)), _pair, "\n"),
+    _Form("of texts with labels", "prompt_completion", (("text",), ("label",)), ((), ()), _pair, "\n"),
     _Form("of plain text", "text", (("text", "paragraph", "line"),), (), _plain),
 )  # fmt: skip
 

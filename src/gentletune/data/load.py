@@ -198,6 +198,7 @@ def _example(row: Row, scoring: Scoring) -> Example:
         group=_key(row),
         chat=() if alone else tuple(before),
         tools=tuple(row.get("tools", ())),
+        joint=row.get("joint", ""),
     )
 
 

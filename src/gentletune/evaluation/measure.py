@@ -170,6 +170,8 @@ def measure(
 def _domain_task(data: DomainData, kept: Sequence[int], tokenizer: Any, recipe: Recipe) -> EvalTask:
     """The held-out rows with an answer to judge; chats of more than a question come as the tokenizer renders them."""
     examples = [data.examples[i] for i in kept]
+    if not tokenizer.chat_template:
+        examples = [replace(example, prompt=example.prompt + example.joint) for example in examples]
     chats = any(example.chat for example in examples)
     if chats:
         prompts = [render_prompt(e.chat or as_messages(e.prompt), tokenizer, e.tools) for e in examples]
