@@ -107,12 +107,12 @@ def killed_at_removal(patch: pytest.MonkeyPatch) -> None:
     """A kill comes where checkpoints are about to be deleted."""
 
     def stop(path: Path, *args: Any, **kwargs: Any) -> None:
-        if path.name == "checkpoints":
+        if Path(path).name == "checkpoints":
             raise KeyboardInterrupt
         plain(path, *args, **kwargs)
 
     plain: Callable[..., None] = shutil.rmtree
-    patch.setattr(run_module, "shutil", SimpleNamespace(rmtree=stop))
+    patch.setattr(shutil, "rmtree", stop)
 
 
 def test_a_kill_while_a_start_is_forgotten(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

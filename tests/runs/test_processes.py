@@ -21,7 +21,7 @@ from gentletune.training.trainer import GentleTrainer
 from tests.cli.test_cli import SMALL, refused, run
 from tests.helpers import tiny_recipe, tiny_study
 
-fit_module = importlib.import_module("gentletune.training.fit")
+fit_module = importlib.import_module("gentletune.training.trainer")
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_wise_ft_takes_the_weights_of_a_plain_run(tiny_dir: Path, tmp_path: Path
 
 def test_flow_weights_come_from_the_initial_model(tiny_dir: Path, tmp_path: Path) -> None:
     inputs = gentletune.runs.run.Inputs(tiny_recipe(tiny_dir, tmp_path, method="flow"))
-    weights = gentletune.runs.run.sequence_weights_of(inputs)
+    weights = inputs.sequence_weights()
     assert weights is not None
     model = inputs.base.model
     means = []

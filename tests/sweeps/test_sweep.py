@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import gentletune.evaluation.measure
 import gentletune.runs.inputs
 import gentletune.runs.run
 from gentletune import UserError, sweep
-from gentletune.core.records import read_record, write_record
+from gentletune.cli import main
+from gentletune.core.records import load_records, read_record, write_record
 from tests.helpers import comparable, tiny_study
 
 NAMES = ["sft-lr0.001", "sft-lr0.01", "talr-lr0.001", "talr-lr0.01", "wise_ft_alpha=0.25_-lr0.001"]
@@ -38,12 +41,11 @@ def test_what_trials_have_in_common_is_done_once(
 
         monkeypatch.setattr(module, name, wrapper)
 
-    for name in ("load_data", "encode_rows"):
+    for name in ("load_data", "encode_rows", "sequence_nll"):
         counted(gentletune.runs.inputs, name)
     for name in ("load_tokenizer", "model_hash", "load_model"):
         counted(gentletune.lm.loaded, name)
-    for name in ("fit", "sequence_nll"):
-        counted(gentletune.runs.run, name)
+    counted(gentletune.runs.run, "fit")
     counted(gentletune.evaluation.measure, "generate")
     study = tiny_study(tiny_dir)
     study["axes"]["method"] = ["sft", "flow"]
@@ -55,7 +57,7 @@ def test_what_trials_have_in_common_is_done_once(
     assert counts["load_data"] == counts["load_tokenizer"] == 1
     assert counts["encode_rows"] == 2
     assert counts["model_hash"] == 1 + 5  # the initial model, and each tuned one
-    assert counts["load_model"] == 5  # a copy to train, or to average with
+    assert counts["load_model"] == 5 + 1  # a copy to train, or to average with; and what another trial has trained
     assert records[0].initial_scores == records[4].initial_scores
 
 
@@ -83,6 +85,24 @@ def test_a_crash_is_recorded_and_does_not_stop_the_others(
     assert [r.status for r in again] == ["complete"] * 5
     assert again[1:4] == records[1:4]
     assert {name: (output / name / "record.json").stat().st_mtime_ns for name in NAMES[1:4]} == done
+
+
+def test_failed_trials_are_counted_in_the_exit_code(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = tiny_study(tiny_dir, axes={"model": [str(tiny_dir), "/no/such/model"]}, also=[])
+    study["base"] = {k: list(v) if isinstance(v, tuple) else v for k, v in study["base"].items() if v is not None}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study))
+    call = ["gentletune", "sweep", "-c", str(file), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", call)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    *_, complete, failed = capfd.readouterr().err.splitlines()
+    assert complete == f"gentletune: 1 of 2 trials complete under {tmp_path / 'out'}"
+    assert failed.startswith("gentletune: 1 of 2 trials failed, the first sft at 1e-05: no such model directory")
+    assert [record.status for record in load_records([tmp_path / "out"])] == ["failed", "complete"]
 
 
 def test_bad_input_of_the_first_trial_stops_the_study_and_of_a_later_one_does_not(

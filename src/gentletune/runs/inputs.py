@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 
-from gentletune.core.cache import Shared, digest
-from gentletune.core.errors import UserError
+from gentletune.core.cache import Shared, cache_root, cached_json, digest
+from gentletune.core.errors import UserError, memory_errors
+from gentletune.core.locks import locked
 from gentletune.core.recipe import Processes, Recipe
+from gentletune.core.records import RunRecord
 from gentletune.data import DomainData, EncodedRows, encode_rows, load_data
+from gentletune.evaluation.code_length import sequence_nll
+from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import code_walls, resolve_tasks
 from gentletune.evaluation.measure import content_hashes
 from gentletune.lm.loaded import Loaded
@@ -17,6 +23,9 @@ from gentletune.methods import Method, parse_method, training_part
 
 _DATA = ("data", "data_path", "data_split", "data_config", "test_path", "test_rows", "train_rows", "cot", "seed",
          "domain_metric")  # fmt: skip
+# Recipe keys that only say where something lies: its content is in the record's hashes or in the directory's identity.
+_BY_CONTENT = frozenset({"model", "data_path", "test_path", "reference_path", "tasks", "task_data", "chat_template",
+                         "date", "processes"})  # fmt: skip
 
 
 class Inputs:
@@ -71,6 +80,60 @@ class Inputs:
         fields.pop("processes", None)
         ranks = {"processes": self.processes} if self.processes > 1 else {}
         return fields | ranks | {k: v for k, v in self.hashes.items() if k != "test"}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the files of a run directory are made from."""
+        return {"identity": self.identity, "method": self.method.label}
+
+    def gave(self, record: RunRecord) -> bool:
+        """Whether the record is complete, and has the scores the recipe would give now; of files the content counts."""
+
+        def settings(recipe: Recipe) -> dict[str, Any]:
+            return {name: value for name, value in recipe.result_fields().items() if name not in _BY_CONTENT}
+
+        same_content = record.status == "complete" and record.hashes == self.record_hashes
+        return same_content and settings(Recipe.parse(record.recipe)) == settings(self.recipe)
+
+    @property
+    def data_figures(self) -> dict[str, Any]:
+        """What a record says of the data."""
+        data = self.data
+        return {
+            "name": data.name,
+            "train": self.train.counts,
+            "test": self.test.counts,
+            "dropped_leaked": data.leaked,
+            **({"recognised": data.recognised, "scored": data.scored} if data.recognised else {}),
+            "label_tokens": sum(row.label_count for row in self.train.rows),
+        }
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Parallel trials wait here for the one that computes what they all need of the base model."""
+        with ExitStack() as stack:
+            with suppress(UserError):  # the cache may never be the reason that a run fails
+                stack.enter_context(locked(cache_root() / "locks" / self.base.hash[:16]))
+            yield
+
+    def sequence_weights(self) -> list[float] | None:
+        """The method's weights of the training rows, from their NLL under the base model, computed once and cached."""
+        if self.method.sequence_weights is None:
+            return None
+        name, tokens = self.recipe.model, self.recipe.eval_batch_tokens
+        what, mend = "in the weights of the training rows", f"lower eval_batch_tokens (now {tokens})"
+
+        def compute() -> list[float]:
+            pad_id = self.base.tokenizer.pad_token_id
+            with of_model(f"the initial model {name}"), memory_errors(what, mend):
+                found = sequence_nll(self.base.model, self.train.rows, pad_id=pad_id, batch_tokens=tokens)
+                check_rows(found.nll, "training")
+            return found.means
+
+        with self.alone():
+            means = cached_json("sequence_nll", [self.base.hash, self.data.train_hash, self.train.kept], compute)
+        weights: list[float] = self.method.sequence_weights(torch.tensor(means, dtype=torch.float64)).tolist()
+        return weights
 
 
 def processes_here(wanted: Processes) -> int:

@@ -18,8 +18,9 @@ from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.lm.loaded import give_back_memory
 from gentletune.methods import parse_method
+from gentletune.runs.directory import RunDirectoryError, has_weights
 from gentletune.runs.inputs import Inputs
-from gentletune.runs.run import RunDirectoryError, has_weights, train_held
+from gentletune.runs.run import train_held
 from gentletune.sweeps.plan import Trial
 
 LOGS = ".logs"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gentletune import train
-from gentletune.runs.curves import LIMIT, read_curves, thinned
+from gentletune.runs.directory import LIMIT, read_curves, thinned
 from tests.helpers import tiny_recipe
 
 
