@@ -11,6 +11,7 @@ from rich.table import Table
 from gentletune.core.records import Score
 
 _RARE = 0.02  # answers cut off or unreadable up to this share are not told
+_MANY = 10  # categories, of which not each has a line of its own
 
 
 def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Score], title: str) -> None:
@@ -91,7 +92,12 @@ def _details(score: Score) -> list[str]:
             f"{score.task}: {found['leaked_notes']} notes stand in the training file too, "
             f"with {found['leaked_items']} questions ({done})"
         )
-    for name, cell in found.get("by_category", {}).items():
+    cells = sorted(found.get("by_category", {}).items(), key=lambda pair: pair[1]["value"])
+    if len(cells) > _MANY:
+        worst = ", ".join(f"{name} {cell['value']:.2f}" for name, cell in cells[:3])
+        lines.append(f"{score.task}, the lowest of {len(cells)} categories: {worst}")
+        cells = []
+    for name, cell in sorted(cells):
         error = "" if cell["stderr"] is None else f" ± {cell['stderr']:.4f}"
         lines.append(f"{score.task}, {name}: {cell['value']:.4f}{error} (n = {cell['n']})")
     for wanted, read in found.get("confusion", {}).items():

@@ -125,14 +125,15 @@ def test_answers_cut_off_are_counted_and_told(
 ) -> None:
     (result,) = evaluated(subject, "arithmetic", limit=3, max_gen_toks=4)
     assert result.scores[0].details["cut_off"] == 3
-    options = ["--tasks", "arithmetic,grammar", "--limit", "3", "--max-gen-toks", "5"]
+    options = ["--tasks", "arithmetic,grammar", "--limit", "30", "--max-gen-toks", "5"]
     monkeypatch.setattr(sys, "argv", ["gentletune", "evaluate", "--model", str(tiny_dir), *options])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
     said = " ".join(capsys.readouterr().out.split())
-    assert "arithmetic: 3 of 3 answers were cut off by the limit on tokens; raise max_gen_toks" in said
-    assert "grammar: 3 of 3" not in said
+    assert "arithmetic: 30 of 30 answers were cut off by the limit on tokens; raise max_gen_toks" in said
+    assert "grammar: 30 of 30" not in said
+    assert re.search(r"grammar, the lowest of 1\d categories: \w+", said)
 
 
 def test_an_interrupted_evaluation_still_knows_what_was_cut_off(
