@@ -424,7 +424,7 @@ def test_finished_runs_are_not_trained_again(
     trained.clear()
     fit(tiny_dir, output, seeds=[0, 1, 2])
     assert {seed for _, _, seed in trained} == {0, 2}  # more seeds may be added
-    with pytest.raises(UserError, match="holds another fit \\(different: every\\)"):
+    with pytest.raises(UserError, match="holds a run of another recipe \\(different: every\\)"):
         fit(tiny_dir, output, every=1)
     with pytest.raises(UserError, match="different: first_seed"):
         fit(tiny_dir, output, seeds=[1])
@@ -489,7 +489,7 @@ def test_bad_input_is_one_line(changes: dict[str, Any], message: str, tiny_dir: 
 
 def test_a_directory_of_others_is_left_alone(tiny_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no fit"):
+    with pytest.raises(UserError, match="is not empty and holds no run of gentletune"):
         fit(tiny_dir, tmp_path)
     with pytest.raises(UserError, match="give another --output"):
         fit(tiny_dir, tmp_path / "notes.txt")
@@ -533,6 +533,6 @@ def test_the_command_writes_its_files(
     output = tmp_path / "out"
     assert command(monkeypatch, "--model", str(tiny_dir), *flags.split(), "--output", str(output)) == 0
     assert {path.name for path in output.glob("tilting*")} == {
-        "tilting.json", "tilting.csv", "tilting.md", "tilting.png"
+        "tilting.csv", "tilting.md", "tilting.png"
     }  # fmt: skip
     assert "The target p₂" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
-from gentletune.core.locks import locked
+from gentletune.core.locks import holding
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.evaluation.harness import Stage
@@ -21,10 +21,10 @@ from gentletune.evaluation.measure import silent
 from gentletune.research.tilting.bench import Bench
 from gentletune.research.tilting.pages import write_tilting
 from gentletune.research.tilting.study import FollowedRun, KindOfData, Target, TiltingStudy, check_fit, kind_name
+from gentletune.runs.directory import STATE_FILE, check_directory
 from gentletune.runs.inputs import Inputs
 
 T = TypeVar("T")
-STATE_FILE = "tilting.json"  # what the files in the directory were made from
 RUNS = "runs"
 _VERSION = 2  # raise when kept figures would come out differently
 _PER_RUN = ("cot", "learning_rate", "seed")
@@ -75,21 +75,15 @@ def fit(
         else:
             kinds.append(inputs)
     settings = {"every": every, "general_positions": general_positions, "domain_positions": domain_positions}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with locked(output / ".lock", wait=False) as mine:
-            if not mine:
-                raise UserError(f"another process is at work in {output}; wait for it, or give another --output")
-            _claim(output, kinds, settings | {"rates": rates, "first_seed": seeds[0]})
-            found = []
-            for inputs in kinds:
-                bench = partial(Bench, inputs, shared, general_positions, domain_positions, stage)
-                target, runs = _kind(bench, inputs.recipe.cot, rates, seeds, every, output / RUNS, say)
-                found.append(KindOfData(inputs.recipe.cot, target, runs, budget))
-            study = TiltingStudy(recipe, tuple(rates), tuple(seeds), budget, tuple(found))
-            write_tilting(study, output)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"cannot write to {output} ({type(error).__name__}); give another --output") from error
+    with holding(output):
+        _claim(output, kinds, settings | {"rates": rates, "first_seed": seeds[0]})
+        found = []
+        for inputs in kinds:
+            bench = partial(Bench, inputs, shared, general_positions, domain_positions, stage)
+            target, runs = _kind(bench, inputs.recipe.cot, rates, seeds, every, output / RUNS, say)
+            found.append(KindOfData(inputs.recipe.cot, target, runs, budget))
+        study = TiltingStudy(recipe, tuple(rates), tuple(seeds), budget, tuple(found))
+        write_tilting(study, output)
     return study
 
 
@@ -120,23 +114,14 @@ def _kind(
 
 def _claim(output: Path, kinds: Sequence[Inputs], asked: dict[str, Any]) -> None:
     """Refuse a directory that holds anything else; write down what the figures kept in this one depend on."""
-    first, path = kinds[0], output / STATE_FILE
+    first = kinds[0]
     fields = {key: value for key, value in first.identity.items() if key not in (*_PER_RUN, "model", "train")}
     texts = {key: getattr(first.recipe, key) for key in ("general_prompts", "general_tokens")}
     hashes = {kind_name(inputs.recipe.cot): dict(inputs.hashes) for inputs in kinds}
-    state = json.loads(json.dumps({"version": _VERSION, **fields, **texts, **asked, "hashes": hashes}))
-    if path.exists():
-        was = _read(path, dict) or {}
-        changed = sorted(key for key in was.keys() | state.keys() if was.get(key) != state.get(key))
-        if changed:
-            raise UserError(
-                f"output {output} holds another fit (different: {', '.join(changed)}); "
-                "give another --output, or delete it"
-            )
-        return
-    if any(entry.name != ".lock" for entry in output.iterdir()):
-        raise UserError(f"output {output} is not empty and holds no fit of gentletune; give another directory")
-    write_json_atomic(path, state)
+    identity = {"fit": _VERSION, **fields, **texts, **asked, "hashes": hashes}
+    state = json.loads(json.dumps({"identity": identity}))
+    check_directory(output, state)
+    write_json_atomic(output / STATE_FILE, state)
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
