@@ -363,6 +363,24 @@ def test_settings_that_a_field_alone_tells_apart_are_named_by_it(
     assert "Settings that differ in precision alone are kept apart." in told(records, tmp_path, monkeypatch, capsys)
 
 
+def test_how_a_step_is_spread_over_processes_makes_no_setting_and_its_rows_do() -> None:
+    def spread(seed: int, batch: int, ranks: float) -> RunRecord:
+        recipe = {
+            "batch_size": batch,
+            "gradient_accumulation": 1,
+            "processes": "auto",
+            "gradient_checkpointing": seed == 1,
+        }
+        return items("sft", 1e-5, (90, 0), (1, 1), seed=seed, recipe=recipe, training={"processes": ranks})
+
+    together = recommend([spread(0, 8, 1), spread(1, 2, 4)])
+    assert (together.settings, together.apart) == (1, ())
+    apart = recommend([spread(0, 8, 1), spread(1, 8, 4)])
+    assert (apart.settings, apart.apart) == (2, ("rows_per_step",))
+    assert apart.safe is not None
+    assert apart.safe.name == "sft at learning rate 1e-5 (rows_per_step=8)"
+
+
 def test_a_win_among_many_must_be_a_larger_one() -> None:
     few = [items("sft", 1e-6, (60, 0), (1, 1)), items("talr", 1e-6, (72, 4), (1, 1))]
     assert names(recommend([items("sft", 1e-6, (8, 0), (1, 1))]))[0] == "sft 1e-6"

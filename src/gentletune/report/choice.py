@@ -173,7 +173,7 @@ class Choice:
         null = bound if self.general.higher_is_better else -bound
         changes = self._general_changes(self.gained, null)
         known = {i: c for i in self.gained if (c := changes[i]) is not None and c.p is not None}
-        ps = [_one_sided(c.p or 0.0, oriented(self.general, c)[0] > bound) for c in known.values()]
+        ps = [_one_sided(c, oriented(self.general, c)[0] > bound) for c in known.values()]
         return dict.fromkeys(self.gained, 1.0) | dict(zip(known, adjusted(ps), strict=True))
 
     def _caution(self, i: int) -> tuple[bool, bool, int, float, float, int]:
@@ -267,6 +267,11 @@ def oriented(axis: Axis, change: Change) -> tuple[float, float, float]:
     return (change.value, low, high) if axis.higher_is_better else (-change.value, -high, -low)
 
 
-def _one_sided(p: float, above: bool) -> float:
-    """The p-value against a true change at or below the null, from the two-sided one."""
-    return p / 2 if above else 1 - p / 2
+def _one_sided(change: Change, above: bool) -> float:
+    """The p-value against a true change at or below the null, from the two-sided one.
+
+    Of one seed it counts twice, since what another seed would change is in no error.
+    """
+    p = 1.0 if change.p is None else change.p
+    alone = 1 if change.seed_effect_known else 2
+    return min(alone * (p / 2 if above else 1 - p / 2), 1.0)

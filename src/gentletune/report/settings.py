@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gentletune.core.recipe import groups
 from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, Point, Verdict, is_distance
 from gentletune.report.numbers import rate
 from gentletune.stats import Change, Pool, Run, average, compare, mean_of, seed_pool, zero_of
 
-# Recipe fields in which two runs of one setting may differ: none changes what is compared but for chance.
-_APART = frozenset({
-    "seed", "output", "report_to", "log_every", "save_every", "keep_checkpoints", "probe_every", "probe_rows",
-})  # fmt: skip
+# Recipe fields in which runs of one setting may differ: the seed, and what changes neither weights nor scores.
+_FREE = frozenset({"seed", "gradient_checkpointing", "eval_batch_tokens", "allow_unsafe_code", *groups()["output"]})
+_SPREAD = frozenset({"batch_size", "gradient_accumulation", "processes"})  # how the rows of a step are spread
 _ASKED = ("general_prompts", "general_tokens", "general_rows", "limit")  # what decides the general items
 
 
@@ -155,8 +155,17 @@ def settings_of(records: Sequence[RunRecord], *axes: Axis) -> list[Setting]:
 
 
 def _rest(record: RunRecord) -> dict[str, Any]:
-    """What of the recipe makes a setting, beside method and rate."""
-    return {key: value for key, value in record.recipe.items() if key not in _APART}
+    """What of the recipe makes a setting, beside method and rate.
+
+    The rows of an optimiser step count, not how they are spread over processes and micro-batches. `precision` counts:
+    bf16 rounds what small rates add up, so its runs are named by it and are no seeds of the fp32 ones.
+    """
+    recipe = record.recipe
+    rest = {key: value for key, value in recipe.items() if key not in _FREE | _SPREAD}
+    if "batch_size" in recipe:
+        ranks = int(record.training.get("processes", 1))
+        rest["rows_per_step"] = recipe["batch_size"] * recipe.get("gradient_accumulation", 1) * ranks
+    return rest
 
 
 def plain_twin(setting: Setting, others: Sequence[Setting]) -> int | None:
