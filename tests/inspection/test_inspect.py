@@ -18,8 +18,9 @@ import torch
 from gentletune import Recipe, inspect
 from gentletune.core.errors import UserError
 from gentletune.data import encode_rows, load_data
-from gentletune.inspection import Source, inspect_rows, spool, token_statistics
+from gentletune.inspection import Source, inspect_rows, spool
 from gentletune.inspection.spool import file_columns, token_files
+from gentletune.lm.label_tokens import label_nll
 from gentletune.losses import batch_tau, effective_sample_size, talr_weights
 from tests.conftest import make_model
 
@@ -43,14 +44,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_streamed_figures_are_those_of_all_tokens_at_once(source: Source) -> None:
     found = inspect_rows(source, ROWS)
     encoded = encode_rows(ROWS, source.tokenizer, max_length=512).rows
-    whole = token_statistics(source.model, encoded, pad_id=source.tokenizer.pad_token_id)
-    assert (found.rows, found.tokens) == (whole.rows, whole.tokens)
-    assert found.mean_nll == pytest.approx(whole.mean_nll, rel=1e-5)
-    assert found.tau == pytest.approx(whole.tau, rel=1e-5)
-    assert found.hard_share == pytest.approx(whole.hard_share)
-    assert found.talr_ess_share == pytest.approx(whole.talr_ess_share, rel=1e-4)
-    for q, probability in whole.quantiles.items():
-        assert found.quantiles[q] == pytest.approx(probability, rel=2e-3)
+    by_row = label_nll(source.model, encoded, pad_id=source.tokenizer.pad_token_id)
+    nll, tau = torch.cat(by_row), batch_tau(torch.stack([row.mean() for row in by_row]))
+    probability = torch.exp(-nll)
+    assert (found.rows, found.tokens) == (len(encoded), len(nll))
+    assert found.mean_nll == pytest.approx(float(nll.mean()), rel=1e-5)
+    assert found.tau == pytest.approx(float(tau), rel=1e-5)
+    assert found.hard_share == pytest.approx({t: float((probability < t).double().mean()) for t in found.hard_share})
+    ess = effective_sample_size(talr_weights(nll, tau))
+    assert found.talr_ess_share == pytest.approx(float(ess) / len(nll), rel=1e-4)
+    for q, value in found.quantiles.items():
+        exact = float(probability.kthvalue(max(1, round(q * len(nll)))).values)
+        assert value == pytest.approx(exact, rel=2e-3)
     assert sum(found.histogram) == sum(found.decades) == found.tokens
     assert sum(g.tokens for g in found.classes) == sum(g.tokens for g in found.positions) == found.tokens
     assert found.positions[0].tokens == found.rows
@@ -166,7 +171,7 @@ def test_a_limit_of_rows_is_spread_over_the_recipes_own(tiny_dir: Path) -> None:
     found = inspect(recipe, rows=4, compare_cot=False, coloured=9, stage=told.append)
     assert found.rows == 4
     train = [str(row["completion"]) for row in load_data(recipe).train]
-    shown = ["".join(row.pieces).removesuffix("<|im_end|>") for row in found.coloured]
+    shown = ["".join(row.tokens["text"]).removesuffix("<|im_end|>") for row in found.coloured]
     assert [train.index(text) for text in shown] == sorted(train.index(text) for text in shown)
     assert told == [f"4 rows, CoT, under {tiny_dir}"]
 

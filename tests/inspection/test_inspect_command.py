@@ -57,7 +57,7 @@ def test_refusals_come_before_the_model(
     cases = {
         "is a directory; give a file to write": ["--html", str(tmp_path)],
         "two outputs go to one file": ["--csv", str(tmp_path / "a"), "--json", str(tmp_path / "a")],
-        "No such option: --treshold (Possible options: --threshold)": ["--treshold", "0.1"],
+        "No such option: --treshold (Possible options: ": ["--treshold", "0.1"],
         "thresholds must be probabilities": ["--threshold", "2"],
     }
     for message, arguments in cases.items():

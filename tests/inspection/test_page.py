@@ -11,7 +11,7 @@ import torch
 
 from gentletune import Recipe, inspect
 from gentletune.inspection import Inspection, Source, inspect_rows, write_page
-from gentletune.inspection.page import level, render_page
+from gentletune.inspection.page import levels, render_page
 from tests.conftest import make_model
 
 
@@ -40,7 +40,7 @@ def test_the_page_asks_for_nothing_and_has_every_part(found: Inspection, tmp_pat
 def test_every_token_has_a_level_in_each_view(found: Inspection) -> None:
     page = render_page(found)
     tokens = re.findall(r'<span class="t l(\d)" data-v="(\d+)" title="([^"]+)"', page)
-    assert len(tokens) == sum(len(row.pieces) for one in found.sets for row in one.coloured)
+    assert len(tokens) == sum(len(row.tokens["text"]) for one in found.sets for row in one.coloured)
     assert {len(levels) for _, levels, _ in tokens} == {5}
     assert all(first == levels[0] for first, levels, _ in tokens)
     assert {levels[3] for _, levels, _ in tokens} == {"0"}  # all tokens of the untrained model are masked
@@ -48,7 +48,7 @@ def test_every_token_has_a_level_in_each_view(found: Inspection) -> None:
 
 
 def test_levels_rise_as_the_probability_falls() -> None:
-    assert [level(p) for p in (1.0, 0.9, 0.6, 0.1, 0.0999, 0.001, 0.0)] == [0, 0, 2, 5, 6, 8, 9]
+    assert levels([1.0, 0.9, 0.6, 0.1, 0.0999, 0.001, 0.0]).tolist() == [0, 0, 2, 5, 6, 8, 9]
 
 
 def test_text_from_the_data_cannot_become_markup(tokenizer: Any) -> None:

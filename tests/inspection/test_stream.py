@@ -11,7 +11,6 @@ import torch
 from gentletune.core.errors import UserError
 from gentletune.data import encode_row
 from gentletune.inspection import stream
-from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.stream import Dropped, RowTokens, Source, row_tokens
 from gentletune.inspection.text import TokenText
 from gentletune.lm import label_tokens
@@ -44,6 +43,10 @@ def tokens(source: Source, rows: list[Any], dropped: Dropped | None = None) -> l
     return list(row_tokens(source, rows, dropped or Dropped()))
 
 
+def of(found: RowTokens, column: str) -> torch.Tensor:
+    return torch.from_numpy(found.tokens[column])
+
+
 def test_figures_are_those_of_whole_logits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_tokens, "_LOGITS", 3 * len(source.tokenizer))  # three tokens at a time
     for row, found in zip(ROWS, tokens(source, ROWS), strict=True):
@@ -54,14 +57,14 @@ def test_figures_are_those_of_whole_logits(source: Source, monkeypatch: pytest.M
         kept = labels != -100
         logits, labels = logits[kept], labels[kept]
         p = logits.softmax(-1)
-        assert found.token.tolist() == labels.tolist()
+        assert found.tokens["token_id"].tolist() == labels.tolist()
         same = torch.testing.assert_close
         at = p[torch.arange(len(labels)), labels]
-        same(torch.from_numpy(found.probability), at, rtol=1e-4, atol=1e-7)
-        same(torch.from_numpy(found.entropy), torch.distributions.Categorical(p).entropy(), rtol=1e-4, atol=1e-5)
-        same(torch.from_numpy(found.top_probability), p.max(-1).values, rtol=1e-4, atol=1e-7)
-        assert found.top.tolist() == p.argmax(-1).tolist()
-        same(torch.from_numpy(found.eaft), eaft_weights(logits, k=20).double(), rtol=1e-4, atol=1e-5)
+        same(of(found, "probability"), at, rtol=1e-4, atol=1e-7)
+        same(of(found, "entropy"), torch.distributions.Categorical(p).entropy(), rtol=1e-4, atol=1e-5)
+        same(of(found, "top_probability"), p.max(-1).values, rtol=1e-4, atol=1e-7)
+        assert found.tokens["top_token_id"].tolist() == p.argmax(-1).tolist()
+        same(of(found, "eaft_weight"), eaft_weights(logits, k=20).double(), rtol=1e-4, atol=1e-5)
 
 
 def test_rows_come_in_order_whatever_the_batches(source: Source) -> None:
@@ -70,18 +73,18 @@ def test_rows_come_in_order_whatever_the_batches(source: Source) -> None:
     assert [row.row for row in found] == list(range(1, len(many) + 1))
     whole = tokens(dataclasses.replace(source, batch_tokens=10_000), many)
     for a, b in zip(found, whole, strict=True):
-        assert a.pieces == b.pieces
-        torch.testing.assert_close(torch.from_numpy(a.nll), torch.from_numpy(b.nll), rtol=1e-4, atol=1e-5)
+        assert a.tokens["text"].tolist() == b.tokens["text"].tolist()
+        torch.testing.assert_close(of(a, "nll"), of(b, "nll"), rtol=1e-4, atol=1e-5)
 
 
 def test_pieces_are_the_decoded_answer_and_its_context(source: Source) -> None:
     for row, found in zip(ROWS, tokens(source, ROWS), strict=True):
-        assert "".join(found.pieces) == f"{row['completion']}<|im_end|>"
+        assert "".join(found.tokens["text"]) == f"{row['completion']}<|im_end|>"
         assert found.before == [f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"]
-        assert found.position.tolist() == list(range(1, len(found.pieces) + 1))
-        assert found.top_text == [source.text.single(int(i)) for i in found.top]
-        assert CLASSES[found.kind[0]] == "first"
-        assert CLASSES[found.kind[-1]] == "special"
+        assert found.tokens["position"].tolist() == list(range(1, len(found.tokens["text"]) + 1))
+        assert found.tokens["top_text"].tolist() == [source.text.single(i) for i in found.tokens["top_token_id"]]
+        assert found.tokens["class"][0] == "first"
+        assert found.tokens["class"][-1] == "special"
 
 
 def test_an_emoji_split_over_tokens_is_told_where_it_ends(source: Source) -> None:
@@ -97,17 +100,17 @@ def test_an_emoji_split_over_tokens_is_told_where_it_ends(source: Source) -> Non
 
 def test_each_answer_of_a_chat_begins_anew(source: Source) -> None:
     (found,) = tokens(source, [CHAT])
-    starts = [i for i, position in enumerate(found.position) if position == 1]
+    starts = [i for i, position in enumerate(found.tokens["position"]) if position == 1]
     assert len(starts) == 2
-    assert [CLASSES[found.kind[i]] for i in starts] == ["first", "first"]
-    assert "".join(found.pieces[: starts[1]]) == "1<|im_end|>"
+    assert found.tokens["class"][starts].tolist() == ["first", "first"]
+    assert "".join(found.tokens["text"][: starts[1]]) == "1<|im_end|>"
     assert found.before[1] == "\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_text_row_has_no_first_token(source: Source) -> None:
     (found,) = tokens(source, [{"text": "The dose is 5 mg."}])
-    assert "first" not in {CLASSES[i] for i in found.kind}
-    assert {CLASSES[i] for i in found.kind} >= {"number", "unit"}
+    assert "first" not in set(found.tokens["class"])
+    assert set(found.tokens["class"]) >= {"number", "unit"}
 
 
 def test_what_is_left_out_is_counted(source: Source) -> None:

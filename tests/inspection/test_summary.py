@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from gentletune.inspection.summary import Groups, Histogram, NLLGrid, position_names
-from gentletune.inspection.weights import WeightTotals, method_columns, method_weights
+from gentletune.inspection.summary import DECADES, LINEAR_EDGES, Totals
+from gentletune.inspection.weights import Tokens, method_columns, method_weights
 from gentletune.losses import effective_sample_size, talr_weights
+
+
+def frame(nll: Any, *, kind: Any = "word", position: Any = 1, eaft: Any = 0.5) -> Tokens:
+    nll = np.asarray(nll, dtype=float)
+    columns = {"nll": nll, "probability": np.exp(-nll), "class": kind, "position": position, "eaft_weight": eaft}
+    return {name: np.broadcast_to(values, len(nll)) for name, values in columns.items()}
+
+
+def cut(tokens: Tokens, *parts: slice) -> list[Tokens]:
+    return [{name: values[part] for name, values in tokens.items()} for part in parts]
+
+
+def added(*frames: Tokens, thresholds: tuple[float, ...] = (0.1, 0.5), tau: float = 1.3) -> dict[str, Any]:
+    totals = Totals(thresholds)
+    for tokens in frames:
+        totals.add(tokens, method_weights(tokens, tau))
+    return totals.result()
 
 
 @pytest.fixture
@@ -16,77 +35,68 @@ def nll() -> np.ndarray:
     return np.random.default_rng(0).gamma(0.5, 3.0, size=4001)
 
 
-def grid(*values: float) -> NLLGrid:
-    made = NLLGrid()
-    made.add(np.array(values))
-    return made
-
-
-@pytest.mark.parametrize("q", [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
-def test_quantiles_are_nearest_rank_to_a_thousandth(nll: np.ndarray, q: float) -> None:
-    made = NLLGrid()
-    for part in np.array_split(nll, 17):
-        made.add(part)
-    exact = np.sort(np.exp(-nll))[max(1, round(q * len(nll))) - 1]
-    assert made.quantile(q) == pytest.approx(exact, rel=1e-3)
+def test_quantiles_are_nearest_rank_to_a_thousandth(nll: np.ndarray) -> None:
+    found = added(*map(frame, np.array_split(nll, 17)))["quantiles"]
+    assert list(found) == [0.05, 0.25, 0.5, 0.75, 0.95]
+    for q, probability in found.items():
+        exact = np.sort(np.exp(-nll))[max(1, round(q * len(nll))) - 1]
+        assert probability == pytest.approx(exact, rel=1e-3)
 
 
 def test_quantiles_of_one_token_ties_and_extremes() -> None:
-    assert grid(1.0).quantile(0.5) == pytest.approx(np.exp(-1.0), rel=1e-12)
-    assert grid(*[0.3] * 9).quantile(0.05) == pytest.approx(np.exp(-0.3), rel=1e-12)
-    assert grid(0.0, 0.0).quantile(0.95) == 1.0
-    assert grid(100.0, 100.0).quantile(0.5) == pytest.approx(np.exp(-100.0), rel=1e-9)  # beyond the grid
+    assert added(frame([1.0]))["quantiles"][0.5] == pytest.approx(np.exp(-1.0), rel=1e-12)
+    assert added(frame([0.3] * 9))["quantiles"][0.05] == pytest.approx(np.exp(-0.3), rel=1e-12)
+    assert added(frame([0.0, 0.0]))["quantiles"][0.95] == 1.0
+    # beyond the grid
+    assert added(frame([100.0, 100.0]))["quantiles"][0.5] == pytest.approx(np.exp(-100.0), rel=1e-9)
 
 
-def test_histograms_hold_their_edges() -> None:
-    made = Histogram([0.0, 0.1, 0.5, 1.0])
-    made.add(np.array([0.0, 0.1, 0.49, 0.5, 1.0]))
-    made.add(np.array([]))
-    assert made.result() == (1, 2, 2)
+def test_histograms_hold_their_edges(nll: np.ndarray) -> None:
+    edges = frame([1e3, np.log(2), np.log(2), 0.0]) | {"probability": np.array([0.0, 0.5, 0.5, 1.0])}
+    found = added(*cut(edges, slice(2), slice(2, 4)))
+    assert found["histogram"] == (1, *[0] * 9, 2, *[0] * 8, 1)
+    assert found["decades"] == (1, *[0] * 6, 3)
+    found = added(*map(frame, np.array_split(nll, 5)))
+    assert found["histogram"] == tuple(np.histogram(np.exp(-nll), LINEAR_EDGES)[0])
+    assert found["decades"] == tuple(np.histogram(np.exp(-nll), DECADES)[0])
 
 
 def test_groups_count_and_leave_out_the_empty() -> None:
-    made = Groups(["a", "b", "c"], [0.1, 0.5])
-    made.add(np.array([0, 2, 2]), np.array([1.0, 2.0, 4.0]), np.array([0.05, 0.2, 0.1]))
-    first, last = made.result()
-    assert (first.name, first.tokens, first.mean_nll, first.hard_share) == ("a", 1, 1.0, {0.1: 1.0, 0.5: 1.0})
-    assert (last.name, last.tokens, last.mean_nll, last.hard_share) == ("c", 2, 3.0, {0.1: 0.0, 0.5: 1.0})
+    first = frame([-np.log(0.05), 2.0], kind=["first", "unit"], position=[1, 513])
+    last = frame([4.0, 0.25], kind=["unit", "unit"], position=[600, 3])
+    found = added(first, last)
+    one, two = found["classes"]
+    assert (one.name, one.tokens, one.mean_nll) == ("first", 1, pytest.approx(-np.log(0.05)))
+    assert one.hard_share == {0.1: 1.0, 0.5: 1.0}
+    assert (two.name, two.tokens, two.mean_nll) == ("unit", 3, pytest.approx(6.25 / 3))
+    assert two.hard_share == {0.1: pytest.approx(1 / 3), 0.5: pytest.approx(2 / 3)}
+    assert [(g.name, g.tokens) for g in found["positions"]] == [("1", 1), ("3–4", 1), ("513+", 2)]
+    assert (found["tokens"], found["hard_share"][0.1]) == (4, 0.5)
 
 
 def test_positions_are_named_by_their_bins() -> None:
-    assert position_names() == (
-        "1",
-        "2",
-        "3–4",
-        "5–8",
-        "9–16",
-        "17–32",
-        "33–64",
-        "65–128",
-        "129–256",
-        "257–512",
-        "513+",
-    )
+    places = [1, 2, 4, 5, 16, 17, 64, 65, 256, 257, 9999]
+    assert [g.name for g in added(frame([1.0] * 11, position=places))["positions"]] == [
+        "1", "2", "3–4", "5–8", "9–16", "17–32", "33–64", "65–128", "129–256", "257–512", "513+",
+    ]  # fmt: skip
 
 
 def test_weight_totals_are_those_of_all_weights(nll: np.ndarray) -> None:
-    eaft = np.random.default_rng(1).random(len(nll))
-    weights = method_weights(nll, eaft, tau=1.3)
+    tokens = frame(nll, eaft=np.random.default_rng(1).random(len(nll)))
+    weights = method_weights(tokens, 1.3)
     assert list(weights) == method_columns() == ["sft", "dft", "eaft", "mask", "talr"]
+    found = added(*cut(tokens, *(slice(i, None, 9) for i in range(9))))["weights"]
     hard = np.exp(-nll) < 0.1
-    for method, values in weights.items():
-        totals = WeightTotals(method)
-        for part, marks in zip(np.array_split(values, 9), np.array_split(hard, 9), strict=True):
-            totals.add(part, marks)
-        found = totals.result()
-        assert found.mean == pytest.approx(values.mean())
-        assert found.hard_share == pytest.approx(values[hard].sum() / values.sum())
-        ess = float(effective_sample_size(torch.from_numpy(values)))
-        assert found.ess_share == pytest.approx(ess / len(nll))
+    for total, (method, values) in zip(found, weights.items(), strict=True):
+        assert total.method == method
+        assert total.mean == pytest.approx(values.mean())
+        assert total.hard_share == pytest.approx(values[hard].sum() / values.sum())
+        ess = float(effective_sample_size(torch.tensor(values)))
+        assert total.ess_share == pytest.approx(ess / len(nll))
 
 
 def test_the_methods_weights_are_the_losses_own(nll: np.ndarray) -> None:
-    weights = method_weights(nll, np.full(len(nll), 0.25), tau=0.7)
+    weights = method_weights(frame(nll, eaft=0.25), tau=0.7)
     assert np.array_equal(weights["talr"], talr_weights(torch.from_numpy(nll), 0.7).numpy())
     assert np.allclose(weights["dft"], np.exp(-nll))
     assert np.array_equal(weights["mask"], (np.exp(-nll) > 0.1).astype(float))
@@ -95,7 +105,6 @@ def test_the_methods_weights_are_the_losses_own(nll: np.ndarray) -> None:
 
 
 def test_weights_that_are_all_zero_have_no_share() -> None:
-    totals = WeightTotals("mask")
-    totals.add(np.zeros(3), np.array([True, True, False]))
-    found = totals.result()
-    assert (found.mean, found.hard_share, found.ess_share) == (0.0, 0.0, 0.0)
+    found = {weight.method: weight for weight in added(frame([5.0, 6.0, 7.0]))["weights"]}
+    assert (found["mask"].mean, found["mask"].hard_share, found["mask"].ess_share) == (0.0, 0.0, 0.0)
+    assert found["sft"].hard_share == 1.0

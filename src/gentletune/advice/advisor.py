@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from gentletune.advice.curve import (
     Choice,
     End,
@@ -28,7 +30,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded, encode_rows, load_data
 from gentletune.evaluation.measure import reference_answers
-from gentletune.inspection.tokens import token_statistics
+from gentletune.lm.label_tokens import label_nll
 from gentletune.lm.loaded import Loaded
 
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)  # of the prior rate: probes move as far as full runs at smaller rates
@@ -239,7 +241,8 @@ def _bench(
     say("token statistics of the training rows under the initial model")
     looked_at = random.Random(recipe.seed).sample(rows, min(STATISTICS_ROWS, len(rows)))
     tokens = {"pad_id": tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
-    hard = token_statistics(model, looked_at, **tokens).hard_share[HARD]
+    probability = torch.exp(-torch.cat(label_nll(model, looked_at, **tokens)))
+    hard = float((probability < HARD).double().mean())
     say("the initial model's own answers (shared with any run of the recipe)")
     reference = reference_answers(loaded, recipe)
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")

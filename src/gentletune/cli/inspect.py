@@ -58,7 +58,7 @@ def inspect_command(
     _check(outputs)
     check_recipe(recipe)
     from gentletune.inspection import inspect, write_page
-    from gentletune.inspection.tokens import THRESHOLDS
+    from gentletune.inspection.summary import THRESHOLDS
 
     prepare()
     with stages() as stage:
@@ -98,11 +98,11 @@ def _print(found: Inspection) -> None:
 def _show(table: Table, *, bars: bool = False) -> None:
     # Ten columns are to fit into 80 characters.
     shown = RichTable(title=escape(table.title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for i, heading in enumerate(table.headings):
+    for i, heading in enumerate([table.cells.index.name or "", *table.cells.columns]):
         shown.add_column(heading, justify="left" if i == 0 or bars else "right", no_wrap=i == 0 or not bars)
-    for row in table.rows:
-        cells = [f"{c.text:>5} {'█' * round(20 * c.share)}" if bars and c.share is not None else c.text for c in row]
-        shown.add_row(*map(escape, cells))
+    for (name, *cells), shares in zip(table.cells.itertuples(), table.shares.to_numpy(), strict=True):
+        drawn = [f"{cell:>5} {'█' * round(20 * s)}" for cell, s in zip(cells, shares, strict=True)] if bars else cells
+        shown.add_row(*map(escape, [name, *drawn]))
     stdout.print(shown)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.stream import RowTokens
 
 KEPT = 30
@@ -33,7 +32,7 @@ class HardToken:
 
 
 class Hardest:
-    """The tokens of least probability among those that arrive.
+    """The tokens of least probability among those that arrive: the hardest first; of equals, in the order of rows.
 
     Of one token where the model would have said one other, only the hardest place is kept: the same surprise is not
     told twice.
@@ -45,38 +44,31 @@ class Hardest:
 
     def add(self, row: RowTokens) -> None:
         """Look at a row's tokens."""
-        for place in np.argsort(-row.nll, kind="stable")[: self._kept]:
-            key, nll = (int(row.token[place]), int(row.top[place])), float(row.nll[place])
-            if key in self._found:
-                if nll <= self._found[key].nll:
-                    continue
-            elif len(self._found) == self._kept:
-                easiest = min(self._found, key=lambda other: self._found[other].nll)
-                if nll <= self._found[easiest].nll:
-                    break
-                del self._found[easiest]
-            self._found[key] = _in_context(row, int(place))
+        full = len(self._found) == self._kept
+        floor = min(token.nll for token in self._found.values()) if full else -1.0
+        found = list(self._found.items())
+        for before, tokens in row.answers():
+            for place in np.flatnonzero(tokens["nll"] > floor):
+                said = before + "".join(tokens["text"][:place])
+                told = HardToken(
+                    row=row.row,
+                    position=int(tokens["position"][place]),
+                    before=said[-_BEFORE:],
+                    text=tokens["text"][place],
+                    after="".join(tokens["text"][place + 1 :])[:_AFTER],
+                    kind=tokens["class"][place],
+                    nll=float(tokens["nll"][place]),
+                    probability=float(tokens["probability"][place]),
+                    top_text=tokens["top_text"][place],
+                    top_probability=float(tokens["top_probability"][place]),
+                )
+                found.append(((tokens["token_id"][place], tokens["top_token_id"][place]), told))
+        found.sort(key=lambda item: (-item[1].nll, item[1].row, item[1].position))
+        hardest: dict[tuple[int, int], HardToken] = {}
+        for pair, token in found:
+            hardest.setdefault(pair, token)
+        self._found = dict(list(hardest.items())[: self._kept])
 
     def result(self) -> tuple[HardToken, ...]:
-        """The hardest first; of equals, in the order of rows."""
-        return tuple(sorted(self._found.values(), key=lambda token: (-token.nll, token.row, token.position)))
-
-
-def _in_context(row: RowTokens, place: int) -> HardToken:
-    starts = np.flatnonzero(row.position == 1)
-    answer = int(np.searchsorted(starts, place, side="right")) - 1
-    start = int(starts[answer])
-    stop = int(starts[answer + 1]) if answer + 1 < len(starts) else len(row.pieces)
-    said = row.before[answer] + "".join(row.pieces[start:place])
-    return HardToken(
-        row=row.row,
-        position=int(row.position[place]),
-        before=said[-_BEFORE:],
-        text=row.pieces[place],
-        after="".join(row.pieces[place + 1 : stop])[:_AFTER],
-        kind=CLASSES[row.kind[place]],
-        nll=float(row.nll[place]),
-        probability=float(row.probability[place]),
-        top_text=row.top_text[place],
-        top_probability=float(row.top_probability[place]),
-    )
+        """The tokens found."""
+        return tuple(self._found.values())

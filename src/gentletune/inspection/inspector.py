@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,13 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.data import load_data
 from gentletune.data.domains import domain, domain_names
-from gentletune.data.files import Row
+from gentletune.data.forms import Row
 from gentletune.data.load import draw
-from gentletune.inspection.classes import CLASSES
 from gentletune.inspection.hardest import Hardest, HardToken
-from gentletune.inspection.spool import Spool, TokenFiles, token_files
+from gentletune.inspection.spool import Spool, Write, token_files
 from gentletune.inspection.stream import Dropped, RowTokens, Source, row_tokens
-from gentletune.inspection.summary import (
-    DECADES,
-    LINEAR_EDGES,
-    POSITION_STARTS,
-    Group,
-    Groups,
-    Histogram,
-    NLLGrid,
-    position_names,
-)
-from gentletune.inspection.tokens import QUANTILES, THRESHOLDS, TokenStatistics
-from gentletune.inspection.weights import HARD, MethodWeight, WeightTotals, method_columns, method_weights
+from gentletune.inspection.summary import DECADES, LINEAR_EDGES, THRESHOLDS, Group, MethodWeight, Totals
+from gentletune.inspection.weights import method_weights
 from gentletune.lm.loaded import Loaded
 from gentletune.losses import batch_tau
 
@@ -43,19 +31,29 @@ COT, LABEL_ONLY, ROWS = "CoT", "label only", "rows"
 
 
 @dataclass(frozen=True)
-class Inspection(TokenStatistics):
+class Inspection:
     """Label tokens of a set of rows under a model; TALR's weights are at the median τ of all its rows.
 
-    `name` is `CoT`, `label only` or, of a file without a domain, `rows`. `histogram` counts probabilities between
-    `LINEAR_EDGES`, `decades` between `DECADES`. `classes`, `positions` and `weights` are by token class, by place in
-    the answer and by method. `coloured` are the tokens of the first rows. `compared` is the other set, of the same
-    rows with the other kind of completion, where both were looked at.
+    `name` is `CoT`, `label only` or, of a file without a domain, `rows`. `quantiles` maps a quantile to a probability,
+    `hard_share` a threshold to the share of tokens below it. `mean_nll` and `tau`, the median over rows of their mean
+    NLL, are in nats; `talr_ess_share` is the effective sample size of TALR's weights at that τ over the number of
+    tokens. `histogram` counts probabilities between `LINEAR_EDGES`, `decades` between `DECADES`. `classes`,
+    `positions` and `weights` are by token class, by place in the answer and by method. `coloured` are the tokens of
+    the first rows. `compared` is the other set, of the same rows with the other kind of completion, where both were
+    looked at.
     """
 
     name: str
     model: str
+    rows: int
     too_long: int
     no_label: int
+    tokens: int
+    mean_nll: float
+    tau: float
+    quantiles: dict[float, float]
+    hard_share: dict[float, float]
+    talr_ess_share: float
     histogram: tuple[int, ...]
     decades: tuple[int, ...]
     classes: tuple[Group, ...]
@@ -72,23 +70,11 @@ class Inspection(TokenStatistics):
 
     def as_dict(self) -> dict[str, Any]:
         """Fit for JSON: all but the coloured rows; edges of the histograms beside their counts."""
-        plain: dict[str, Any] = {
-            key: getattr(self, key)
-            for key in ("name", "model", "rows", "too_long", "no_label", "tokens", "mean_nll", "tau", "talr_ess_share")
-        }
-        for key in ("quantiles", "hard_share"):
-            plain[key] = {f"{level:g}": value for level, value in getattr(self, key).items()}
+        plain = asdict(replace(self, coloured=(), compared=None))
+        del plain["coloured"]
         plain["histogram"] = {"edges": LINEAR_EDGES, "counts": self.histogram}
         plain["decades"] = {"edges": DECADES, "counts": self.decades}
-        for key in ("classes", "positions"):
-            plain[key] = [
-                {**asdict(g), "hard_share": {f"{t:g}": share for t, share in g.hard_share.items()}}
-                for g in getattr(self, key)
-            ]
-        for key in ("weights", "hardest"):
-            plain[key] = [asdict(value) for value in getattr(self, key)]
-        plain["compared"] = None if self.compared is None else self.compared.as_dict()
-        return plain
+        return plain | {"compared": self.compared and self.compared.as_dict()}
 
 
 def inspect(
@@ -129,18 +115,17 @@ def inspect(
     with token_files(csv, parquet) as files:
         for name, given in sets:
             advance = stage(f"{len(given)} rows, {name}, under {recipe.model}")
-            tell = None if advance is None else partial(_tell, advance, len(given))
             found.append(
                 inspect_rows(
                     source, given, name=name, model_name=recipe.model, thresholds=thresholds, coloured=coloured,
-                    files=files, progress=tell,
+                    files=files, progress=_counting(advance, len(given)),
                 )
             )  # fmt: skip
     return replace(found[0], compared=found[1] if len(found) > 1 else None)
 
 
-def _tell(advance: Progress, total: int, done: int) -> None:
-    advance(done, total)
+def _counting(advance: Progress | None, total: int) -> Callable[[int], None]:
+    return lambda done: advance(done, total) if advance else None
 
 
 def inspect_rows(
@@ -151,7 +136,7 @@ def inspect_rows(
     model_name: str = "",
     thresholds: Sequence[float] = THRESHOLDS,
     coloured: int = 0,
-    files: TokenFiles | None = None,
+    files: Write = lambda _: None,
     progress: Callable[[int], None] | None = None,
 ) -> Inspection:
     """Label tokens of `rows` under a model: one pass over the rows, and one over their tokens on disk.
@@ -162,15 +147,15 @@ def inspect_rows(
     Raises:
         UserError: no row has a label token, or what `row_tokens` raises.
     """
-    dropped, means = Dropped(), array("d")
-    totals, kept = _Totals(thresholds), list[RowTokens]()
+    dropped, means, kept = Dropped(), array("d"), list[RowTokens]()
+    totals, hardest = Totals(thresholds), Hardest()
     with Spool() as spool:
         for row in row_tokens(source, rows, dropped, progress):
-            means.append(float(row.nll.mean()))
-            totals.add(row)
+            means.append(float(row.tokens["nll"].mean()))
+            hardest.add(row)
+            spool.add(row.tokens)
             if len(kept) < coloured:
                 kept.append(row)
-            spool.add(row)
         if not means:
             raise UserError(
                 f"no row left to look at: {dropped.too_long} longer than max_length {source.max_length} tokens, "
@@ -178,7 +163,11 @@ def inspect_rows(
             )
         # The median in numpy, which takes any number of rows; batch_tau for its lower bound.
         tau = float(batch_tau(torch.tensor([float(np.median(np.frombuffer(means)))])))
-        weights = _weights(spool, tau, name, files)
+        for tokens in spool.batches():
+            weights = method_weights(tokens, tau)
+            totals.add(tokens, weights)
+            given = {f"weight_{method}": values for method, values in weights.items()}
+            files({"set": np.full(len(tokens["row"]), name, dtype=object)} | tokens | given)
     return Inspection(
         name=name,
         model=model_name,
@@ -186,60 +175,10 @@ def inspect_rows(
         too_long=dropped.too_long,
         no_label=dropped.no_label,
         tau=tau,
-        weights=weights,
-        talr_ess_share=next(w.ess_share for w in weights if w.method == "talr"),
+        hardest=hardest.result(),
         coloured=tuple(kept),
         **totals.result(),
     )
-
-
-class _Totals:
-    """All that one pass adds up, but for the weights."""
-
-    def __init__(self, thresholds: Sequence[float]) -> None:
-        self.grid, self.hardest = NLLGrid(), Hardest()
-        self.linear, self.decades = Histogram(LINEAR_EDGES), Histogram(DECADES)
-        self.all = Groups(["all"], thresholds)
-        self.classes, self.positions = Groups(CLASSES, thresholds), Groups(position_names(), thresholds)
-
-    def add(self, row: RowTokens) -> None:
-        probability = row.probability
-        self.grid.add(row.nll)
-        self.linear.add(probability)
-        self.decades.add(probability)
-        self.all.add(np.zeros(len(row.nll), dtype=np.int64), row.nll, probability)
-        self.classes.add(row.kind, row.nll, probability)
-        place = np.searchsorted(POSITION_STARTS, row.position, side="right") - 1
-        self.positions.add(place, row.nll, probability)
-        self.hardest.add(row)
-
-    def result(self) -> dict[str, Any]:
-        (whole,) = self.all.result()
-        return {
-            "tokens": whole.tokens,
-            "mean_nll": whole.mean_nll,
-            "quantiles": {q: self.grid.quantile(q) for q in QUANTILES},
-            "hard_share": whole.hard_share,
-            "histogram": self.linear.result(),
-            "decades": self.decades.result(),
-            "classes": self.classes.result(),
-            "positions": self.positions.result(),
-            "hardest": self.hardest.result(),
-        }
-
-
-def _weights(spool: Spool, tau: float, name: str, files: TokenFiles | None) -> tuple[MethodWeight, ...]:
-    totals = {method: WeightTotals(method) for method in method_columns()}
-    for batch in spool.batches():
-        nll, eaft, probability = (
-            batch.column(column).to_numpy().copy() for column in ("nll", "eaft_weight", "probability")
-        )
-        weights = method_weights(nll, eaft, tau)
-        for method, values in weights.items():
-            totals[method].add(values, probability < HARD)
-        if files is not None:
-            files.write(name, batch, dict(weights))
-    return tuple(total.result() for total in totals.values())
 
 
 def _name(recipe: Recipe) -> str:

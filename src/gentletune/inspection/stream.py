@@ -5,63 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gentletune.core.errors import UserError
 from gentletune.data.encode import IGNORE, Encoded, encode_row
-from gentletune.data.files import Row
-from gentletune.inspection.classes import classify
+from gentletune.data.forms import Row
+from gentletune.inspection.classes import CLASSES, classify
 from gentletune.inspection.text import TokenText
-from gentletune.inspection.weights import EAFT_K
+from gentletune.inspection.weights import EAFT_K, EAFT_WEIGHT, Tokens
 from gentletune.lm.label_tokens import LabelLogits, label_logits
 from gentletune.losses import eaft_weights
-
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
 
 _BLOCK = 64  # rows sorted by length together, so that padding is small and order can be restored
 
 
-class _Found(NamedTuple):
-    """(N,) each: NLL and entropy in nats, the most probable token and its probability, EAFT's weight."""
-
-    nll: Tensor
-    entropy: Tensor
-    top: Tensor
-    top_probability: Tensor
-    eaft: Tensor
-
-
 @dataclass(frozen=True)
 class RowTokens:
-    """The N label tokens of one row.
+    """The label tokens of one row, which is the number `row` of those given, from 1.
 
-    `row` counts the rows given from 1, `position` the tokens of an answer from 1 (a chat has several answers). `kind`
-    indexes `CLASSES`. `nll` and `entropy` are in nats. `before` are the unlabelled texts in front of each answer.
+    `tokens` are columns, an entry a token: `row`; `position` in its answer, from 1 (a chat has several answers);
+    `token_id`; the `text` it adds; its `class`; `nll` and `entropy` in nats; `probability`; the most probable token as
+    `top_token_id`, `top_text` and `top_probability`; `eaft_weight`. `before` are the unlabelled texts in front of each
+    answer.
     """
 
     row: int
-    token: Counts
-    position: Counts
-    pieces: list[str]
-    kind: Counts
-    nll: Array
-    entropy: Array
-    top: Counts
-    top_text: list[str]
-    top_probability: Array
-    eaft: Array
+    tokens: Tokens
     before: list[str]
 
-    @property
-    def probability(self) -> Array:
-        """exp(-nll), (N,)."""
-        return np.exp(-self.nll)
+    def answers(self) -> Iterator[tuple[str, Tokens]]:
+        """Each answer's tokens, with the text before it."""
+        starts = np.flatnonzero(self.tokens["position"] == 1)
+        for before, start, stop in zip(self.before, starts, [*starts[1:], None], strict=True):
+            yield before, {name: values[start:stop] for name, values in self.tokens.items()}
 
 
 @dataclass
@@ -119,33 +99,43 @@ def _block(source: Source, rows: list[tuple[int, Encoded]]) -> Iterator[RowToken
     parts = [(found.place, _look(found)) for found in label_logits(source.model, encoded, **how)]
     if not parts:
         return
-    order = torch.cat([place for place, _ in parts]).argsort()
-    whole = [torch.cat(values)[order] for values in zip(*(found for _, found in parts), strict=True)]
-    split = [values.split([one.label_count for one in encoded]) for values in whole]
-    for (number, one), found in zip(rows, zip(*split, strict=True), strict=True):
-        yield _row(source.text, number, one, _Found(*found))
+    order, start = torch.cat([place for place, _ in parts]).argsort(), 0
+    whole = {name: torch.cat([found[name] for _, found in parts])[order].numpy() for name in parts[0][1]}
+    for number, one in rows:
+        stop = start + one.label_count
+        yield _row(source.text, number, one, {name: values[start:stop] for name, values in whole.items()})
+        start = stop
 
 
-def _look(found: LabelLogits) -> _Found:
+def _look(found: LabelLogits) -> dict[str, Tensor]:
     """What whole logits of a few tokens tell, on the host."""
     logits = found.logits
-    eaft = eaft_weights(logits, k=min(EAFT_K, logits.shape[-1]))
     log_p = logits.log_softmax(-1)
     best = log_p.max(-1)
-    nll = -log_p.gather(-1, found.targets[:, None]).squeeze(-1)
-    entropy = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
-    return _Found(*(values.cpu() for values in (nll, entropy, best.indices, best.values.exp(), eaft)))
+    nll = (
+        (-log_p.gather(-1, found.targets[:, None]).squeeze(-1)).double().clamp_min(0.0)
+    )  # a probability rounded above 1
+    columns = {
+        "token_id": found.targets,
+        "nll": nll,
+        "probability": (-nll).exp(),
+        "entropy": (-(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)).double().clamp_min(0.0),
+        "top_token_id": best.indices,
+        "top_probability": best.values.double().exp().clamp_max(1.0),
+        EAFT_WEIGHT: eaft_weights(logits, k=min(EAFT_K, logits.shape[-1])).double(),
+    }
+    return {name: values.cpu() for name, values in columns.items()}
 
 
-def _row(text: TokenText, number: int, row: Encoded, found: _Found) -> RowTokens:
-    if not bool(torch.isfinite(found.nll).all()):
+def _row(text: TokenText, number: int, row: Encoded, found: Tokens) -> RowTokens:
+    if not np.isfinite(found["nll"]).all():
         raise UserError(f"row {number}: the model's probabilities are not finite; it may have diverged in training")
     pieces: list[str] = []
     kind: list[int] = []
     position: list[int] = []
     before: list[str] = []
-    answers, end = _answers(row), 0
-    for start, stop in answers:
+    end = 0
+    for start, stop in _answers(row):
         ids = row.input_ids[start:stop]
         added = text.pieces(ids)
         pieces += added
@@ -154,21 +144,9 @@ def _row(text: TokenText, number: int, row: Encoded, found: _Found) -> RowTokens
         position += range(1, len(ids) + 1)
         before.append(text.text(row.input_ids[end:start]))
         end = stop
-    top = found.top.numpy()
-    return RowTokens(
-        row=number,
-        token=np.array([token for start, stop in answers for token in row.input_ids[start:stop]]),
-        position=np.array(position),
-        pieces=pieces,
-        kind=np.array(kind),
-        nll=np.maximum(found.nll.double().numpy(), 0.0),  # a probability rounded above 1
-        entropy=np.maximum(found.entropy.double().numpy(), 0.0),
-        top=top,
-        top_text=[text.single(int(token)) for token in top],
-        top_probability=np.minimum(found.top_probability.double().numpy(), 1.0),
-        eaft=found.eaft.double().numpy(),
-        before=before,
-    )
+    texts = {"text": pieces, "class": [CLASSES[i] for i in kind], "top_text": map(text.single, found["top_token_id"])}
+    tokens = {"row": np.full(len(pieces), number), "position": np.array(position)} | found
+    return RowTokens(number, tokens | {name: np.array(list(t), dtype=object) for name, t in texts.items()}, before)
 
 
 def _answers(row: Encoded) -> list[tuple[int, int]]:

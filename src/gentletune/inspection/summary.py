@@ -1,15 +1,20 @@
-"""Statistics of label tokens that arrive row by row; what is kept does not grow with them."""
+"""Statistics of label tokens that arrive a frame at a time; what is kept does not grow with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
+from gentletune.inspection.classes import CLASSES
+from gentletune.inspection.weights import HARD, Tokens
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+THRESHOLDS = (0.001, 0.01, 0.1, 0.5)
 
 # Quantiles come from a grid of NLLs: bins are 1/1024 nats wide, so a quantile is within 0.1 % of a token's probability.
 _BINS_PER_NAT, _NATS = 1024, 64
@@ -19,19 +24,9 @@ LINEAR_EDGES = tuple(i / 20 for i in range(21))
 DECADES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Edges of the histogram by powers of ten; the first bin holds all below."""
 
-POSITION_STARTS = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513)
-"""First position of each bin; the last bin has no end."""
-
-
-def position_names() -> tuple[str, ...]:
-    """Names of the bins of positions.
-
-    >>> position_names()[:4], position_names()[-1]
-    (('1', '2', '3–4', '5–8'), '513+')
-    """
-    ends = [start - 1 for start in POSITION_STARTS[1:]]
-    spans = zip(POSITION_STARTS, ends, strict=False)
-    return (*(str(a) if a == b else f"{a}–{b}" for a, b in spans), f"{POSITION_STARTS[-1]}+")
+_STARTS = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513)
+PLACES = ("1", "2", *(f"{a}–{b - 1}" for a, b in pairwise(_STARTS[2:])), f"{_STARTS[-1]}+")
+"""Names of the bins of positions, such as 3–4."""
 
 
 @dataclass(frozen=True)
@@ -44,69 +39,87 @@ class Group:
     hard_share: dict[float, float]
 
 
-class NLLGrid:
-    """Counts and sums of NLLs on a fine grid, from which quantiles of the probability are read."""
+@dataclass(frozen=True)
+class MethodWeight:
+    """A method's token weights over a data set.
 
-    def __init__(self) -> None:
-        self._counts: Counts = np.zeros(_BINS_PER_NAT * _NATS, dtype=np.int64)
-        self._sums: Array = np.zeros(len(self._counts))
+    `mean` is the mean weight, `hard_share` the share of all weight that lies on hard tokens (p < 0.1), and
+    `ess_share` the effective sample size (Kish) over the number of tokens; both are 0 where all weights are 0.
+    """
 
-    def add(self, nll: Array) -> None:
-        """Count NLLs (N,) in nats."""
-        place = np.clip((nll * _BINS_PER_NAT).astype(np.int64), 0, len(self._counts) - 1)
-        np.add.at(self._counts, place, 1)
-        np.add.at(self._sums, place, nll)
+    method: str
+    mean: float
+    hard_share: float
+    ess_share: float
 
-    def quantile(self, q: float) -> float:
-        """Nearest-rank quantile of the probability, as its bin's geometric mean; at least one token was counted."""
+
+class Totals:
+    """Sums over tokens: by class and place, in histograms, and of each method's weights."""
+
+    def __init__(self, thresholds: Sequence[float]) -> None:
+        self.thresholds = thresholds
+        self._sums: dict[str, Any] = {}
+        self._methods: tuple[str, ...] = ()
+        self._counts: Any = np.zeros(_BINS_PER_NAT * _NATS)
+        self._nll: Any = np.zeros(_BINS_PER_NAT * _NATS)
+
+    def add(self, tokens: Tokens, weights: Tokens) -> None:
+        """Count tokens (`stream.COLUMNS`) with their weights, a column a method."""
+        nll, probability = tokens["nll"], tokens["probability"]
+        bins = np.minimum((nll * _BINS_PER_NAT).astype(np.int64), len(self._counts) - 1)
+        self._counts += np.bincount(bins, minlength=len(self._counts))
+        self._nll += np.bincount(bins, nll, minlength=len(self._nll))
+        self._add("linear", np.histogram(probability, LINEAR_EDGES)[0])
+        self._add("decades", np.histogram(probability, DECADES)[0])
+        columns = [np.ones_like(nll), nll, *(probability < threshold for threshold in self.thresholds)]
+        for name, size, place in (
+            ("all", 1, np.zeros(len(nll), dtype=np.int64)),
+            ("classes", len(CLASSES), pd.Categorical(tokens["class"], CLASSES).codes),
+            ("positions", len(PLACES), np.searchsorted(_STARTS, tokens["position"], side="right") - 1),
+        ):
+            self._add(name, np.stack([np.bincount(place, column, minlength=size) for column in columns]))
+        self._methods, given = tuple(weights), np.stack(list(weights.values()), axis=1)
+        hard = given[probability < HARD].sum(0)
+        self._add("weights", np.stack([np.full_like(hard, len(nll)), given.sum(0), (given**2).sum(0), hard]))
+
+    def _add(self, name: str, sums: Any) -> None:
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+
+    def result(self) -> dict[str, Any]:
+        """Fields of an `Inspection`; at least one token must have been counted."""
+        (whole,) = self._groups("all", ["all"])
+        weights = tuple(map(_weight, self._methods, *self._sums["weights"]))
+        return {
+            "tokens": whole.tokens,
+            "mean_nll": whole.mean_nll,
+            "hard_share": whole.hard_share,
+            "quantiles": {q: self._quantile(q) for q in QUANTILES},
+            "histogram": tuple(map(int, self._sums["linear"])),
+            "decades": tuple(map(int, self._sums["decades"])),
+            "classes": self._groups("classes", CLASSES),
+            "positions": self._groups("positions", PLACES),
+            "weights": weights,
+            "talr_ess_share": next(weight.ess_share for weight in weights if weight.method == "talr"),
+        }
+
+    def _groups(self, name: str, groups: Sequence[str]) -> tuple[Group, ...]:
+        """The groups that have tokens, in order."""
+        return tuple(
+            Group(group, int(tokens), nll / tokens, dict(zip(self.thresholds, (h / tokens for h in hard), strict=True)))
+            for group, (tokens, nll, *hard) in zip(groups, self._sums[name].T.tolist(), strict=True)
+            if tokens
+        )
+
+    def _quantile(self, q: float) -> float:
+        """Nearest-rank quantile of the probability, as its bin's geometric mean."""
         rank = max(1, round(q * int(self._counts.sum())))
         downwards = np.cumsum(self._counts[::-1])  # the least probable token first
         place = len(self._counts) - 1 - int(np.searchsorted(downwards, rank))
-        return float(np.exp(-self._sums[place] / self._counts[place]))
+        return float(np.exp(-self._nll[place] / self._counts[place]))
 
 
-class Groups:
-    """Counts, NLL and hard tokens by group."""
-
-    def __init__(self, names: Sequence[str], thresholds: Sequence[float]) -> None:
-        self._names, self._thresholds = tuple(names), tuple(thresholds)
-        self._tokens: Array = np.zeros(len(names))
-        self._nll: Array = np.zeros(len(names))
-        self._hard: Array = np.zeros((len(thresholds), len(names)))
-
-    def add(self, group: NDArray[np.int64], nll: Array, probability: Array) -> None:
-        """Count tokens: the group of each (N,), NLL (N,) in nats, probability (N,)."""
-        size = len(self._names)
-        self._tokens += np.bincount(group, minlength=size)
-        self._nll += np.bincount(group, nll, minlength=size)
-        for i, threshold in enumerate(self._thresholds):
-            self._hard[i] += np.bincount(group[probability < threshold], minlength=size)
-
-    def result(self) -> tuple[Group, ...]:
-        """The groups that have tokens, in order."""
-        return tuple(
-            Group(
-                name,
-                int(count),
-                float(self._nll[i] / count),
-                {t: float(self._hard[j, i] / count) for j, t in enumerate(self._thresholds)},
-            )
-            for i, (name, count) in enumerate(zip(self._names, self._tokens, strict=True))
-            if count
-        )
-
-
-class Histogram:
-    """Counts of probabilities between fixed edges; the last bin holds its upper edge."""
-
-    def __init__(self, edges: Sequence[float]) -> None:
-        self.edges = tuple(edges)
-        self._counts: Counts = np.zeros(len(edges) - 1, dtype=np.int64)
-
-    def add(self, probability: Array) -> None:
-        """Count probabilities (N,)."""
-        self._counts += np.histogram(probability, self.edges)[0]
-
-    def result(self) -> tuple[int, ...]:
-        """The counts."""
-        return tuple(int(count) for count in self._counts)
+def _weight(method: str, tokens: float, total: float, squares: float, hard: float) -> MethodWeight:
+    """What a method's weights amount to: Kish's (Σw)²/Σw², as losses.effective_sample_size has it, from sums."""
+    if not squares > 0:
+        return MethodWeight(method, 0.0, 0.0, 0.0)
+    return MethodWeight(method, float(total / tokens), float(hard / total), float(total**2 / squares / tokens))

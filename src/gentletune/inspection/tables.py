@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from gentletune.inspection.hardest import HardToken
 from gentletune.inspection.inspector import Inspection
@@ -20,23 +24,6 @@ CLASS_NAMES = {
     "punctuation": "punctuation",
     "special": "end of turn",
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell's text and, where it is a share to be drawn, the share in [0, 1]."""
-
-    text: str
-    share: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: the first column names the row, the others hold figures."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
 
 
 def number(value: float) -> str:
@@ -57,90 +44,90 @@ def percent(value: float) -> str:
     return f"{value:.0%}" if value in (0, 1) else "<0.1%" if value < 0.0005 else f"{value:.1%}"
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table: the index names the rows. `shares` are the values of those cells that are shares to be drawn."""
+
+    title: str
+    cells: pd.DataFrame
+    shares: pd.DataFrame
+
+
+def _table(title: str, figures: pd.DataFrame, how: Mapping[str, Callable[[Any], str]], across: bool = False) -> Table:
+    """A table of figures, each column written as `how` has it, else as a share; `across`: its columns become rows."""
+    cells = pd.DataFrame({name: column.map(how.get(name, percent)) for name, column in figures.items()})
+    shares = figures.drop(columns=list(how)).reindex(columns=figures.columns)
+    return Table(title, cells.T, shares.T) if across else Table(title, cells, shares)
+
+
 def overview(found: Inspection) -> Table:
     """Rows, tokens, NLL, τ, quantiles and hard shares, a column a set."""
-    sets = found.sets
-    rows = [
-        _row("rows", [f"{s.rows}" for s in sets]),
-        _row("rows left out (too long, no label)", [f"{s.too_long}, {s.no_label}" for s in sets]),
-        _row("label tokens", [f"{s.tokens}" for s in sets]),
-        _row("mean NLL (nats per token)", [f"{s.mean_nll:.3f}" for s in sets]),
-        _row("TALR's τ, median over all rows (nats)", [f"{s.tau:.3f}" for s in sets]),
+    nats, left_out = "{:.3f}".format, "rows left out (too long, no label)"
+    tau, size = "TALR's τ, median over all rows (nats)", "effective sample size of TALR's weights"
+    quantiles = {q: f"{q:.0%} of tokens have p up to" for q in found.quantiles}
+    figures = [
+        {
+            "rows": s.rows,
+            left_out: f"{s.too_long}, {s.no_label}",
+            "label tokens": s.tokens,
+            "mean NLL (nats per token)": s.mean_nll,
+            tau: s.tau,
+            **{name: s.quantiles[q] for q, name in quantiles.items()},
+            **{f"share of tokens with p < {t:g}": share for t, share in s.hard_share.items()},
+            size: s.talr_ess_share,
+        }
+        for s in found.sets
     ]
-    for q in found.quantiles:
-        rows.append(_row(f"{q:.0%} of tokens have p up to", [number(s.quantiles[q]) for s in sets]))
-    for t in found.hard_share:
-        name = f"share of tokens with p < {t:g}"
-        rows.append((Cell(name), *(Cell(percent(s.hard_share[t]), s.hard_share[t]) for s in sets)))
-    rows.append(_row("effective sample size of TALR's weights", [percent(s.talr_ess_share) for s in sets]))
-    title = f"Label tokens under {found.model}"
-    return Table(title, ("", *(s.name for s in sets)), tuple(rows))
+    plain = dict.fromkeys(("rows", left_out, "label tokens"), str) | {"mean NLL (nats per token)": nats, tau: nats}
+    how = plain | dict.fromkeys(quantiles.values(), number) | {size: percent}
+    frame = pd.DataFrame(figures, [s.name for s in found.sets])
+    return _table(f"Label tokens under {found.model}", frame, how, across=True)
 
 
-def histogram(found: Inspection, *, decades: bool = False) -> Table:
-    """The share of tokens by probability, in tenths of it or in powers of ten."""
-    edges = DECADES if decades else LINEAR_EDGES[::2]
-    columns = []
-    for s in found.sets:
-        counts = s.decades if decades else tuple(map(sum, zip(s.histogram[::2], s.histogram[1::2], strict=True)))
-        columns.append([count / s.tokens for count in counts])
-    if decades:
-        names = [f"< {edges[1]:g}", *(f"{a:g} – {b:g}" for a, b in pairwise(edges[1:]))]
-    else:
-        names = [f"{a:.1f} – {b:.1f}" for a, b in pairwise(edges)]
-    rows = [(Cell(n), *(Cell(percent(c[i]), c[i]) for c in columns)) for i, n in enumerate(names)]
+def histogram(found: Inspection, *, decades: bool = False, fine: bool = False) -> Table:
+    """The share of tokens by probability, a column a set: in tenths of it (`fine`: twentieths) or in powers of ten."""
+    counts = pd.DataFrame({s.name: np.array(s.decades if decades else s.histogram) / s.tokens for s in found.sets})
+    edges: Sequence[float] = DECADES if decades else LINEAR_EDGES
+    if not (decades or fine):
+        counts, edges = counts.groupby(counts.index // 2).sum(), edges[::2]
+    counts.index = pd.Index([f"{a:g} – {b:g}" for a, b in pairwise(edges)], name="probability")
     title = "Probabilities by powers of ten" if decades else "Probabilities of the label tokens"
-    return Table(title, ("probability", *(s.name for s in found.sets)), tuple(rows))
+    return _table(title, counts, {})
 
 
 def by_class(found: Inspection) -> Table:
     """Hard shares by token class, of one set."""
-    groups = [(CLASS_NAMES[g.name], g) for g in found.classes]
-    return _groups(f"By token class, {found.name}", "class", groups, found)
+    return _groups(f"By token class, {found.name}", "class", found.classes, found)
 
 
 def by_position(found: Inspection) -> Table:
     """Hard shares by place in the answer, of one set."""
-    return _groups(f"By place in the answer, {found.name}", "token", [(g.name, g) for g in found.positions], found)
+    return _groups(f"By place in the answer, {found.name}", "token", found.positions, found)
+
+
+def _groups(title: str, heading: str, groups: Sequence[Group], found: Inspection) -> Table:
+    near = min(found.hard_share, key=lambda threshold: (abs(threshold - HARD), threshold))
+    names = pd.Index([CLASS_NAMES.get(g.name, g.name) for g in groups], name=heading)
+    tokens = pd.Series([g.tokens for g in groups], names)
+    shares = pd.DataFrame([g.hard_share for g in groups], names)
+    hard = shares[near] * tokens
+    figures = pd.DataFrame({
+        "tokens": tokens,
+        "of all": tokens / found.tokens,
+        "of hard": hard / (hard.sum() or 1),
+        "NLL": [g.mean_nll for g in groups],
+    }).join(shares.rename(columns="p<{:g}".format))  # fmt: skip
+    how = {"tokens": str, "of all": percent, "of hard": percent, "NLL": "{:.2f}".format}
+    return _table(f"{title} (hard: p < {near:g})", figures, how)
 
 
 def weights(found: Inspection) -> Table:
     """What each method's weights amount to, of one set."""
-    rows = [
-        (
-            Cell(w.method),
-            Cell(number(w.mean)),
-            Cell(percent(w.hard_share), w.hard_share),
-            Cell(percent(w.ess_share), w.ess_share),
-        )
-        for w in found.weights
-    ]
-    headings = ("method", "mean weight", f"weight on p < {HARD:g}", "effective size")
-    return Table(f"Weights each method gives, {found.name}", headings, tuple(rows))
+    names = {"mean": "mean weight", "hard_share": f"weight on p < {HARD:g}", "ess_share": "effective size"}
+    figures = pd.DataFrame(map(asdict, found.weights)).set_index("method").rename(columns=names)
+    return _table(f"Weights each method gives, {found.name}", figures, {"mean weight": number})
 
 
 def hardest(found: Inspection, most: int) -> list[tuple[HardToken, str, str]]:
     """The hardest tokens, each with its probability and what the model would have said."""
     return [(t, number(t.probability), f"{t.top_text!r} ({number(t.top_probability)})") for t in found.hardest[:most]]
-
-
-def _groups(title: str, heading: str, groups: Sequence[tuple[str, Group]], found: Inspection) -> Table:
-    near = min(found.hard_share, key=lambda threshold: (abs(threshold - HARD), threshold))
-    hard = found.hard_share[near] * found.tokens
-    rows = [
-        (
-            Cell(name),
-            Cell(str(g.tokens)),
-            Cell(percent(g.tokens / found.tokens)),
-            Cell(percent(g.hard_share[near] * g.tokens / hard if hard else 0.0)),
-            Cell(f"{g.mean_nll:.2f}"),
-            *(Cell(percent(share), share) for share in g.hard_share.values()),
-        )
-        for name, g in groups
-    ]
-    headings = (heading, "tokens", "of all", "of hard", "NLL", *(f"p<{t:g}" for t in found.hard_share))
-    return Table(f"{title} (hard: p < {near:g})", headings, tuple(rows))
-
-
-def _row(name: str, figures: Sequence[str]) -> tuple[Cell, ...]:
-    return (Cell(name), *map(Cell, figures))
