@@ -40,6 +40,8 @@ def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
 
       gentletune train --model smollm2-135m --data clinic --method talr --lr 1e-5 --max-steps 50 --output runs/a
 
+      gentletune train --data mine.jsonl --lr 1e-5
+
       gentletune train --data medcalc --data-path train.csv --no-cot --method "talr(tau=1.0)+lora+wise_ft"
     """
     recipe = load_recipe(config, given)
@@ -131,6 +133,8 @@ def sweep_command(
 ) -> None:
     """Run every trial of a study; run again, it does only what is missing or failed.
 
+    A trial that fails does not stop the others; where one did, the exit code is 1.
+
     [bold]Examples[/bold]
 
       gentletune sweep -c recipes/demo.yaml --output demo
@@ -162,11 +166,14 @@ def sweep_command(
             study, output, where=str(config), stage=stage, say=say,
             executor=executor, workers=workers, ray_address=ray_address,
         )  # fmt: skip
-    failed = [record for record in records if record.status == "failed"]
-    for record in failed:
-        stderr.print(f"gentletune: {record.label} at {record.learning_rate:g} failed: {record.error}", style="red")
-    say(f"{len(records) - len(failed)} of {len(records)} runs complete under {output}")
+    say(f"{sum(record.status == 'complete' for record in records)} of {len(records)} trials complete under {output}")
     print_answer(records)
+    if failed := [record for record in records if record.status == "failed"]:
+        first = f"{failed[0].label} at {failed[0].learning_rate:g}: {failed[0].error}"
+        line = f"{len(failed)} of {len(records)} trials failed, the first {first}; the same command tries them again"
+        stderr.print(f"gentletune: {line}", style="red", soft_wrap=True, markup=False)
+        raise typer.Exit(1)
+    say(f"next, what was gained and lost on one page: gentletune report {shlex.quote(str(output))}")
 
 
 @recipe_command(app, "advise")

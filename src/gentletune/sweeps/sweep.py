@@ -79,7 +79,7 @@ def _run(queue: Queue, running: Executor, say: Say, *, keep_models: bool) -> Non
             say(f"{found.job.trial.name} is in use by {found.held_by}; it comes last")
             continue
         clock.stop(found.job.trial)
-        if found.record is not None and found.record.status == "failed" and running.slots > 1:
+        if found.record is not None and found.record.status == "failed":
             say(f"{found.job.trial.name} failed: {found.record.error}")
         if not keep_models:
             for job in queue.measured():
