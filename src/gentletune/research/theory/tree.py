@@ -77,7 +77,9 @@ class TokenTree:
         _check_size(depth, vocab)
 
         def row(prefix: tuple[int, ...]) -> FloatArray:
-            return _checked(np.reshape(conditional(prefix), (1, -1)), (1, vocab), f"the row at prefix {prefix}")[0]
+            given = np.reshape(conditional(prefix), (1, -1))
+            found: FloatArray = _checked(given, (1, vocab), f"the row at prefix {prefix}")[0]
+            return found
 
         prefixes = (itertools.product(range(vocab), repeat=d) for d in range(depth))
         return cls(tuple(np.array([row(prefix) for prefix in level]) for level in prefixes))
