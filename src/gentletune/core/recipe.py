@@ -113,7 +113,7 @@ class Recipe(BaseModel):
     eval_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per evaluation batch.")
     tasks: tuple[str, ...] = Field(
         ("arithmetic", "instructions"),
-        description="general (grammar, facts, reading), arithmetic, instructions, a domain, a YAML file, any of lm-eval's.",
+        description="general (grammar, facts, reading), arithmetic, instructions, a domain, a YAML file, lm-eval's.",
     )
     task_data: str | None = Field(None, description="Directory of the tasks' official files; None asks the hub.")
     limit: int | None = Field(None, ge=1, description="Documents per task (None: all).")
