@@ -186,16 +186,14 @@ def _scores_of(
             told = [s for s in samples if s["filter"] == filtered]
             unreadable = sum(s["filtered_resps"] == [_UNREADABLE] for s in told)
             details |= _cut_off(told) | ({"unreadable": unreadable} if unreadable else {})
-        score = _from_items(values, name, task.side, label, better, details)
+        of: dict[str, Any] = {"task": name, "side": task.side, "metric": label, "details": details}
+        score = _from_items(values, better, **of)
         if score is None or not math.isclose(score.value, metrics[key], rel_tol=1e-9, abs_tol=1e-12):
             # No mean over documents (perplexity, F1 over a corpus, a group): lm-eval's own value and error.
-            stderr = metrics.get(f"{metric}_stderr,{filtered}")
-            error = float(stderr) if isinstance(stderr, (int, float)) else math.nan
-            score = Score(
-                task=name, side=task.side, metric=label, value=float(metrics[key]), n=_count(name, result),
-                stderr=error if math.isfinite(error) else None, higher_is_better=better,
-                details=details,
-            )  # fmt: skip
+            error = metrics.get(f"{metric}_stderr,{filtered}")
+            known = isinstance(error, (int, float)) and math.isfinite(error)
+            count, value = _count(name, result), float(metrics[key])
+            score = Score(value=value, stderr=float(error) if known else None, n=count, higher_is_better=better, **of)
         scores.append(score)
     return scores
 
@@ -216,23 +214,19 @@ def _headline(keys: Sequence[str]) -> str | None:
     return None
 
 
-def _from_items(
-    values: list[Any], name: str, side: Any, metric: str, better: bool, details: dict[str, Any]
-) -> Score | None:
+def _from_items(values: list[Any], better: bool, **of: Any) -> Score | None:
     """A score with its items where the documents' values are numbers, or lists of numbers that are pooled."""
-    if not values:
-        return None
-    if all(isinstance(v, (bool, int, float)) for v in values):
-        if better and all(v in (0, 1) for v in values):
-            return accuracy_score([float(v) for v in values], task=name, side=side, metric=metric, details=details)
-        return mean_score(
-            [float(v) for v in values], task=name, side=side, metric=metric, higher_is_better=better, details=details
-        )
-    if all(isinstance(v, list) and v and all(isinstance(x, (bool, int, float)) for x in v) for v in values):
-        return ratio_score(
-            [float(sum(v)) for v in values], [float(len(v)) for v in values],
-            task=name, side=side, metric=metric, higher_is_better=better, details=details,
-        )  # fmt: skip
+
+    def numbers(some: Sequence[Any]) -> bool:
+        return bool(some) and all(isinstance(value, (bool, int, float)) for value in some)
+
+    if numbers(values) and better and all(v in (0, 1) for v in values):
+        return accuracy_score([float(v) for v in values], **of)
+    if numbers(values):
+        return mean_score([float(v) for v in values], higher_is_better=better, **of)
+    if values and all(isinstance(v, list) and numbers(v) for v in values):
+        sums, counts = [float(sum(v)) for v in values], [float(len(v)) for v in values]
+        return ratio_score(sums, counts, higher_is_better=better, **of)
     return None
 
 
@@ -244,25 +238,25 @@ def _count(name: str, result: dict[str, Any]) -> int:
 
 def _samples(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What was asked and answered, with what the metrics made of it, as JSON; the headline metric's filter only."""
-    kept = []
+    kept: list[dict[str, Any]] = []
     for leaf, samples in result["samples"].items():
         keys = [f"{m},{s['filter']}" for s in samples for m in s["metrics"]]
         headline = _headline(list(dict.fromkeys(keys)))
         wanted = headline.partition(",")[2] if headline else samples[0]["filter"]
-        for sample in samples:
-            if sample["filter"] == wanted:
-                kept.append(
-                    {
-                        "task": leaf,
-                        "doc_id": sample["doc_id"],
-                        "prompt": sample["arguments"][0][0],
-                        **_choices(sample["arguments"]),
-                        "responses": sample["resps"],
-                        "read": sample["filtered_resps"],
-                        "target": sample["target"],
-                        **{metric: sample[metric] for metric in sample["metrics"]},
-                    }
-                )
+        kept += [
+            {
+                "task": leaf,
+                "doc_id": sample["doc_id"],
+                "prompt": sample["arguments"][0][0],
+                **_choices(sample["arguments"]),
+                "responses": sample["resps"],
+                "read": sample["filtered_resps"],
+                "target": sample["target"],
+                **{metric: sample[metric] for metric in sample["metrics"]},
+            }
+            for sample in samples
+            if sample["filter"] == wanted
+        ]
     written: list[dict[str, Any]] = _writable(kept)
     return written
 
