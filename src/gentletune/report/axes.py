@@ -34,8 +34,8 @@ CALIBRATION = {
     "overconfidence": "confidence minus share right on {}",
 }
 LABELS = {
-    "drift_sampled/bits_per_token": "drift from the initial model on text it samples",
-    "drift_greedy/bits_per_token": "drift from the initial model on its greedy text",
+    "drift_sampled/bits_per_token": "KL from base on answers it samples",
+    "drift_greedy/bits_per_token": "NLL above base on its greedy answers",
     "reference/bits_per_token": "loss on reference text",
 }
 
