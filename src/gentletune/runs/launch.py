@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +19,23 @@ from gentletune.training.trainer import CHECKPOINTS
 WORKER = "gentletune.runs.worker"
 
 
-@dataclass(frozen=True)
-class Launched:
-    """Where the ranks left the tuned weights, and the figures of their training."""
-
-    model: Path
-    figures: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Exchange:
-    """The files by which launcher and ranks speak, inside the run directory; they go with its checkpoints."""
+    """The files by which launcher and ranks speak, inside the run directory; they go with its checkpoints.
 
-    run: Path
+    The `recipe` to train, the tuned `model`, which rank 0 writes whole, what the ranks say (`log`), and the `answer`:
+    `figures`, or why training `diverged`, was `refused`, or found no `memory`.
+    """
 
-    @property
-    def folder(self) -> Path:
-        """Where they lie."""
-        return self.run / CHECKPOINTS / "launch"
-
-    @property
-    def recipe(self) -> Path:
-        """The recipe to train."""
-        return self.folder / "recipe.json"
-
-    @property
-    def model(self) -> Path:
-        """The tuned weights, written whole by rank 0."""
-        return self.folder / "model"
-
-    @property
-    def answer(self) -> Path:
-        """`figures`; or why training `diverged`, was `refused`, or found no `memory`."""
-        return self.folder / "answer.json"
+    def __init__(self, run: Path) -> None:
+        folder = run / CHECKPOINTS / "launch"
+        self.recipe, self.model = folder / "recipe.json", folder / "model"
+        self.answer, self.log = folder / "answer.json", folder / "log.txt"
 
 
-def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
+def launch(recipe: Recipe, run: Path, processes: int) -> tuple[Path, dict[str, float]]:
     """Train the recipe in `processes` ranks from the run's last checkpoint; they end with this process.
+
+    Returns where they left the tuned weights, and the figures of their training.
 
     Raises:
         TrainingDivergedError: as in one process.
@@ -69,8 +48,7 @@ def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
         exchange.answer.unlink()  # a kill came before the launcher that it was for had read it
     if not exchange.answer.exists():
         write_json_atomic(exchange.recipe, recipe.model_dump(mode="json"))
-        log = exchange.folder / "log.txt"
-        with log.open("ab") as out:
+        with exchange.log.open("ab") as out:
             # Each rank watches its standard input, which the kernel closes when this process ends.
             command = [*command_line(processes), "-m", WORKER, str(run)]
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
@@ -82,14 +60,14 @@ def launch(recipe: Recipe, run: Path, processes: int) -> Launched:
                     child.stdin.close()
         if not exchange.answer.exists():
             raise RunFailedError(
-                f"training in {processes} processes ended with code {code}; what they said last is in {log}"
+                f"training in {processes} processes ended with code {code}; what they said last is in {exchange.log}"
             )
     answer = _read(exchange)
     if "figures" not in answer:
         exchange.answer.unlink()  # the next call tries again
         ((kind, why),) = answer.items()
         raise {"diverged": TrainingDivergedError, "memory": MemoryError, "refused": UserError}[kind](why)
-    return Launched(exchange.model, answer["figures"])
+    return exchange.model, answer["figures"]
 
 
 def _read(exchange: Exchange) -> dict[str, Any]:

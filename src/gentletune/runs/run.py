@@ -235,9 +235,8 @@ def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
     """Weights trained by several processes of their own, which share their last checkpoint with any later launch."""
     inputs.sequence_weights()  # computed here, with all cores; the ranks read it from the cache
     inputs.base.forget()  # each rank loads its own
-    found = launch(inputs.recipe, run, inputs.processes)
-    model = inputs.base.with_model(directory=found.model).model
-    return model, found.figures | {"processes": float(inputs.processes)}
+    directory, figures = launch(inputs.recipe, run, inputs.processes)
+    return inputs.base.with_model(directory=directory).model, figures | {"processes": float(inputs.processes)}
 
 
 def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
