@@ -174,3 +174,13 @@ def test_a_line_without_a_pair_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         expected.context, set(expected.choices), expected.choices[0], "one",
     )  # fmt: skip
     likelihood._pairs.cache_clear()
+
+
+def test_tasks_say_which_skills_they_ask_for() -> None:
+    names = ("general", "arithmetic", "instructions", "lab_add", "lab_reverse", "clinic", "gsm8k", "humaneval", "piqa")
+    skills = {task.name: task.skills for task in resolve_tasks(Recipe(tasks=names))}
+    assert skills == {
+        "grammar": ("grammar",), "facts": ("facts",), "reading": ("reading",), "arithmetic": ("arithmetic",),
+        "instructions": ("instructions",), "lab_add": ("arithmetic",), "lab_reverse": ("lab_reverse",),
+        "clinic": ("arithmetic",), "gsm8k": ("arithmetic",), "humaneval": ("code",), "piqa": (),
+    }  # fmt: skip
