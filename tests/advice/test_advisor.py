@@ -86,7 +86,8 @@ def test_a_rate_that_diverges_is_named_and_not_proposed(tiny_dir: Path) -> None:
 
 
 def test_lora_is_probed_as_itself_and_at_larger_rates(tiny_dir: Path) -> None:
-    found = advise(tiny(tiny_dir, method="talr+lora(r=2)"), steps=2)
+    found = advise(tiny(tiny_dir, method="talr+lora(r=2)", max_steps=None, processes=2), steps=2)
+    assert found.full_steps == 6  # 24 rows, two at a time in each of two processes
     assert {p.method for p in found.points} == {"lora(r=2)", "talr+lora(r=2)"}
     assert found.method in ("lora(r=2)", "talr+lora(r=2)")
     assert min(p.learning_rate for p in found.points) == pytest.approx(1e-2)  # ten times 1e-3 at 32 hidden units

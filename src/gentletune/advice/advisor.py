@@ -23,15 +23,16 @@ from gentletune.advice.curve import (
     stable_points,
     unit_movement,
 )
-from gentletune.advice.method import HARD, advise_method, base_method, edge_at_equal_drift, talr_method
+from gentletune.advice.method import FEW_HARD, HARD, advise_method, base_method, edge_at_equal_drift, talr_method
 from gentletune.advice.probes import Bench, split_rows
-from gentletune.advice.reasons import nothing_to_propose, rate_reasons
+from gentletune.advice.reasons import nothing_to_propose, rate_facts, told
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded, encode_rows, load_data
 from gentletune.evaluation.measure import reference_answers
 from gentletune.lm.label_tokens import label_nll
 from gentletune.lm.loaded import Loaded
+from gentletune.runs.inputs import processes_here
 
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)  # of the prior rate: probes move as far as full runs at smaller rates
 MORE_FACTORS = (300.0, 1000.0)  # probed too, one by one, where the best rate lies at the upper end of those
@@ -40,14 +41,14 @@ STATISTICS_ROWS = 64  # training rows whose tokens are looked at
 HELD_ROWS, OWN_ANSWERS = 32, 64  # what a probe is measured on
 STEPS, LEAST_STEPS = 24, 6
 SWEEP_RUNS = 24  # six methods at four rates
-_SHARE = 0.06  # of the sweep's steps: looks and the initial model's answers take the rest of a tenth
+_SHARE = 0.06  # of the sweep's steps: looks and the base model's answers take the rest of a tenth
 
 
 @dataclass(frozen=True)
 class Proposal:
     """What to train with, why, and the curve it was read from.
 
-    `points` are the probes (bits per token, paired against the initial model, errors by sequence), `forecasts` the
+    `points` are the probes (bits per token, paired against the base model, errors by sequence), `forecasts` the
     full runs they foretell, `diverged` the rates at which a probe was no longer finite. `grid_ends` are the ends of the
     grid beyond which a rate may be better (`curve.Choice`); a reason then says what to do. `probe_rows` is how many
     training rows the probes trained on, `hard_share` the share of training labels below p = 0.1 under the initial
@@ -120,7 +121,7 @@ def advise(
     base, talr = base_method(recipe.method), talr_method(recipe.method)
     prior = prior_rate(int(loaded.config.get_text_config().hidden_size)) * (10 if "lora" in base else 1)
     probed = sorted(rates or [nearest_half_decade(prior * f) for f in FACTORS])
-    full = recipe.steps(len(rows))
+    full = recipe.steps(len(rows), processes_here(recipe.processes))
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / (len(probed) + 1))))
     bench, hard_share = _bench(recipe, loaded, rows, count, say)
     units = unit_movement(full, full, recipe.warmup, recipe.schedule) or 1.0  # one step may be all warm-up
@@ -131,16 +132,18 @@ def advise(
     say(f"probing {talr} at learning rate {equal:g} for {count} steps")
     other = bench.probe(talr, equal, count)
     edge = edge_at_equal_drift(other[-1], stable) if other else None
-    method, why = advise_method(hard_share, edge, base, talr)
-    if other is None:
-        method, why = base, f"{base}, not {talr}: its probe at {equal:g} was no longer finite."
-    known: dict[str, Any] = {"units": units, "steps": count, "full": full, "budget": budget}
+    better, why = advise_method(hard_share, edge) if other else (False, "diverged")
+    facts = {"units": units, "steps": count, "full": full, "budget": budget}
+    reasons = [
+        *told("rate", **rate_facts(choice, search.points, search.diverged), **facts),
+        *told("method", why=why, base=base, talr=talr, hard_share=hard_share, few=FEW_HARD, edge=edge),
+    ]
     seconds = time.perf_counter() - begun
     a_step = bench.seconds / max(bench.steps, 1)
     return Proposal(
         choice.learning_rate,
-        method,
-        (*rate_reasons(choice, search.points, search.diverged, **known), why),
+        talr if better else base,
+        tuple(reasons),
         (*search.points, *(other or [])),
         choice.forecasts,
         tuple(search.diverged),
@@ -238,12 +241,12 @@ def _bench(
     """What probes of `steps` steps train and are measured on, and the share of hard tokens."""
     model, tokenizer = loaded.model, loaded.tokenizer
     train, held = split_rows(rows, HELD_ROWS, steps * recipe.step_rows(), recipe.seed)
-    say("token statistics of the training rows under the initial model")
+    say("token statistics of the training rows under the base model")
     looked_at = random.Random(recipe.seed).sample(rows, min(STATISTICS_ROWS, len(rows)))
     tokens = {"pad_id": tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
     probability = torch.exp(-torch.cat(label_nll(model, looked_at, **tokens)))
     hard = float((probability < HARD).double().mean())
-    say("the initial model's own answers (shared with any run of the recipe)")
+    say("the base model's own answers (shared with any run of the recipe)")
     reference = reference_answers(loaded, recipe)
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")
     return Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS)), hard
