@@ -316,7 +316,7 @@ def test_the_reading_says_what_was_not_seen() -> None:
     assert "nothing can be said of its fit" in reading(replace(study, kinds=(still,)))
 
 
-def test_a_misfit_and_a_drift_above_the_bound_are_said() -> None:
+def test_a_misfit_and_a_kl_above_the_bound_are_said() -> None:
     study = made_study()
     kind = study.kinds[0]
     poor = replace(POINT, fit_general=0.2, kl=0.5, lambda_general=0.9)
