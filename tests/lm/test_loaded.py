@@ -13,11 +13,12 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
 from gentletune.lm import loaded
-from gentletune.lm.loaded import device, hidden_states, lm_head, load_model, load_tokenizer
+from gentletune.lm.loaded import Loaded, device, hidden_states, lm_head, load_model, load_tokenizer
 from gentletune.losses import Head, token_nll
-from tests.conftest import make_tokenizer
+from tests.conftest import make_model, make_tokenizer
 
 
 def edit_config(directory: Path, **changes: Any) -> None:
@@ -28,6 +29,52 @@ def edit_config(directory: Path, **changes: Any) -> None:
 @pytest.fixture
 def copy(tiny_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_dir, tmp_path / "copy"))
+
+
+# --- a model by name
+
+
+def test_a_model_by_name_is_loaded_when_it_is_asked_for(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Path] = []
+
+    def counted(directory: Path, **how: Any) -> Any:
+        loads.append(directory)
+        return load_model(directory, **how)
+
+    monkeypatch.setattr(loaded, "load_model", counted)
+    base = Loaded(str(tiny_dir))
+    assert (base.max_length, base.hash != base.files_hash, loads) == (512, True, [])
+    model = base.model
+    assert base.model is model
+    assert base.hand_over() is model
+    assert base.model is not model
+    base.forget()
+    base.load()
+    assert loads == [tiny_dir] * 3
+
+
+def test_another_model_under_the_same_tokenizer_has_a_hash_of_its_own(tiny_dir: Path, copy: Path) -> None:
+    base = Loaded(str(tiny_dir), max_length=64)
+    make_model(len(base.tokenizer), 1).save_pretrained(copy)
+    tuned = base.with_model(directory=copy)
+    assert tuned.tokenizer is base.tokenizer
+    assert (tuned.max_length, tuned.hash) == (64, Loaded(str(copy)).hash)
+    assert tuned.hash != base.hash
+    assert str(tuned.model.name_or_path) == str(copy)
+    probe = base.with_model(base.model, known_as="probe")
+    assert (probe.model, probe.hash) == (base.model, "probe")
+    with pytest.raises(ValueError, match="say what it is known as"):
+        base.with_model(tuned.model)  # the base model's scores would be taken for its own
+
+
+def test_several_read_what_they_have_in_common_once(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Shared()
+    one = Loaded(str(tiny_dir), shared=shared)
+    assert one.hash
+    for name in ("resolve_model", "load_tokenizer", "model_hash"):
+        monkeypatch.setattr(loaded, name, None)
+    other = Loaded(str(tiny_dir), max_length=100, shared=shared)
+    assert (other.tokenizer, other.hash, other.max_length) == (one.tokenizer, one.hash, 100)
 
 
 # --- loading

@@ -109,16 +109,21 @@ class Loaded:
         return base_weights(self.model, self.directory)
 
     def with_model(self, model: Any = None, directory: Path | None = None, *, known_as: str | None = None) -> Loaded:
-        """Another model with the same tokenizer and limit: trained in memory, saved in `directory`, or both.
+        """Another model with the same tokenizer and limit: the one saved in `directory`, or `model` in memory.
 
-        `known_as` is its hash, where that of its files is not to be taken.
+        What is kept of it goes by the files in `directory`, or by `known_as` in the place of their hash.
+
+        Raises:
+            ValueError: neither is given, so what is known of this model would be taken for the other's.
         """
+        if directory is None and known_as is None:
+            raise ValueError("a model that lies in no directory has no hash: say what it is known as")
         other = copy.copy(self)
         for name in ("files_hash", "hash", "weights"):
             other.__dict__.pop(name, None)
         other._model = model
         if directory is not None:
-            other.directory, other._once = directory, Shared().once
+            other.name, other.directory, other._once = str(directory), directory, Shared().once
         if known_as is not None:
             other.hash = known_as
         return other
