@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gentletune.data.example import Answer, AnswerKind
 from gentletune.evaluation.reading import answer_text, read_answer, read_number
-from gentletune.evaluation.scoring import is_readable, is_right, said
+from gentletune.evaluation.scoring import is_right, said
 
 STYLES = [
     "{}",
@@ -89,9 +89,7 @@ ODD = st.text(alphabet="0123456789.,/-+*^()=eE ESCIxX\n\\{}$%'\"−×²½٣", ma
 )
 def test_no_text_breaks_the_reader(text: str, kind: AnswerKind) -> None:
     wanted = Answer(kind, "5" if kind in ("decimal", "integer") else "E", domain="esci")
-    assert (
-        is_readable(text, wanted) == (read_answer(text, kind, "esci") is not None) == (said(text, wanted) is not None)
-    )
+    assert (read_answer(text, kind, "esci") is not None) == (said(text, wanted) is not None)
     is_right(text, wanted)
     answer_text(text)
 

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from gentletune.data.example import Answer, AnswerKind
-from gentletune.evaluation.scoring import answer_text, is_readable, is_right, read_number, said
+from gentletune.evaluation.scoring import answer_text, is_right, read_number, said
 
 NUMBERS: list[tuple[str, float | None]] = [
     ("Answer: 5", 5),
@@ -284,10 +284,10 @@ def test_what_cannot_be_read_is_told_from_what_is_wrong(kind: AnswerKind) -> Non
     other |= {"exact": "York", "text": "do not"}
     wanted = answer(kind, values[kind])
     for response in UNREADABLE[kind]:
-        assert not is_readable(response, wanted)
+        assert said(response, wanted) is None
         assert not is_right(response, wanted)
         assert said(response, wanted) is None
     assert said(values[kind], wanted) == values[kind]
-    assert is_readable(other[kind], wanted)
+    assert said(other[kind], wanted) is not None
     assert not is_right(other[kind], wanted)
     assert said(other[kind], wanted) != values[kind]

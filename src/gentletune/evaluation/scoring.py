@@ -8,7 +8,7 @@ from gentletune.data.answers import stated
 from gentletune.data.example import Answer
 from gentletune.evaluation.reading import Read, answer_text, first_choice, read_answer, read_number
 
-__all__ = ["answer_text", "first_choice", "is_readable", "is_right", "likeness", "read_answer", "read_number", "said"]
+__all__ = ["answer_text", "first_choice", "is_right", "likeness", "read_answer", "read_number", "said"]
 
 
 def is_right(response: str, answer: Answer) -> bool:
@@ -28,11 +28,6 @@ def is_right(response: str, answer: Answer) -> bool:
             return answer.lower <= read <= answer.upper
         return abs(read - float(answer.value)) < 1e-9
     return read == _read(answer.value, answer)
-
-
-def is_readable(response: str, answer: Answer) -> bool:
-    """Whether an answer of the kind asked for can be read at all."""
-    return _read(response, answer) is not None
 
 
 def said(response: str, answer: Answer) -> str | None:

@@ -13,7 +13,7 @@ from gentletune.core.records import OwnMetric, Score, Side
 from gentletune.data.domains import domain
 from gentletune.data.example import Example
 from gentletune.evaluation.constraints import satisfied
-from gentletune.evaluation.scoring import is_readable, is_right, likeness, said
+from gentletune.evaluation.scoring import is_right, likeness, said
 from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown
 
 UNREADABLE = "unreadable"
@@ -101,11 +101,12 @@ def judge_example(example: Example, text: str) -> Verdict:
     """The verdict on an answer to an example with an `answer` or `constraints`."""
     if example.answer is None:
         return Verdict(satisfied(text, example.constraints), text)
-    if not is_readable(text, example.answer):
+    read = said(text, example.answer)
+    if read is None:
         return Verdict(False, None)
     if example.answer.kind == "text":
         return Verdict(likeness(text, example.answer), text)
-    return Verdict(is_right(text, example.answer), said(text, example.answer))
+    return Verdict(is_right(text, example.answer), read)
 
 
 def as_harness_task(task: OwnTask) -> Any:

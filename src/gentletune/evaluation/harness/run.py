@@ -191,9 +191,9 @@ def _scores_of(
         if score is None or not math.isclose(score.value, metrics[key], rel_tol=1e-9, abs_tol=1e-12):
             # No mean over documents (perplexity, F1 over a corpus, a group): lm-eval's own value and error.
             error = metrics.get(f"{metric}_stderr,{filtered}")
-            known = isinstance(error, (int, float)) and math.isfinite(error)
+            stderr = float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None
             count, value = _count(name, result), float(metrics[key])
-            score = Score(value=value, stderr=float(error) if known else None, n=count, higher_is_better=better, **of)
+            score = Score(value=value, stderr=stderr, n=count, higher_is_better=better, **of)
         scores.append(score)
     return scores
 
