@@ -29,10 +29,10 @@ End = Literal["smallest candidate", "largest candidate", "largest probe"]
 
 @dataclass(frozen=True)
 class ProbePoint:
-    """What `steps` steps at one rate did, against the initial model on the same sequences, paired.
+    """What `steps` steps at one rate did, against the base model on the same sequences, paired.
 
     `movement` is the sum of the learning rates of the steps. `gain` is bits per domain token saved, `drift` bits
-    per token lost on the initial model's own sampled answers, each a `Score` by sequence.
+    per token lost on the base model's own sampled answers, each a `Score` by sequence.
     """
 
     method: str

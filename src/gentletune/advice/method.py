@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gentletune.advice.curve import ProbePoint
 from gentletune.core.records import Score
@@ -15,6 +16,10 @@ HARD = 0.1  # a token is hard below this probability
 FEW_HARD = 0.05  # share of hard tokens up to which the paper's regime is taken to hold: few of them, most near 1
 _PART = re.compile(r"\+(?=[a-z_])")  # a sign within an argument, as in 1e+3, is no joint
 _UNPROBED = ("talr", "flow", "wise_ft")
+
+
+Verdict = Literal["better", "worse", "tied", "unknown"]
+Why = Literal["better", "worse", "few hard tokens", "no advantage", "nothing moved", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Edge:
         return self.change.value
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """`better` at 99 %, `worse` at 95 %, `tied` or `unknown`.
 
         Straight lines between probes run below a curve of falling returns, which favours TALR a little: what is to
@@ -73,7 +78,7 @@ def talr_method(method: str) -> str:
 def edge_at_equal_drift(talr: ProbePoint, plain: Sequence[ProbePoint]) -> Edge | None:
     """TALR's gain against that of plain training where it has drifted as far, read between two of its points.
 
-    Plain points are followed from the initial model (no gain, no drift) in order of drift. None where none drifted.
+    Plain points are followed from the base model (no gain, no drift) in order of drift. None where none drifted.
     """
     ordered = sorted((p for p in plain if p.drift.value > 0), key=lambda p: p.drift.value)
     if not ordered:
@@ -91,31 +96,18 @@ def edge_at_equal_drift(talr: ProbePoint, plain: Sequence[ProbePoint]) -> Edge |
     return Edge(_edge(talr, gain, drift, slope))
 
 
-def advise_method(hard_share: float, edge: Edge | None, base: str, talr: str) -> tuple[str, str]:
-    """The method, and the sentence that says why: TALR only where a probe shows it, or hard tokens are few.
+def advise_method(hard_share: float, edge: Edge | None) -> tuple[bool, Why]:
+    """Whether to take TALR, and why: only where a probe shows it, or hard tokens are few and it does not speak against.
 
-    With no evidence it is the base method.
+    `hard_share` is the share of hard training labels; with no edge, plain training.
     """
-    share = f"{hard_share:.0%} of the training labels are hard (p < {HARD:g} under the initial model)"
-    shown = "unknown"
-    if edge and edge.change.stderr is not None:
-        shown = f"{edge.value:+.3f} ± {edge.change.stderr:.3f}"
-    at = f"its probe gained {shown} bits per domain token against {base} at equal drift"
     if edge is None:
-        return base, f"{base}, not {talr}: {share}, and no probe of {base} drifted, so there is nothing to compare."
-    if edge.bound:
-        at = f"its probe drifted further than any stable one of {base}, and gained {shown} bits per token against that"
-    if edge.verdict == "better":
-        return talr, f"{talr}: {at}, significantly more; {share}."
-    if edge.verdict == "worse":
-        return base, f"{base}, not {talr}: {at}, significantly less; {share}."
+        return False, "nothing moved"
+    if edge.verdict in ("better", "worse"):
+        return edge.verdict == "better", edge.verdict
     if hard_share <= FEW_HARD and edge.verdict == "tied" and edge.value >= 0:
-        return talr, (
-            f"{talr}: {share}, the regime of few hard tokens in which the paper shows it to pay; {at}, which does not "
-            "tell the two apart, so measure both."
-        )
-    few = "" if hard_share <= FEW_HARD else f", more than the {FEW_HARD:.0%} of the regime in which it is shown to pay"
-    return base, f"{base}, not {talr}: {share}{few}; {at}, which is no significant advantage."
+        return True, "few hard tokens"
+    return False, "no advantage"
 
 
 def _edge(talr: ProbePoint, gain: Score, drift: Score, slope: float) -> Change:

@@ -1,4 +1,4 @@
-"""Short trainings from one initial model, measured on the way, that leave nothing behind."""
+"""Short trainings from one base model, measured on the way, that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gentletune.training.looks import train_copy
 
 @dataclass
 class Bench:
-    """One initial model and the rows that probes train and are measured on; `seconds` and `steps` add up training."""
+    """One base model and the rows that probes train and are measured on; `seconds` and `steps` add up training."""
 
     recipe: Recipe
     model: Any
@@ -37,7 +37,7 @@ class Bench:
     def probe(self, method: str, rate: float, steps: int) -> list[ProbePoint] | None:
         """Points after half and all of `steps` steps at a constant rate; None where the training diverged.
 
-        The initial model stays as it is: each probe trains a copy in memory.
+        The base model stays as it is: each probe trains a copy in memory.
         """
         recipe = self.recipe.override({
             "method": method, "learning_rate": rate, "max_steps": steps, "schedule": "constant",
@@ -69,7 +69,7 @@ class Bench:
 
     @property
     def initial(self) -> SequenceNLL:
-        """The initial model's NLL on the held rows."""
+        """The base model's NLL on the held rows."""
         if not self._initial:
             self._initial.append(self._nll(self.model, self.held))
         return self._initial[0]

@@ -68,7 +68,7 @@ def _flag(key: str, field: FieldInfo, group: str) -> inspect.Parameter:
 def _no_flag(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
     """Refuse another flag of the command as a value: it was forgotten."""
     if any(value in known.opts for known in context.command.params):
-        raise typer.BadParameter(f"needs a value, and {value} is a flag", ctx=context, param=param)
+        raise typer.BadParameter(f"{param.opts[0]} needs a value, and {value} is a flag")
     return value
 
 

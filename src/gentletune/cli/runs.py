@@ -182,11 +182,11 @@ def advise_command(
     config: ConfigOption = None,
     steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps of each probe; 6 to 24 by default.")] = None,
     rates: Annotated[str, typer.Option(help="Rates to probe, such as 1e-5,1e-4; by default from the model.")] = "",
-    budget: Annotated[float | None, typer.Option(help="Most drift that may come of it, bits per token.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Most KL from base that may come of it, bits per token.")] = None,
     sweep_runs: Annotated[int, typer.Option(min=1, help="Runs of the sweep that this stands in for.")] = 24,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the proposal to this file, too.")] = None,
 ) -> None:
-    """Propose a learning rate and a method from short probes: domain bits gained against drift.
+    """Propose a learning rate and a method from short probes: domain bits gained against KL from base.
 
     [bold]Examples[/bold]
 
@@ -195,12 +195,12 @@ def advise_command(
       gentletune advise -c recipe.yaml --budget 0.1 --json proposal.json
     """
     recipe = load_recipe(config, given)
-    given = numbers("--rates", rates)
+    probed = numbers("--rates", rates)
     check_recipe(recipe)
     from gentletune.advice import advise, print_proposal
 
     prepare()
-    found = advise(recipe, rates=given or None, steps=steps, budget=budget, sweep_runs=sweep_runs, say=say)
+    found = advise(recipe, rates=probed or None, steps=steps, budget=budget, sweep_runs=sweep_runs, say=say)
     print_proposal(stdout, found)
     if json_path:
         write_json_atomic(json_path, found.as_dict())

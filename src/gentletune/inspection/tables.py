@@ -15,6 +15,8 @@ from gentletune.inspection.inspector import Inspection
 from gentletune.inspection.summary import DECADES, LINEAR_EDGES, Group
 from gentletune.inspection.weights import HARD
 
+Format = Mapping[str, Callable[[Any], str]]
+
 CLASS_NAMES = {
     "first": "first of answer",
     "number": "number",
@@ -53,7 +55,7 @@ class Table:
     shares: pd.DataFrame
 
 
-def _table(title: str, figures: pd.DataFrame, how: Mapping[str, Callable[[Any], str]], across: bool = False) -> Table:
+def _table(title: str, figures: pd.DataFrame, how: Format, across: bool = False) -> Table:
     """A table of figures, each column written as `how` has it, else as a share; `across`: its columns become rows."""
     cells = pd.DataFrame({name: column.map(how.get(name, percent)) for name, column in figures.items()})
     shares = figures.drop(columns=list(how)).reindex(columns=figures.columns)
@@ -117,7 +119,7 @@ def _groups(title: str, heading: str, groups: Sequence[Group], found: Inspection
         "of hard": hard / (hard.sum() or 1),
         "NLL": [g.mean_nll for g in groups],
     }).join(shares.rename(columns="p<{:g}".format))  # fmt: skip
-    how = {"tokens": str, "of all": percent, "of hard": percent, "NLL": "{:.2f}".format}
+    how: Format = {"tokens": str, "of all": percent, "of hard": percent, "NLL": "{:.2f}".format}
     return _table(f"{title} (hard: p < {near:g})", figures, how)
 
 
