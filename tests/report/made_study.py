@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
-from gentletune.core.records import RunRecord, Score
-from gentletune.stats import accuracy_score, mean_score
+from gentletune.core.records import RunRecord, Score, load_records, write_record
+from gentletune.core.samples import SAMPLES_FILE, Sample
+from gentletune.stats import accuracy_score, breakdown, mean_score
 
 # How much domain skill and drift a method has at the same rate, relative to plain SFT.
 METHODS = {
@@ -33,6 +35,29 @@ def made_study(methods: dict[str, tuple[float, float]] = METHODS, **recipe: Any)
     return records
 
 
+def write_study(directory: Path, records: list[RunRecord]) -> list[RunRecord]:
+    """The records in run directories, with sample answers beside them, as `load_records` finds them."""
+    for place, record in enumerate(records):
+        write_record(directory / f"{place:02}", record)
+        if record.status == "complete":
+            lines = [sample.model_dump_json() + "\n" for sample in _samples(record)]
+            (directory / f"{place:02}" / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
+    return load_records([directory])
+
+
+def _samples(record: RunRecord) -> list[Sample]:
+    """20 questions of each task; those of the domain by and by become right, those of arithmetic wrong."""
+    made = []
+    for task, side in (("clinic", "domain"), ("arithmetic", "general")):
+        value = next(s.value for s in record.scores if s.task == task)
+        for i in range(20):
+            before, after = i % 5 == 0, i / 20 < value
+            base, tuned = (f"The answer is {i if right else i + 1}." for right in (before, after))
+            made.append(Sample(task=task, side=side, item=i, prompt=f"What is {i} mg of {task}?", target=str(i),
+                               base=base, tuned=tuned, base_right=before, tuned_right=after))  # fmt: skip
+    return made
+
+
 def _run(method: str, rate: float, seed: int, gain: float, harm: float, recipe: dict[str, Any]) -> RunRecord:
     noise = random.Random(f"{method} {rate} {seed}")
     reach = gain * (1 - math.exp(-rate / 6e-6)) + noise.gauss(0, 0.02)
@@ -41,6 +66,7 @@ def _run(method: str, rate: float, seed: int, gain: float, harm: float, recipe: 
     scores = [] if failed else _scores(reach, drift, noise)
     if method == "lora" and rate == RATES[0]:
         scores = [s.model_copy(update={"items": (), "clusters": ()}) for s in scores]
+    figures = {"label_tokens": 6300.0, "peak_memory_gib": 1.5}
     fields = {"model": "smollm2-135m", "data": "clinic", "method": method, "learning_rate": rate, "seed": seed}
     return RunRecord(
         status="failed" if failed else "complete",
@@ -53,7 +79,7 @@ def _run(method: str, rate: float, seed: int, gain: float, harm: float, recipe: 
         hashes={"model": "be384e9bc97aedec", "train": f"{seed}fd80a0c5da4f81c", "test": "9e2a60e04b606428"},
         hardware={"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "memory_gib": 23.5, "gpus": []},
         timings={"train": 63 + 20 * noise.random(), "evaluate": 50.0},
-        training={} if failed else {"steps": 60.0, "update_norm": 900 * rate**0.72 * (0.6 + 0.4 * harm)},
+        training={} if failed else {"steps": 60.0, "update_norm": 900 * rate**0.72 * (0.6 + 0.4 * harm)} | figures,
         curves=_curves(reach, drift, noise, 23 if failed else 60),
         scores=scores,
         initial_scores=_scores(0.0, 0.0, random.Random("initial")),
@@ -75,8 +101,10 @@ def _scores(reach: float, drift: float, noise: random.Random) -> list[Score]:
     code = [2.4 - 1.1 * reach + 0.3 * d + noise.gauss(0, 0.05) for d in difficulty["clinic"]]
     drifts = [drift * math.exp(hard.gauss(0, 0.5)) for _ in range(ITEMS)]
     bits: dict[str, Any] = {"metric": "bits_per_token", "higher_is_better": False}
+    answers = right("clinic", -0.9 + 1.8 * reach)
+    kinds = {"by_category": breakdown(answers, ["dose" if i % 3 else "age" for i in range(ITEMS)], groups=notes)}
     return [
-        accuracy_score(right("clinic", -0.9 + 1.8 * reach), task="clinic", side="domain", groups=notes),
+        accuracy_score(answers, task="clinic", side="domain", groups=notes, details=kinds),
         mean_score(code, task="clinic", side="domain", groups=notes, **bits),
         accuracy_score(right("arithmetic", 0.3 - 1.1 * drift), task="arithmetic", side="general"),
         accuracy_score(right("instructions", 0.1 - 0.8 * drift), task="instructions", side="general"),
@@ -88,7 +116,7 @@ def _curves(reach: float, drift: float, noise: random.Random, steps: int) -> dic
     loss = [1.7 - reach * (1 - math.exp(-k / 15)) + noise.gauss(0, 0.06) for k in range(1, steps + 1)]
     probes = range(10, steps + 1, 10)
     return {
-        "loss": [(k + 1, value) for k, value in enumerate(loss)],
+        "nll": [(k + 1, value) for k, value in enumerate(loss)],
         "domain_nll": [(k, 1.7 - 0.75 * reach * (1 - math.exp(-k / 15))) for k in probes],
         "drift_bits_per_token": [(k, drift * (1 - math.exp(-k / 20))) for k in probes],
     }

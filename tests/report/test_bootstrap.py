@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,12 +13,11 @@ import pytest
 from hypothesis import given
 
 from gentletune.core.records import RunRecord, Score
-from gentletune.report import bootstrap
+from gentletune.report import pareto, report
 from gentletune.report.axes import Axis, both_axes
-from gentletune.report.bootstrap import Draws, draw, hypervolume, interval
-from gentletune.report.pareto import candidates, pareto_front
-from gentletune.report.scene import build_scene
-from gentletune.report.volume import area_note, volumes
+from gentletune.report.pareto import Draws, candidates, draw, hypervolume, interval, pareto_front
+from gentletune.report.recommend import recommend
+from gentletune.report.scene import build_scene, looks_of, volumes
 from gentletune.stats import accuracy_score, mean_score
 
 from .made_study import made_study
@@ -83,7 +83,7 @@ def test_seeds_add_to_the_draws() -> None:
     records = [pair("sft", 1e-5, 0.5, 0.5), pair("sft", 1e-5, 0.7, 0.5, seed=1)]
     found, _ = drawn(records, count=4000)
     assert found.xs[:, 1].std() == pytest.approx(math.sqrt(0.01**2 + 0.02 / 2), rel=0.08)
-    assert found.xs[:, 0].std() == pytest.approx(0.01, rel=0.08)  # the initial model has no seeds
+    assert found.xs[:, 0].std() == pytest.approx(0.01, rel=0.08)  # the base model has no seeds
 
 
 def test_draws_can_be_repeated_and_blocks_change_nothing_but_the_luck(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_draws_can_be_repeated_and_blocks_change_nothing_but_the_luck(monkeypatc
     other, _ = drawn(records, seed=1)
     assert np.array_equal(first.xs, again.xs)
     assert not np.array_equal(first.xs, other.xs)
-    monkeypatch.setattr(bootstrap, "_CHUNK", 60 * 7)
+    monkeypatch.setattr(pareto, "_CHUNK", 60 * 7)
     assert drawn(records, count=4000)[0].xs.std() == pytest.approx(first.xs.std(), rel=0.1)
 
 
@@ -145,12 +145,12 @@ def test_nothing_drawn_nothing_uncertain() -> None:
 
 def scene_of(records: Sequence[RunRecord]) -> Any:
     domain, general = both_axes(records, None, None)
-    scene = build_scene(records, domain, general, None)
+    scene = build_scene(records, domain, general, recommend(records), looks_of(records))
     assert scene is not None
     return scene
 
 
-def test_areas_by_method() -> None:
+def test_areas_by_method(tmp_path: Path) -> None:
     # The corner is (0.4, 0.5); the box reaches to (0.8, 0.6).
     exact = {"clinic/accuracy": (0.4, 0.0), "arithmetic/accuracy": (0.6, 0.0)}
     records = [
@@ -167,10 +167,13 @@ def test_areas_by_method() -> None:
     assert talr.against.value == pytest.approx(0.25)
     assert talr.against.low == pytest.approx(0.25)
     assert sft.against is None
-    assert "initial model's domain score" in area_note(scene)
-    blind = scene_of([r.model_copy(update={"initial_scores": []}) for r in records])
-    assert "worst domain score seen" in area_note(blind)
-    assert len(volumes(blind)) == 2
+    page = report(records, tmp_path / "known").html.read_text(encoding="utf-8")
+    assert (
+        "enclose above the base model's domain score and" in page or "enclose above the base model&#39;s domain" in page
+    )
+    blind = [r.model_copy(update={"initial_scores": []}) for r in records]
+    assert "enclose above the worst domain score seen" in report(blind, tmp_path).html.read_text(encoding="utf-8")
+    assert len(volumes(scene_of(blind))) == 2
     assert volumes(scene_of(records[:1])) == [] or volumes(scene_of(records[:1]))[0].area.value >= 0
 
 

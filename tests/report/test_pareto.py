@@ -86,7 +86,7 @@ def test_options_come_by_method_plain_sft_first_and_rate() -> None:
     assert domain is not None
     assert general is not None
     names = [c.name for c in candidates(records, domain, general)]
-    assert names == ["initial model", "sft 3e-5", "flow 1e-5", "flow 1e-4"]
+    assert names == ["base model", "sft 3e-5", "flow 1e-5", "flow 1e-4"]
 
 
 def test_settings_of_one_method_and_rate_are_told_apart() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import json
 import re
 import stat
@@ -16,10 +18,11 @@ from gentletune.core.records import RunRecord, write_bytes_atomic
 from gentletune.report import Report, report
 from gentletune.report.axes import both_axes
 from gentletune.report.picture import pareto_png
-from gentletune.report.scene import build_scene
-from gentletune.report.table import runs_table
+from gentletune.report.recommend import recommend
+from gentletune.report.scene import build_scene, looks_of
+from gentletune.report.tables import runs_table
 
-from .made_study import METHODS, made_study
+from .made_study import made_study, write_study
 from .report_records import failed, pair, run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|$x$"
@@ -67,9 +70,9 @@ def study() -> list[RunRecord]:
             git_commit="deadbeef",
         ),
         run(
-            "talr", 5e-6, tuned | {"clinic/accuracy": 0.875, "arithmetic/accuracy": 0.595}, versions={"torch": "2.9.1"}
+            "talr", 5e-6, tuned | {"clinic/accuracy": 0.875, "arithmetic/accuracy": 0.598}, versions={"torch": "2.9.1"}
         ),
-        pair("flow", 1e-6, 0.7, 0.598),
+        pair("flow", 1e-6, 0.7, 0.599),
         failed(error="loss became <b>infinite</b>"),
     ]
 
@@ -118,16 +121,17 @@ def test_the_page_loads_nothing_from_the_network(page: Page, made: Report) -> No
 
 
 def test_the_page_holds_the_points_and_plotly_accepts_them(page: Page) -> None:
-    figures = json.loads(page.scripts[0])
+    figures = json.loads(page.scripts[0])["figures"]
     main = figures["s0-tradeoff-0"]
     named = {trace["name"]: trace for trace in main["data"]}
-    assert set(named) == {"95 % band of the front", "Pareto front", "initial model", "sft", "talr", "flow"}
+    methods = {"sft", "talr", "flow"}
+    assert set(named) == {"95 % band of the front", "Pareto front", "base model", "safe choice", *methods}
     assert named["sft"]["x"] == [0.8125]
     assert named["talr"]["error_x"]["array"] == [0.01]
-    assert named["initial model"]["marker"]["symbol"] == "star"
+    assert named["base model"]["marker"]["symbol"] == "star"
     assert named["Pareto front"]["x"] == [0.4, 0.7, 0.875]
     names = {a["text"] for a in main["layout"]["annotations"]}
-    assert names == {"sft 1e-6", "<b>talr 5e-6</b>", "flow 1e-6", "initial model"}
+    assert names == {"base model", "<b>safe choice</b>"}
     for figure in figures.values():
         plain = json.loads(re.sub(r'"\$\w+"', '"#888888"', json.dumps(figure)))
         go.Figure(plain)
@@ -135,19 +139,20 @@ def test_the_page_holds_the_points_and_plotly_accepts_them(page: Page) -> None:
 
 def test_every_view_has_its_figure(page: Page) -> None:
     boxes = {attributes.get("id") for _, attributes in page.tags}
-    assert set(json.loads(page.scripts[0])) <= boxes
+    assert set(json.loads(page.scripts[0])["figures"]) <= boxes
     for key in ("arithmetic/accuracy", "instructions/accuracy", "drift_sampled/bits_per_token"):
         assert key in page.text
-    assert "General skill, view by view" in page.text
+    assert "Every score over the learning rate" in page.text
     assert "can disagree" in page.text
 
 
 def test_the_page_says_what_was_run(page: Page, made: Report) -> None:
-    assert all(line in page.text for line in made.answer.splitlines())
     assert "Clinic & co" in page.text
     assert "loss became <b>infinite</b>" in page.text
-    assert all(f"{out.name}: {out.text}" in page.text for out in made.findings.excluded)
+    assert made.findings.safe
+    assert made.findings.safe.name in page.text
     assert len(made.findings.excluded) > 1
+    assert all(f"{out.name}: {out.text}" in page.text for out in made.findings.excluded)
     shown = ("deadbeef", "2.9.0 (sft 1e-06 seed 0)", "abc123", "H200", "61.5 s", "0.123", "0.812 ± 0.010")
     for said in shown:
         assert said in page.text
@@ -155,19 +160,19 @@ def test_the_page_says_what_was_run(page: Page, made: Report) -> None:
 
 def test_nothing_in_a_record_can_run(tmp_path: Path) -> None:
     evil = [
-        pair(EVIL, 1e-6, 0.9, 0.5, hashes={EVIL: EVIL}, versions={EVIL: EVIL}, curves={"loss": [(1, 2)]}),
+        pair(EVIL, 1e-6, 0.9, 0.5, hashes={EVIL: EVIL}, versions={EVIL: EVIL}, curves={"nll": [(1, 2)]}),
         pair(EVIL, 1e-5, 0.9, 0.5, recipe={"model": EVIL, "data": EVIL, "method": EVIL}, created=EVIL, sandbox=EVIL),
         pair("sft", 1e-6, 0.7, 0.6, initial={}),
         failed(error=EVIL),
     ]
     text = report(evil, tmp_path, title=EVIL).html.read_text(encoding="utf-8")
     page = Page(text)
-    assert len(page.scripts) == 3
-    assert "alert(1)" not in page.scripts[2]
-    assert re.fullmatch(r"[A-Za-z0-9+/=]+", page.scripts[1])
+    assert len(page.scripts) == 4
+    assert "alert(1)" not in page.scripts[3]
+    assert all(re.fullmatch(r"[A-Za-z0-9+/=]+", page.scripts[i]) for i in (1, 2))
     assert not any(tag == "img" for tag, _ in page.tags)
     assert "</" not in page.scripts[0]
-    names = [trace.get("name") for trace in json.loads(page.scripts[0])["s0-tradeoff-0"]["data"]]
+    names = [trace.get("name") for trace in json.loads(page.scripts[0])["figures"]["s0-tradeoff-0"]["data"]]
     assert any("&lt;script&gt;" in (name or "") for name in names)
     markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
     code, said = ([x for x in markdown.splitlines() if x.startswith("    ") is which] for which in (True, False))
@@ -188,9 +193,9 @@ def test_the_csv_has_a_row_per_run(made: Report) -> None:
         rows = list(csv.DictReader(file))
     assert [(r["label"], r["status"]) for r in rows] == [
         ("sft", "complete"),
+        ("sft", "failed"),
         ("talr", "complete"),
         ("flow", "complete"),
-        ("sft", "failed"),
     ]
     first = rows[0]
     assert (first["clinic/accuracy"], first["clinic/accuracy stderr"], first["clinic/accuracy n"]) == (
@@ -198,18 +203,18 @@ def test_the_csv_has_a_row_per_run(made: Report) -> None:
         "0.01",
         "100",
     )
-    assert (first["clinic/accuracy initial"], first["learning_rate"]) == ("0.4", "1e-06")
+    assert (first["clinic/accuracy base"], first["learning_rate"]) == ("0.4", "1e-06")
     assert (first["steps"], first["update_norm"], first["train_seconds"]) == ("200", "0.123457", "61.5")
-    assert rows[2]["instructions/accuracy"] == ""
-    assert rows[3]["error"] == "loss became <b>infinite</b>"
+    assert rows[3]["instructions/accuracy"] == ""
+    assert rows[1]["error"] == "loss became <b>infinite</b>"
     assert all(None not in row and None not in row.values() for row in rows)
 
 
 def test_the_markdown_table(made: Report) -> None:
     text = made.markdown.read_text(encoding="utf-8")
-    assert "| **talr** | 5e-6 | 0 | complete | 0.875 ± 0.010 (+0.475 [+0.447, +0.503] ▲) |" in text
-    assert "| **talr** | 5e-6 | 1 | 0.875 ± 0.010 (+0.475 [+0.447, +0.503] ▲) |" in text
-    assert "- sft 1e-3, seed 0: loss became &lt;b&gt;infinite&lt;/b&gt;" in text
+    assert "| **talr** (safe choice) | 5e-6 | 0 | complete | 0.875 ± 0.010 (+0.475 [+0.447, +0.503] ▲) |" in text
+    assert "| **talr** (safe choice) | 5e-6 | 1 |" in text
+    assert "- sft 1e-3, seed 0 (failed): loss became &lt;b>infinite&lt;/b>" in text
     assert "### Area by method" in text
     assert "unpaired" in text  # these records have no items
 
@@ -217,10 +222,8 @@ def test_the_markdown_table(made: Report) -> None:
 @pytest.mark.parametrize("records", [[], [failed()], [failed(), failed("talr", error=None)]])
 def test_without_complete_runs_it_says_so(records: list[RunRecord], tmp_path: Path) -> None:
     result = report(records, tmp_path, domain="clinic/accuracy")
-    assert (result.domain_axis, result.general_axis, result.findings.safe) == (None, None, None)
-    assert (
-        f"No safe choice: no run of {len(records)} is complete." in Page(result.html.read_text(encoding="utf-8")).text
-    )
+    assert (result.domain_axis, result.general_axis, result.findings.index) == (None, None, None)
+    assert "No run is complete." in Page(result.html.read_text(encoding="utf-8")).text
     assert result.png.stat().st_size > 10_000
     assert len(result.csv.read_text(encoding="utf-8").splitlines()) == len(records) + 1
     assert len(result.settings.read_text(encoding="utf-8").splitlines()) == 1
@@ -252,15 +255,14 @@ def test_views_that_disagree_are_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    gentle = METHODS | {"lora": (0.8, 0.02)}
-    return report(made_study(gentle), tmp_path_factory.mktemp("whole"), title="Whole", margin=0.06)
+    return report(made_study(), tmp_path_factory.mktemp("whole"), title="Whole")
 
 
 def test_settings_are_aggregated_with_their_paired_changes(whole: Report) -> None:
     with whole.settings.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 25
-    assert [r["label"] for r in rows[:2]] == ["initial model", "sft"]
+    assert [r["label"] for r in rows[:2]] == ["base model", "sft"]
     row = next(r for r in rows if r["setting"] == "talr 2e-5")
     assert row["seeds"] == "2"
     assert whole.domain_axis is not None
@@ -274,7 +276,12 @@ def test_settings_are_aggregated_with_their_paired_changes(whole: Report) -> Non
     assert float(row["domain minus sft"]) == pytest.approx(
         float(row["domain value"]) - float(sft["domain value"]), abs=1e-5
     )
-    assert sum(int(r["advised"]) for r in rows) == 1
+    named = [(r["setting"], r["advised"]) for r in rows if r["advised"]]
+    found = whole.findings
+    assert found.least_harmful
+    assert found.most_gain
+    assert len(named) == 2
+    assert {role for _, role in named} == {"least_harmful", "most_gain"}
     assert 0 <= float(row["front_share"]) <= 1
 
 
@@ -296,11 +303,11 @@ def test_changes_of_runs_are_paired_where_items_are(whole: Report) -> None:
 def test_runs_come_by_method_rate_and_seed() -> None:
     runs = [("talr", 1e-5, 0), ("sft", 1e-4, 1), ("sft", 1e-4, 0), ("sft", 1e-5, 0)]
     records = [pair(method, rate, 0.7, 0.5, seed=seed) for method, rate, seed in runs]
-    table = runs_table(records, 1)
-    assert [[c.text for c in row.cells[:3]] for row in table.rows[1:]] == [
+    table = runs_table(records, {1: "safe"})
+    assert [[c.text for c in cells[:3]] for _, cells in table.rows[1:]] == [
         ["sft", "1e-5", "0"], ["sft", "1e-4", "0"], ["sft", "1e-4", "1"], ["talr", "1e-5", "0"],
     ]  # fmt: skip
-    assert [row.advised for row in table.rows] == [False, False, False, True, False]
+    assert table.kinds == ["base", "run", "run", "safe", "run"]
 
 
 def test_a_run_that_is_there_twice_is_counted_once(tmp_path: Path) -> None:
@@ -312,7 +319,7 @@ def test_a_run_that_is_there_twice_is_counted_once(tmp_path: Path) -> None:
 
 def test_the_printed_figure_has_the_band() -> None:
     records = made_study()
-    scene = build_scene(records, *both_axes(records, None, None), None)
+    scene = build_scene(records, *both_axes(records, None, None), recommend(records), looks_of(records))
     assert scene is not None
     assert pareto_png([("", scene)], "") != pareto_png([("", replace(scene, band=[]))], "")
 
@@ -328,3 +335,94 @@ def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_bytes_atomic(target.parent, b"new")
     assert target.read_bytes() == b"old"
     assert [p.name for p in tmp_path.rglob("*")] == ["a", "b.png"]
+
+
+def test_cards_say_gain_price_and_how_sure(tmp_path: Path) -> None:
+    page = Page(report(made_study(), tmp_path, margin=0.1).html.read_text(encoding="utf-8"))
+    head = " ".join(page.text.split("The trade-off")[0].split())
+    assert "Safe choice ✚ sft+wise_ft(alpha=0.5) at learning rate 5e-6 Domain 0.183 → 0.479 +0.296 [+0.2" in head
+    assert "Safe: the interval leaves out a loss larger than the margin." in head
+    assert "Most domain gain ▼ lora at learning rate 2e-5" in head
+    assert "A significant loss of general skill." in head
+    assert head.count("of training a run; mean of 2 seeds") == 2
+    bars = [a for tag, a in page.tags if tag == "rect" and a.get("class") in ("within", "interval")]
+    places = [(float(a["x"] or 0), float(a["x"] or 0) + float(a["width"] or 0)) for a in bars]
+    assert all(0 <= low < high <= 100 for low, high in places)
+    (margin, _), (low, _), (margin_of_gain, _), (lowest, _) = places
+    assert margin < low  # the safe choice's interval lies within the margin, the other's does not
+    assert lowest < margin_of_gain
+
+
+def test_without_a_safe_choice_the_card_says_what_to_try(tmp_path: Path) -> None:
+    page = Page(report(made_study(), tmp_path).html.read_text(encoding="utf-8"))
+    head = " ".join(page.text.split("The trade-off")[0].split())
+    assert "No safe choice Nothing that gained on the domain is shown to keep general skill within the margin." in head
+    assert "Try a learning rate between 1e-6 and 5e-6;" in head
+    assert "Least harmful:" in head
+
+
+def test_sample_answers_are_on_the_page_and_all_of_them_in_it(tmp_path: Path) -> None:
+    records = write_study(tmp_path / "runs", made_study())
+    page = Page(report(records, tmp_path / "report", margin=0.1).html.read_text(encoding="utf-8"))
+    shown = page.text.split("Before and after")[1].split("All sample answers")[0]
+    assert shown.count("Domain · clinic") == 3
+    assert shown.count("General · arithmetic") == 2
+    assert "What is 1 mg of clinic?" in shown  # the base model has 0 right, and so has the tuned one
+    assert "What is 0 mg of clinic?" not in shown
+    found = json.loads(gzip.decompress(base64.b64decode(page.scripts[1])))["s0"]
+    assert len(found["questions"]) == 40
+    assert len(found["runs"]) == 47
+    assert found["runs"][0][0].startswith("sft+wise_ft(alpha=0.5) 5e-6")  # the safe choice leads
+    assert all(len(rows) == 40 for _, rows in found["runs"])
+    assert "Before and after" not in Page(report(made_study(), tmp_path / "bare").html.read_text(encoding="utf-8")).text
+
+
+def test_what_runs_differ_in_and_what_they_took_has_its_columns(tmp_path: Path) -> None:
+    runs = [
+        pair("sft", 1e-6, 0.7, 0.5, recipe={"max_steps": steps, "data": "clinic"}, timings={"train": 20.0},
+             training={"steps": steps, "label_tokens": 5000.0, "peak_memory_gib": 3.25})
+        for steps in (20.0, 40.0)
+    ]  # fmt: skip
+    text = report(runs, tmp_path).markdown.read_text(encoding="utf-8")
+    head = next(line for line in text.split("### Runs")[1].splitlines() if line.startswith("| Run"))
+    assert "| Training time | Label tokens/s | Label tokens | Peak memory gib | max_steps |" in head
+    assert "| 20 s | 250 | 5000 | 3.25 | 40.0 |" in text
+    with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
+        assert [(r["tokens_per_second"], r["max_steps"]) for r in csv.DictReader(file)] == [
+            ("250", "20.0"),
+            ("250", "40.0"),
+        ]
+
+
+def test_scores_by_category(tmp_path: Path) -> None:
+    text = report(made_study(), tmp_path).markdown.read_text(encoding="utf-8")
+    table = text.split("### clinic/accuracy by category")[1]
+    assert "| Setting | age | dose |" in table
+    assert "| base model | " in table
+    assert table.split("###")[0].count("\n| ") == 2 + 24 + 1
+
+
+def test_answers_that_were_not_read_are_told(tmp_path: Path) -> None:
+    record = pair("sft", 1e-6, 0.7, 0.5)
+    scores = [s.model_copy(update={"details": {"unreadable": 45, "cut_off": 1}}) for s in record.scores]
+    text = report([record.model_copy(update={"scores": scores})], tmp_path).markdown.read_text(encoding="utf-8")
+    assert "Up to 45 % of a model's answers to clinic/accuracy could not be read, and count as wrong." in text
+    assert "cut off" not in text
+
+
+def test_the_model_card_of_the_safe_choice_says_why(tmp_path: Path) -> None:
+    records = write_study(tmp_path / "runs", made_study())
+    cards = [record.directory / "model" / "README.md" for record in records if record.directory]
+    for card in cards:
+        card.parent.mkdir()
+        card.write_text("# A model\n", encoding="utf-8")
+    found = report(records, tmp_path / "report", margin=0.1).findings
+    assert found.safe
+    told = [i for i, card in enumerate(cards) if "## Why this model" in card.read_text(encoding="utf-8")]
+    assert told == sorted(found.safe.indices)
+    assert len(told) == 2
+    said = cards[told[0]].read_text(encoding="utf-8")
+    assert f"Safe choice: {found.safe.name} (mean of 2 seeds): domain 0.183 → 0.479" in said
+    assert "Margin: 0.1 share correct." in said
+    report(records, tmp_path / "report")  # where nothing is safe
+    assert {card.read_text(encoding="utf-8") for card in cards} == {"# A model\n"}

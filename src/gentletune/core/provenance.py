@@ -97,7 +97,7 @@ def model_card(
     """
     before = {score.key: score for score in base}
     fields = {k: v for k, v in recipe.model_dump(mode="json").items() if v is not None and k != "output"}
-    return template("gentletune.core", "model_card.md.j2").render(
+    card: str = template("gentletune.core", "model_card.md.j2").render(
         recipe=recipe,
         data=recipe.data or recipe.data_path or "",
         method=method,
@@ -109,6 +109,7 @@ def model_card(
             for s in scores
         ],
     )
+    return card
 
 
 def explain_choice(card: Path, lines: Sequence[str]) -> None:

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gentletune.core.provenance import explain_choice
 from gentletune.core.records import RunRecord, write_bytes_atomic, write_text_atomic
 from gentletune.report.axes import Axis, Point, choose_axis, score_keys
-from gentletune.report.files import runs_csv, settings_csv, to_markdown
 from gentletune.report.findings import Excluded, Findings, Pick, Step
-from gentletune.report.notes import notes
-from gentletune.report.page import Part, render_page
+from gentletune.report.page import make_part, render_markdown, render_page
 from gentletune.report.pareto import pareto_front
 from gentletune.report.picture import pareto_png
 from gentletune.report.recommend import recommend
-from gentletune.report.scene import build_scene
+from gentletune.report.scene import looks_of
 from gentletune.report.section import Section, split
-from gentletune.report.table import runs_table, settings_table, volume_table
-from gentletune.report.volume import area_note, volumes
+from gentletune.report.tables import csv
+from gentletune.report.words import say
 
 __all__ = [
     "Axis",
@@ -83,22 +82,18 @@ def report(
 ) -> Report:
     """Write `report.html`, `pareto.png`, `results.csv`, `settings.csv` and `results.md` into the directory `output`.
 
-    `domain` and `general` choose the axes by score key (`clinic/accuracy`); without them accuracy leads where
-    the model has any. `margin` is the loss of general skill that may be overlooked (`recommend`). Runs of different
-    base models or data sets are not compared: each gets a section of its own.
-    Raises `UserError` on an unknown key or a bad margin, `OSError` where `output` cannot be written.
+        `domain` and `general` choose the axes by score key (`clinic/accuracy`); without them accuracy leads where
+        the model has any. `margin` is the loss of general skill that may be overlooked (`recommend`). Runs of different
+        base models or data sets are not compared: each gets a section of its own. Sample answers are shown of records
+        that `load_records` found, and the model card of the safe choice is told why it is named.
+        Raises `UserError` on an unknown key or a bad margin, `OSError` where `output` cannot be written.
 
-        from gentletune.core.records import load_records
-        print(report(load_records([Path("runs")]), Path("report"), margin=0.01).answer)
+            from gentletune.core.provenance import explain_choice
+    from gentletune.core.records import load_records
+            print(report(load_records([Path("runs")]), Path("report"), margin=0.01).answer)
     """
-    sections = split(records, domain, general, margin)
-    scenes = [build_scene(s.records, s.domain, s.general, s.findings.index) for s in sections]
-    parts = []
-    for section, scene in zip(sections, scenes, strict=True):
-        areas = volume_table(volumes(scene)) if scene else volume_table([])
-        note = area_note(scene) if scene else ""
-        runs = runs_table(section.records, section.findings.index)
-        parts.append(Part(section, scene, notes(section), settings_table(scene), areas, note, runs))
+    sections, looks = split(records, domain, general, margin), looks_of(records)
+    parts = [make_part(section, looks) for section in sections]
     page = render_page(parts, title)
     made = Report(
         output / "report.html",
@@ -109,8 +104,20 @@ def report(
         tuple(sections),
     )
     write_text_atomic(made.html, page)
-    write_bytes_atomic(made.png, pareto_png([(p.section.name, p.scene) for p in parts], title))
-    write_text_atomic(made.csv, runs_csv(sections))
-    write_text_atomic(made.settings, settings_csv(sections, scenes))
-    write_text_atomic(made.markdown, to_markdown(parts, title))
+    write_bytes_atomic(made.png, pareto_png([(part.section.name, part.scene) for part in parts], title))
+    write_text_atomic(made.csv, csv(((part.section.name, part.runs) for part in parts), base=False))
+    write_text_atomic(made.settings, csv((part.section.name, part.settings) for part in parts))
+    write_text_atomic(made.markdown, render_markdown(parts, title))
+    for section in sections:
+        _explain(section)
     return made
+
+
+def _explain(section: Section) -> None:
+    """Tell in the model card of the safe choice why it is named, and in no other."""
+    found = section.findings
+    why = [say("safe_line", found), say("axes_line", found)]
+    for place, record in enumerate(section.records):
+        if record.directory:
+            chosen = found.safe is not None and place in found.safe.indices
+            explain_choice(record.directory / "model" / "README.md", why if chosen else [])

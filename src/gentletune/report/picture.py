@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gentletune.report.pareto import Candidate
-from gentletune.report.scene import MARKERS, Scene, axis_title
+from gentletune.report.pareto import INITIAL_LABEL, Candidate
+from gentletune.report.scene import BASE_LOOK, ROLES, Look, Scene, axis_title
 
-INK, MUTED, STAR = "#1b1f24", "#6b7280", "#1b1f24"
+INK, MUTED, RING = "#1b1f24", "#6b7280", "#1f6f54"
 DPI = 160
+_CROWD = 12  # beyond so many points only the base model and what the findings name are labelled
 
 
 def pareto_png(scenes: Sequence[tuple[str, Scene | None]], title: str) -> bytes:
@@ -22,7 +24,7 @@ def pareto_png(scenes: Sequence[tuple[str, Scene | None]], title: str) -> bytes:
 
     A plain note takes the place of a scene where there is nothing to draw.
     """
-    figure = Figure(figsize=(9.0, 6.0 * len(scenes)), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9.0, 6.4 * len(scenes)), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)  # attaches itself; no display is asked for
     plots = figure.subplots(len(scenes), squeeze=False)[:, 0]
     for axes, (name, scene) in zip(plots, scenes, strict=True):
@@ -34,7 +36,8 @@ def pareto_png(scenes: Sequence[tuple[str, Scene | None]], title: str) -> bytes:
             axes.text(0.5, 0.5, note, ha="center", va="center", fontsize=14, color=MUTED, transform=axes.transAxes)
         else:
             _draw(axes, scene)
-    figure.draw_without_rendering()  # the layout must be known before labels can be placed in pixels
+    figure.draw_without_rendering()  # the layout must be known before labels can be placed
+    figure.set_layout_engine("none")
     for axes, (_, scene) in zip(plots, scenes, strict=True):
         if scene is not None:
             _label(axes, scene)
@@ -51,30 +54,35 @@ def _draw(axes: Axes, scene: Scene) -> None:
     front = [scene.options[i] for i in scene.front]
     xs, ys = [c.x.value for c in front], [c.y.value for c in front]
     axes.plot(xs, ys, drawstyle="steps-pre", color=MUTED, lw=1.4, ls="--", label="Pareto front", zorder=1)
-    _series(axes, [c for c in scene.options if c.setting is None], STAR, "*", 15)
     for method in scene.methods:
-        colour, shape = scene.styles[method]
-        options = scene.of(method)
-        axes.plot([c.x.value for c in options], [c.y.value for c in options], color=colour, lw=0.8, zorder=2)
-        _series(axes, options, colour, MARKERS[shape][1], 7.5)
+        look, options = scene.looks[method], scene.of(method)
+        axes.plot([c.x.value for c in options], [c.y.value for c in options], color=look.colour, lw=0.8, zorder=2)
+        _series(axes, method, options, look, 7.5)
+    base = [c for c in scene.options if c.setting is None]
+    _series(axes, INITIAL_LABEL, base, BASE_LOOK._replace(colour=INK), 15, zorder=4)
+    for i, option in enumerate(scene.options):
+        if i in scene.marks:
+            _series(axes, "", [option], scene.looks[option.method], 9, zorder=5)
+            ring: dict[str, Any] = {"mfc": "none", "mec": RING, "mew": 2.2, "ls": "none", "zorder": 6}
+            axes.plot([option.x.value], [option.y.value], marker="o", ms=18, **ring)
     _dress(axes, scene)
 
 
-def _series(axes: Axes, options: Sequence[Candidate], colour: str, marker: str, size: float) -> None:
+def _series(axes: Axes, name: str, options: Sequence[Candidate], look: Look, size: float, zorder: int = 3) -> None:
     for i, option in enumerate(options):
         axes.errorbar(
             option.x.value,
             option.y.value,
             xerr=option.x.stderr,
             yerr=option.y.stderr,
-            fmt=marker,
+            fmt=look.marker,
             ms=size,
-            color=colour,
-            ecolor=(colour, 0.45),
+            color=look.colour,
+            ecolor=(look.colour, 0.45),
             elinewidth=1.1,
             capsize=2,
-            label=None if i else _literal(option.method),
-            zorder=3,
+            label=None if i or not name else _literal(name),
+            zorder=zorder,
         )
 
 
@@ -93,34 +101,25 @@ def _dress(axes: Axes, scene: Scene) -> None:
 
 
 def _label(axes: Axes, scene: Scene) -> None:
-    places = scene.labelled()
-    points = [(scene.options[i].x.value, scene.options[i].y.value) for i in places]
-    notes = [
-        axes.annotate(
-            _literal(scene.options[i].name),
-            point,
-            (0, 0),
-            textcoords="offset pixels",
-            ha="center",
-            va="center",
-            fontsize=9.5,
-            color=INK,
-            fontweight="bold" if i == scene.advised else "normal",
-            arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0, "shrinkB": 5},
-            zorder=4,
+    shown = range(len(scene.options)) if len(scene.options) <= _CROWD else scene.named
+    notes = []
+    for i in shown:
+        option, role = scene.options[i], scene.marks.get(i)
+        name = f"{ROLES[role]}: {option.name}" if role else option.name
+        weight = "bold" if role else "normal"
+        notes.append(
+            axes.text(
+                option.x.value, option.y.value, _literal(name), fontsize=9.5, color=INK, fontweight=weight, zorder=7
+            )
         )
-        for i, point in zip(places, points, strict=True)
-    ]
-    boxes = [note.get_window_extent() for note in notes]
-    frame = axes.get_window_extent()
-    sizes = [(box.width, box.height) for box in boxes]
-    # The placer thinks in pixels of a 100-dpi screen.
-    scale = DPI / 100
-    small = [(w / scale, h / scale) for w, h in sizes]
-    for note, (dx, dy) in zip(
-        notes, scene.offsets(places, (frame.width / scale, frame.height / scale), small), strict=True
-    ):
-        note.xyann = (dx * scale, dy * scale)
+    adjust_text(
+        notes,
+        x=[c.x.value for c in scene.options],
+        y=[c.y.value for c in scene.options],
+        ax=axes,
+        expand=(1.15, 1.7),
+        arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6},
+    )
 
 
 def _literal(text: str) -> str:

@@ -1,23 +1,51 @@
-"""The trade-off picture, worked out once for both the interactive and the printed figure."""
+"""The trade-off picture, worked out once for the page and the printed figure: points, front, band, areas, looks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, Point
-from gentletune.report.bootstrap import Draws, draw
-from gentletune.report.labels import Box, place_labels
-from gentletune.report.pareto import Candidate, candidates, front_of, labels_of
+from gentletune.report.findings import Findings
+from gentletune.report.pareto import (
+    Array,
+    Candidate,
+    Draws,
+    Estimate,
+    candidates,
+    draw,
+    front_of,
+    hypervolume,
+    interval,
+    labels_of,
+)
 
-# Mid tones, legible on white and on near-black.
-PALETTE = ("#3b82c4", "#d9772b", "#2a9d6f", "#c65fa0", "#8a6fd1", "#2396ab", "#d1495b", "#8f8325")
-MARKERS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"))  # plotly, matplotlib
-CROWD = 12  # beyond so many points only the advised one, the ends of the front and the initial model are labelled
+# After Okabe and Ito: the blue lighter, for dark paper, and without the yellow, which white paper swallows.
+PALETTE = ("#1b81bf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6fc9", "#8a8f98")
+# plotly's names, and matplotlib's. The star is the base model's.
+MARKERS = (
+    ("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("triangle-down", "v"),
+    ("cross", "P"), ("x", "X"), ("pentagon", "p"), ("hexagon", "h"),
+)  # fmt: skip
+ROLES = {"safe": "safe choice", "most_gain": "most domain gain", "least_harmful": "least harmful"}
 GRID = 160  # places at which the front's band is worked out
+
+
+class Look(NamedTuple):
+    """A method's colour, and its marker for plotly and for matplotlib."""
+
+    colour: str
+    symbol: str
+    marker: str
+
+
+BASE_LOOK = Look("$ink", "star", "*")
+Looks = dict[str, Look]
 
 
 @dataclass(frozen=True)
@@ -25,7 +53,7 @@ class Scene:
     """The points, the front among them, and axis ranges turned so that right and up are better.
 
     `band` holds (x, low, high) of the front, `shares` the share of bootstrap draws that put each option on the front,
-    `advised` the place in `options` of the setting advised.
+    `marks` the role of the options that the findings name (`safe`, `most_gain`, `least_harmful`).
     """
 
     domain: Axis
@@ -34,8 +62,8 @@ class Scene:
     front: list[int]
     x_range: tuple[float, float]
     y_range: tuple[float, float]
-    advised: int | None
-    styles: dict[str, tuple[str, int]]
+    marks: dict[int, str]
+    looks: Looks
     draws: Draws
     band: list[tuple[float, float, float]]
     shares: list[float]
@@ -50,59 +78,38 @@ class Scene:
         mine = [c for c in self.options if c.setting and c.method == method]
         return sorted(mine, key=lambda c: c.setting.learning_rate if c.setting else 0.0)
 
-    def labelled(self) -> list[int]:
-        """Places in `options` of the points whose names are written beside them."""
-        return [i for i in range(len(self.options)) if len(self.options) <= CROWD or self._important(i)]
+    @property
+    def named(self) -> list[int]:
+        """Places of the options whose names are written beside them: the base model, and what the findings name."""
+        return [i for i, option in enumerate(self.options) if option.setting is None or i in self.marks]
 
-    def _important(self, i: int) -> bool:
-        return i in (self.advised, *self.front[:1], *self.front[-1:]) or self.options[i].setting is None
-
-    def offsets(
-        self, names: Sequence[int], frame: tuple[float, float], sizes: Sequence[tuple[float, float]]
-    ) -> list[tuple[float, float]]:
-        """Label offsets (pixels, y upwards) for the points `names` in a plot of `frame` pixels."""
-        spots = [self._pixels(self.options[i], frame) for i in range(len(self.options))]
-        bars = [box for i, spot in enumerate(spots) for box in self._bars(i, spot, frame)]
-        hidden = [(x - 6, y - 6, x + 6, y + 6) for i, (x, y) in enumerate(spots) if i not in names]
-        steps = self._steps([spots[i] for i in self.front])
-        return place_labels([spots[i] for i in names], sizes, frame, [*bars, *hidden, *steps])
-
-    @staticmethod
-    def _steps(spots: Sequence[tuple[float, float]]) -> list[Box]:
-        """The front's line as thin boxes: down at each point's x, then right to the next point."""
-        pairs = list(pairwise(spots))
-        down = [(a[0] - 2, b[1], a[0] + 2, a[1]) for a, b in pairs]
-        return [*down, *((a[0], b[1] - 2, b[0], b[1] + 2) for a, b in pairs)]
-
-    def _pixels(self, option: Candidate, frame: tuple[float, float]) -> tuple[float, float]:
+    def place(self, option: Candidate) -> tuple[float, float]:
+        """Where it lies in the picture: shares of the width and the height."""
         (x0, x1), (y0, y1) = self.x_range, self.y_range
-        return (option.x.value - x0) / (x1 - x0) * frame[0], (option.y.value - y0) / (y1 - y0) * frame[1]
-
-    def _bars(self, i: int, spot: tuple[float, float], frame: tuple[float, float]) -> list[Box]:
-        x, y = spot
-        wide = (self.options[i].x.stderr or 0.0) / abs(self.x_range[1] - self.x_range[0]) * frame[0]
-        high = (self.options[i].y.stderr or 0.0) / abs(self.y_range[1] - self.y_range[0]) * frame[1]
-        return [(x - wide, y - 2, x + wide, y + 2), (x - 2, y - high, x + 2, y + high)]
+        return (option.x.value - x0) / (x1 - x0), (option.y.value - y0) / (y1 - y0)
 
 
-def styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, int]]:
-    """Colour and marker number for each distinct label."""
-    names = labels_of(records)
-    return {n: (PALETTE[i % len(PALETTE)], i // len(PALETTE) % len(MARKERS)) for i, n in enumerate(names)}
+def looks_of(records: Sequence[RunRecord]) -> Looks:
+    """A look for each distinct label, for all figures of a report; no two share both colour and marker."""
+    return {
+        name: Look(PALETTE[i % len(PALETTE)], *MARKERS[i % len(MARKERS)]) for i, name in enumerate(labels_of(records))
+    }
+
+
+def roles(findings: Findings) -> dict[int, str]:
+    """What the findings call a run's place in the records: `safe`, `most_gain` or `least_harmful`."""
+    picks = (("least_harmful", findings.least_harmful), ("most_gain", findings.most_gain), ("safe", findings.safe))
+    return {pick.index: role for role, pick in picks if pick is not None}
 
 
 def build_scene(
-    records: Sequence[RunRecord], domain: Axis | None, general: Axis | None, advised: int | None
+    records: Sequence[RunRecord], domain: Axis | None, general: Axis | None, findings: Findings, looks: Looks
 ) -> Scene | None:
-    """The scene of the settings that have both scores; None where there is nothing to draw.
-
-    `advised` is the place in `records` of the run that stands for the setting advised.
-    """
-    if domain is None or general is None:
+    """The scene of the settings that have both scores; None where there is nothing to draw."""
+    options = candidates(records, domain, general) if domain and general else []
+    if domain is None or general is None or not options:
         return None
-    options = candidates(records, domain, general)
-    if not options:
-        return None
+    named = roles(findings)
     draws = draw(options, domain, general)
     x_range = _range([c.x for c in options], domain.higher_is_better)
     y_range = _range([c.y for c in options], general.higher_is_better)
@@ -113,8 +120,8 @@ def build_scene(
         front_of(options, domain, general),
         x_range,
         y_range,
-        next((i for i, c in enumerate(options) if advised is not None and advised in c.indices), None),
-        styles(records),
+        {i: named[place] for i, option in enumerate(options) for place in option.indices if place in named},
+        looks,
         draws,
         _band(draws, x_range, y_range),
         draws.on_front(),
@@ -145,3 +152,49 @@ def _range(points: Sequence[Point], ascending: bool) -> tuple[float, float]:
     high = max(p.value + (p.stderr or 0.0) for p in points)
     pad = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
     return (low - pad, high + pad) if ascending else (high + pad, low - pad)
+
+
+# ------------------------------------------------------------------------------------------ areas
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A method's area as a share of the box between the corner and the best score seen on each axis.
+
+    `against` is the difference to plain SFT in the same draws, None for plain SFT and where there is none.
+    """
+
+    method: str
+    points: int
+    area: Estimate
+    against: Estimate | None
+
+
+def volumes(scene: Scene) -> list[Volume]:
+    """The area that each method's points enclose (hypervolume), the largest first; none where all lie on a line."""
+    d = scene.draws
+    x = d.x[0] if scene.options[0].setting is None else d.x.min()
+    corner = float(x), float(d.y.min())
+    box = (d.x.max() - corner[0]) * (d.y.max() - corner[1])
+    if not box > 0:
+        return []
+
+    def areas(method: str) -> Array:
+        """The area seen, then those drawn."""
+        mine = [i for i, c in enumerate(scene.options) if c.setting and c.method == method]
+        seen = hypervolume(d.x[None, mine], d.y[None, mine], corner)
+        return np.asarray(np.concatenate([seen, hypervolume(d.xs[:, mine], d.ys[:, mine], corner)]) / box)
+
+    plain = areas("sft") if "sft" in scene.methods else None
+    found = []
+    for method in scene.methods:
+        mine = areas(method)
+        apart = None if plain is None or method == "sft" else _estimate(mine - plain)
+        area = _estimate(mine)
+        area = replace(area, low=max(area.low, 0.0))  # no area is less than none
+        found.append(Volume(method, len(scene.of(method)), area, apart))
+    return sorted(found, key=lambda v: -v.area.value)
+
+
+def _estimate(values: Array) -> Estimate:
+    return interval(float(values[0]), values[1:])

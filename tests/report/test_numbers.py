@@ -1,24 +1,7 @@
 from __future__ import annotations
 
 from gentletune.report.axes import Point
-from gentletune.report.labels import place_labels
 from gentletune.report.numbers import duration, number, plus_minus, rate
-
-
-def test_labels_of_a_tight_cluster_do_not_overlap() -> None:
-    anchors = [(300.0 + 25 * (i % 3), 200.0 + 18 * (i // 3)) for i in range(8)]
-    sizes = [(70.0, 15.0)] * 8
-    offsets = place_labels(anchors, sizes, (860.0, 440.0))
-    boxes = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(anchors, offsets, strict=True)]
-    for i, a in enumerate(boxes):
-        for b in boxes[:i]:
-            assert abs(a[0] - b[0]) >= 70 or abs(a[1] - b[1]) >= 15
-
-
-def test_labels_stay_inside_the_frame() -> None:
-    ((dx, dy),) = place_labels([(855.0, 435.0)], [(70.0, 15.0)], (860.0, 440.0))
-    assert dx < 0
-    assert dy <= 0
 
 
 def test_numbers_have_the_digits_their_errors_support() -> None:
