@@ -85,13 +85,13 @@ class Loaded:
     @property
     def model(self) -> Any:
         """The model in memory, to be read only; loaded at the first call."""
-        self.load()
-        return self._model
+        return self.load()._model
 
-    def load(self) -> None:
-        """Load the model now, so that what is wrong with its weights is told now."""
+    def load(self) -> Loaded:
+        """Itself, the model loaded now, so that what is wrong with its weights is told now."""
         if self._model is None:
             self._model = load_model(self.directory, trust_remote_code=self._trust)
+        return self
 
     def hand_over(self) -> Any:
         """The model for the caller to change, which is then forgotten here."""

@@ -70,14 +70,14 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
         raise UserError("nothing to measure: give --tasks, or --data with its --data-path")
     if data is not None and alone:
         raise UserError("a domain is measured with the drift from an initial model; give --initial, or --tasks alone")
-    subject = _load(model, recipe)
+    subject = Loaded.of(recipe, model).load()
     hashes = {"model": subject.files_hash}
     hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
     if alone:
         with of_model(model):
             found = measure(subject, None, recipe, None, stage=stage)
         return Evaluation(model, None, _with_mean(found.scores), [], sandbox, found.samples, hashes)
-    initial = subject if model == recipe.model else _load(recipe.model, recipe)
+    initial = subject if model == recipe.model else Loaded.of(recipe).load()
     hashes["initial model"] = initial.files_hash
     with of_model(f"the initial model {recipe.model}"):
         reference = _reference(subject, initial, data, recipe, model, stage)
@@ -87,13 +87,6 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
         found = before if same else measure(subject, data, recipe, reference, stage=stage)
     scores, base = _with_mean(found.scores), _with_mean(before.scores)
     return Evaluation(model, recipe.model, scores, base, sandbox, found.samples, hashes)
-
-
-def _load(name: str, recipe: Recipe) -> Loaded:
-    """The model to measure; what is wrong with its weights is told before anything is measured."""
-    loaded = Loaded.of(recipe, name)
-    loaded.load()
-    return loaded
 
 
 def _reference(
