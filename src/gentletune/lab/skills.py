@@ -25,7 +25,7 @@ Asked = tuple[str, str]
 class Skill:
     """One skill: `draw(rng, split)` gives a prompt of that split and its answer.
 
-    `title` says what is asked; `near` whether the lab domain uses it, `trained` whether the domain trains it, so that it
+    `title` says what is asked; `near` whether the lab domain uses it, `trained` whether it trains it, so that the skill
     may gain by it.
     """
 
