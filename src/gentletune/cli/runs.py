@@ -90,7 +90,7 @@ def evaluate_command(
         Path | None, typer.Option("--samples", help="Write what each task asked and got to this JSONL file.")
     ] = None,
 ) -> None:
-    """Domain and general scores of any model, with standard errors, beside those of its initial model.
+    """Domain and general scores of any model, with standard errors, beside those of its base model.
 
     [bold]Examples[/bold]
 

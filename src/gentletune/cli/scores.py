@@ -15,7 +15,7 @@ _MANY = 10  # categories, of which not each has a line of its own
 
 
 def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Score], title: str) -> None:
-    """Scores with standard errors and, where the initial model has them, the paired change with its 95 % interval."""
+    """Scores with standard errors and, where the base model has them, the paired change with its 95 % interval."""
     if not scores:
         return
     before = {score.key: score for score in initial}
