@@ -125,7 +125,7 @@ def test_bad_arguments(
     [
         ("", "no rows"),
         (GOOD + '{"prompt": "broken', "line 11: broken JSON"),
-        ('{"question": "2 + 2?", "answer": "4"}\n', "row 1: columns question, answer fit no shape"),
+        ('{"ask": "2 + 2?", "reply": "4"}\n', "row 1: columns ask, reply fit no form; known: messages; conversations;"),
         (GOOD + '{"prompt": "x", "completion": " "}\n', "row 11: the completion is empty"),
         ("".join(json.dumps({"prompt": f"{i} zq" * 600, "completion": "y"}) + "\n" for i in range(9)), "no row left"),
     ],
