@@ -351,3 +351,18 @@ def test_groups_that_fail_together_tell_less_than_items() -> None:
     apart, together = (compare(accuracy(tuned, g), accuracy(base, g)) for g in (None, groups))
     assert (together.units, apart.units) == (40, 200)
     assert (together.stderr or 0) > 1.1 * (apart.stderr or 0)
+
+
+def test_the_p_value_against_a_margin_is_one_minus_the_level_at_the_interval_s_end() -> None:
+    runs = [Run((accuracy([1] * (60 + 3 * s) + [0] * (40 - 3 * s)),), seed=s) for s in range(3)]
+    base = accuracy([1] * 50 + [0] * 50)
+    change = compare(runs, [Run((base,), seed=None)])
+    assert change.low is not None
+    assert change.high is not None
+    for end in (change.low, change.high):
+        assert compare(runs, [Run((base,), seed=None)], null=end).p == pytest.approx(0.05, rel=1e-6)
+    far = compare(runs, [Run((base,), seed=None)], null=-0.2)
+    assert far.p is not None
+    assert change.p is not None
+    assert far.p < change.p
+    assert (far.value, far.low, far.high) == (change.value, change.low, change.high)
