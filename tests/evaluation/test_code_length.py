@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from gentletune.data.encode import IGNORE, Encoded, encode_row
 from gentletune.evaluation.code_length import (
     SequenceNLL,
     byte_change_score,
-    code_length_score,
     code_length_scores,
     drift_score,
     label_bytes,
@@ -114,7 +114,7 @@ def test_scores_by_hand() -> None:
     assert (drift.key, drift.side, drift.n, drift.higher_is_better) == (
         "drift_greedy/bits_per_token", "general", 2, False,
     )  # fmt: skip
-    length = code_length_score(tuned, task="clinic", side="domain")
+    length = code_length_scores(tuned, task="clinic", side="domain")[0]
     # 12 bits over 6 tokens; residuals 5 - 4 and 7 - 8
     assert length.value == pytest.approx(2)
     assert length.stderr == pytest.approx(1 / 3)
@@ -124,7 +124,7 @@ def test_scores_by_hand() -> None:
 def test_scores_per_byte_by_hand() -> None:
     found = SequenceNLL([5 * LN2, 7 * LN2], [2, 4], [4, 8])
     per_token, per_byte = code_length_scores(found, task="notes", side="general")
-    assert per_token == code_length_score(found, task="notes", side="general")
+    assert per_token == code_length_scores(replace(found, bytes=[]), task="notes", side="general")[0]
     # 12 bits over 12 bytes; residuals 5 - 4 and 7 - 8, se = √(2/1 · 2) / 12
     assert (per_byte.value, per_byte.stderr) == pytest.approx((1, 1 / 6))
     assert (per_byte.key, per_byte.side, per_byte.n, per_byte.higher_is_better) == (

@@ -82,11 +82,6 @@ def label_bytes(rows: Sequence[Encoded], tokenizer: Any) -> list[int]:
     return counts
 
 
-def code_length_score(found: SequenceNLL, *, task: str, side: Side) -> Score:
-    """Bits per label token, with a standard error by sequence."""
-    return _ratio(found.bits, found.tokens, "bits_per_token", task, side)
-
-
 def code_length_scores(found: SequenceNLL, *, task: str, side: Side) -> list[Score]:
     """Bits per label token and, where the bytes are known (and there are any), bits per UTF-8 byte.
 
@@ -95,7 +90,7 @@ def code_length_scores(found: SequenceNLL, *, task: str, side: Side) -> list[Sco
     >>> [s.value for s in code_length_scores(SequenceNLL([math.log(8)], [2], [4]), task="t", side="general")]
     [1.5, 0.75]
     """
-    scores = [code_length_score(found, task=task, side=side)]
+    scores = [_ratio(found.bits, found.tokens, "bits_per_token", task, side)]
     if any(found.bytes):
         scores.append(_ratio(found.bits, found.bytes, "bits_per_byte", task, side))
     return scores
