@@ -8,8 +8,7 @@ import pytest
 
 from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, single_axis
-from gentletune.report.changes import from_initial, from_plain, of_runs
-from gentletune.report.settings import Setting, plain_twin, settings_of, verdict
+from gentletune.report.settings import Setting, from_initial, from_plain, of_runs, plain_twin, settings_of, verdict
 from gentletune.stats import accuracy_score, compare
 
 from .report_records import pair, run

@@ -27,10 +27,9 @@ from functools import cached_property
 
 from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis
-from gentletune.report.changes import between, from_initial
 from gentletune.report.findings import Claim, ExcludedReason, Pick, Step
 from gentletune.report.pareto import pareto_front
-from gentletune.report.settings import Reading, Setting, read_all, setting_name
+from gentletune.report.settings import Reading, Setting, between, from_initial, read_all, setting_name
 from gentletune.stats import LEVEL, Change, adjusted
 
 RULED_OUT = 3.0  # margins: what a setting without a proof must not have lost (ours, by simulation)

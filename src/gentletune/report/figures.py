@@ -9,10 +9,10 @@ from typing import Any
 
 from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, Point, complete
-from gentletune.report.numbers import plus_minus, rate
 from gentletune.report.pareto import INITIAL_LABEL, Candidate, in_order, initial_of, labels_of, short_name
 from gentletune.report.scene import BASE_LOOK, ROLES, Look, Looks, Scene, axis_title
 from gentletune.report.settings import Setting, read_all, settings_of, told_apart
+from gentletune.stats.numbers import plus_minus, rate
 
 Figure = dict[str, Any]
 Box = tuple[float, float, float, float]

@@ -22,7 +22,6 @@ from gentletune.report import figures as draw
 from gentletune.report import tables
 from gentletune.report.axes import CALIBRATION, Axis, complete, score_keys, single_axis
 from gentletune.report.findings import Findings, Pick
-from gentletune.report.numbers import duration, number, rate, with_interval
 from gentletune.report.pareto import DRAWS, INITIAL_LABEL, SEED, initials_differ
 from gentletune.report.repeat import commands, provenance
 from gentletune.report.scene import ROLES, Looks, Scene, axis_title, build_scene, roles, volumes
@@ -30,6 +29,7 @@ from gentletune.report.section import Section
 from gentletune.report.settings import Setting, read_all
 from gentletune.report.tables import Table, error_of
 from gentletune.report.words import full_answer, warnings
+from gentletune.stats.numbers import duration, number, rate, with_interval
 
 UNREAD = 0.02  # of the answers: more are told
 SHOWN = 5  # sample answers on top of the page

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, Point, complete
-from gentletune.report.numbers import rate
 from gentletune.report.settings import Reading, Setting, read_all, settings_of, told_apart
+from gentletune.stats.numbers import rate
 
 INITIAL_LABEL = "base model"
 Array = NDArray[np.float64]

@@ -12,10 +12,10 @@ from gentletune.core.records import RunRecord
 from gentletune.report.axes import ACCURACIES, Axis, both_axes, complete, on_the_floor, overlapping
 from gentletune.report.choice import RULED_OUT, Choice
 from gentletune.report.findings import Excluded, Findings, Reason
-from gentletune.report.numbers import rate
 from gentletune.report.settings import apart, settings_of
 from gentletune.report.try_next import try_next
 from gentletune.report.words import excluded_words
+from gentletune.stats.numbers import rate
 
 MARGIN_SHARE, MARGIN_BITS = 0.02, 0.05  # of accuracy, and of bits per token
 

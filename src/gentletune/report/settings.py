@@ -1,4 +1,4 @@
-"""Settings: a method at a learning rate, over its seeds, and what it scored on an axis."""
+"""Settings: a method at a learning rate, over its seeds, what it scored on an axis, and what that changed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from gentletune.core.recipe import groups
 from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, Point, Verdict, is_distance
-from gentletune.report.numbers import rate
-from gentletune.stats import Change, Pool, Run, average, compare, mean_of, seed_pool, zero_of
+from gentletune.stats import Change, Pool, Run, average, compare, holm, mean_of, seed_pool, zero_of
+from gentletune.stats.numbers import rate
 
 # Recipe fields in which runs of one setting may differ: the seed, and what changes neither weights nor scores.
 _FREE = frozenset({"seed", "gradient_checkpointing", "eval_batch_tokens", "allow_unsafe_code", *groups()["output"]})
@@ -232,3 +232,43 @@ def _undrifted(record: RunRecord, key: str) -> Score | None:
     """The base model is at no distance from itself."""
     tuned = record.score(key) if is_distance(key) else None
     return None if tuned is None else zero_of(tuned)
+
+
+# ------------------------------------------------------------------------------------------ what settings changed
+# Each function answers for a whole family of comparisons, which Holm's correction holds together.
+
+
+def of_runs(records: Sequence[RunRecord], axis: Axis) -> list[Change | None]:
+    """Each run minus its base model; None where a score is missing."""
+    settings = [Setting((record,), (place,)) for place, record in enumerate(records)]
+    return holm([_from_initial(setting, setting.reading(axis), axis) for setting in settings])
+
+
+def from_initial(
+    settings: Sequence[Setting], axis: Axis, readings: Sequence[Reading | None] | None = None, *, null: float = 0.0
+) -> list[Change | None]:
+    """Each setting minus the base model; None where a score is missing. The p-values are of that change being `null`.
+
+    `readings` are the settings' scores where they are known already; those that are None there are left out.
+    """
+    known = read_all(settings, axis) if readings is None else readings
+    return holm([_from_initial(s, reading, axis, null) for s, reading in zip(settings, known, strict=True)])
+
+
+def from_plain(settings: Sequence[Setting], axis: Axis) -> list[Change | None]:
+    """Each setting minus plain SFT that differs in nothing but the method; None for SFT itself, and without such."""
+    twins = [None if setting.plain else plain_twin(setting, settings) for setting in settings]
+    pairs = [(place, twin) for place, twin in enumerate(twins) if twin is not None]
+    found = dict(zip(pairs, between(read_all(settings, axis), pairs), strict=True))
+    return [None if twin is None else found[place, twin] for place, twin in enumerate(twins)]
+
+
+def between(readings: Sequence[Reading | None], pairs: Sequence[tuple[int, int]]) -> list[Change | None]:
+    """The first reading of each pair minus the second, by their places; None where one is missing."""
+    found = [(readings[a], readings[b]) for a, b in pairs]
+    return holm([mine.change(other) if mine and other else None for mine, other in found])
+
+
+def _from_initial(setting: Setting, reading: Reading | None, axis: Axis, null: float = 0.0) -> Change | None:
+    start = setting.runs(axis, initial=True)
+    return compare(reading.runs, start, pool=reading.pool, null=null) if reading and start else None

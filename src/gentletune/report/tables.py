@@ -14,13 +14,12 @@ import pandas as pd
 from gentletune.core.records import RunRecord
 from gentletune.core.render import markdown as to_markdown
 from gentletune.report.axes import Axis, Point, Verdict, score_keys, single_axis
-from gentletune.report.changes import from_initial, from_plain, of_runs
 from gentletune.report.findings import Step
-from gentletune.report.numbers import MISSING, duration, number, plus_minus, rate, with_interval
 from gentletune.report.pareto import INITIAL_LABEL, Estimate, initial_of, labels_of
 from gentletune.report.scene import ROLES, Scene, Volume
-from gentletune.report.settings import Setting, settings_of, told_apart, verdict
+from gentletune.report.settings import Setting, from_initial, from_plain, of_runs, settings_of, told_apart, verdict
 from gentletune.stats import Change
+from gentletune.stats.numbers import MISSING, duration, number, plus_minus, rate, with_interval
 
 SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "tied": "≈", "unknown": "?"}
 # Recipe fields that a column of their own has, or that say where something lies or how it is logged.

@@ -8,7 +8,7 @@ from typing import Any
 
 from gentletune.core.render import one_line, template
 from gentletune.report.findings import Findings
-from gentletune.report.numbers import number, rate, with_interval
+from gentletune.stats.numbers import number, rate, with_interval
 
 # What the macros ask for.
 FILTERS: dict[str, Callable[..., str]] = {"number": number, "rate": rate, "with_interval": with_interval}

@@ -14,8 +14,8 @@ import pandas as pd
 from gentletune.core.records import RunRecord, Score, Side, write_text_atomic
 from gentletune.core.render import MISSING, one_line, template
 from gentletune.report.axes import CALIBRATION, GENERAL_FALLBACK, LABELS, Axis, score_keys, single_axis
-from gentletune.report.numbers import plus_minus, with_interval
 from gentletune.stats import Change, Mean, Run, compare, holm, mean_of, measured, seed_pool
+from gentletune.stats.numbers import plus_minus, with_interval
 
 BASE = "base model"
 OWN_ENTROPY = "own_answers/entropy"

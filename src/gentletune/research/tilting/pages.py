@@ -13,10 +13,10 @@ import pandas as pd
 from gentletune.core.records import Score, write_bytes_atomic, write_text_atomic
 from gentletune.core.render import MISSING, template
 from gentletune.data.load import domain_name
-from gentletune.report.numbers import number, rate
 from gentletune.research.tilting.plot import tilting_png
 from gentletune.research.tilting.study import PLACES, Checkpoint, KindOfData, TiltingStudy
 from gentletune.stats import compare, holm, mean_of, measured
+from gentletune.stats.numbers import number, rate
 
 CSV_FILE, TABLES_FILE, PLOT_FILE = "tilting.csv", "tilting.md", "tilting.png"
 _FIGURES = [field.name for field in fields(Checkpoint)]

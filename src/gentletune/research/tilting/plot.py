@@ -7,9 +7,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 
-from gentletune.report.numbers import rate
 from gentletune.research.plot import INK, MARKERS, canvas, dress, png
 from gentletune.research.tilting.study import KindOfData, TiltingStudy
+from gentletune.stats.numbers import rate
 
 _BOUNDS: tuple[tuple[str, Any, str], ...] = (
     ("the tilt's own KL", "-", "tilted_kl"),

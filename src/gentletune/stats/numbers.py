@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
-from gentletune.report.axes import Point
-from gentletune.stats import Change, Mean
+from gentletune.stats.change import Change
 
 MISSING = "–"
 
 
-def plus_minus(point: Point | Mean | None, *, signed: bool = False) -> str:
+class Estimated(Protocol):
+    """A value with its standard error, None where that is unknown."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def stderr(self) -> float | None: ...
+
+
+def plus_minus(point: Estimated | None, *, signed: bool = False) -> str:
     """`value ± standard error`, the error to two digits; `–` where there is none.
 
-    >>> plus_minus(Point(0.81234, 0.0213, 100))
+    >>> from gentletune.stats import Mean
+    >>> plus_minus(Mean(0.81234, 0.0213))
     '0.812 ± 0.021'
     """
     if point is None:

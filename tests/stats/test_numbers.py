@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from gentletune.report.axes import Point
-from gentletune.report.numbers import duration, number, plus_minus, rate
+from gentletune.stats.numbers import duration, number, plus_minus, rate
 
 
 def test_numbers_have_the_digits_their_errors_support() -> None:
