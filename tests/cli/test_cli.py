@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -34,11 +35,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on stderr of a call that must exit with 2."""
+    """The one line on stderr of a call that must exit with 2, behind what its data file was understood as."""
     assert run(monkeypatch, *arguments) == 2
-    error = capfd.readouterr().err.strip()
+    *said, error = capfd.readouterr().err.strip().split("\n")
     assert error.startswith("gentletune: ")
-    assert "\n" not in error
+    assert all(re.search(r"/d\.jsonl: (\d+ rows|answers) ", line) for line in said)
     return error
 
 
