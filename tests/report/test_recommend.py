@@ -113,6 +113,7 @@ def test_a_significant_loss_is_never_safe_not_even_within_the_margin() -> None:
     assert found.most_gain.general.low > -0.02
     assert (found.safe, found.most_gain.claim, found.reason) == (None, "loss", "nothing_safe")
     assert found.least_harmful == found.most_gain
+    assert found.excluded[0].text.startswith("A significant loss, if one within the margin of 0.02: general −0.0067")
 
 
 def test_so_many_more_items_as_it_says_show_that_it_is_safe() -> None:

@@ -108,6 +108,7 @@ def _excluded(choice: Choice, i: int) -> Excluded:
         "domain": choice.gains[i],
         "general": choice.cost(i) if i in choice.claims else None,
         "distance": choice.general.is_distance,
+        "margin": choice.margin,
         "ruled_out": RULED_OUT * choice.margin,
         "best": choice.name(choice.best[0]) if choice.best else "",
         "claim": choice.claims.get(i),
