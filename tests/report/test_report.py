@@ -385,7 +385,7 @@ def test_what_runs_differ_in_and_what_they_took_has_its_columns(tmp_path: Path) 
     ]  # fmt: skip
     text = report(runs, tmp_path).markdown.read_text(encoding="utf-8")
     head = next(line for line in text.split("### Runs")[1].splitlines() if line.startswith("| Run"))
-    assert "| Training time | Label tokens/s | Label tokens | Peak memory gib | max_steps |" in head
+    assert "| Training time | Label tokens/s | Label tokens | Peak memory GiB | max_steps |" in head
     assert "| 20 s | 250 | 5000 | 3.25 | 40.0 |" in text
     with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
         assert [(r["tokens_per_second"], r["max_steps"]) for r in csv.DictReader(file)] == [

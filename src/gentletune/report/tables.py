@@ -271,7 +271,7 @@ def _figures(records: Sequence[RunRecord]) -> list[tuple[str, str, Callable[[Any
         "tokens_per_second": ("Label tokens/s", _number),
     }
     other = dict.fromkeys(n for r in records for n in r.training if n not in ("steps", "update_norm"))
-    known |= {name: (name.replace("_", " ").capitalize(), _number) for name in other}
+    known |= {name: (name.replace("_", " ").capitalize().replace(" gib", " GiB"), _number) for name in other}
     always = ("steps", "update_norm", "train_seconds")
     return [
         (n, title, show) for n, (title, show) in known.items() if n in always or any(_figure(r, n) for r in records)
