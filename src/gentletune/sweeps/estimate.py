@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from gentletune.core.cache import Shared
 from gentletune.core.recipe import Recipe
@@ -49,7 +50,7 @@ class Line:
 class Probe:
     """What was measured, in seconds: loading, writing a checkpoint, a step of `step_rows` rows; bytes on disk.
 
-    `domain` is by held-out row, `drift` by general prompt, `answers` by prompt that the initial model answers, `tasks`
+    `domain` is by held-out row, `drift` by general prompt, `answers` by prompt that the base model answers, `tasks`
     by name and question.
     """
 
@@ -99,7 +100,7 @@ class Estimate:
         """What to tell the user: the figures, and where they come from."""
         head = (
             f"{self.trials} trials to run, {self.trainings} with a training of their own: about "
-            f"{_duration(self.seconds)} one at a time, {_duration(self.initial_seconds)} of it for the initial model"
+            f"{_duration(self.seconds)} one at a time, {_duration(self.initial_seconds)} of it for the base model"
         )
         if not self.probes:
             return ["nothing to run: every trial is complete"]
@@ -112,7 +113,7 @@ class Estimate:
             f"code lengths of {SIZES[0]} and {SIZES[1]} rows of each kind; a model of {_size(p.model_bytes)}, "
             f"a checkpoint of {_size(p.checkpoint_bytes)}",
             "extrapolated: all else, in proportion to steps, rows and questions; rows of like length, answers as long "
-            "as the initial model's, every method as the first trial's; work that trials share counts once",
+            "as the base model's, every method as the first trial's; work that trials share counts once",
         ]
 
 
@@ -140,7 +141,7 @@ def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *,
         probe = probes[kind]
         questions = {task.name: _questions(task, recipe) for task in resolve_tasks(recipe)} if recipe.evaluate else {}
         measuring = probe.measuring(recipe, questions)
-        if not known and len(left) == len(trials):  # another trial has measured the initial model already
+        if not known and len(left) == len(trials):  # another trial has measured the base model already
             initial += measuring + (probe.answers.at(recipe.general_prompts) if recipe.evaluate else 0)
         seconds += probe.load + probe.save + measuring
         if trial.name in training:
@@ -195,7 +196,7 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
 
 
 def _time_measures(inputs: Inputs) -> tuple[Line, Line, Line]:
-    """By held-out row, by prompt of drift, by prompt that the initial model answers."""
+    """By held-out row, by prompt of drift, by prompt that the base model answers."""
     base, recipe = inputs.base, inputs.recipe
 
     def answer(count: int) -> int:
@@ -258,15 +259,8 @@ def _questions(task: EvalTask, recipe: Recipe) -> int:
 @contextmanager
 def _elsewhere() -> Iterator[Path]:
     """A temporary directory that is also the cache: the probe neither profits from what is known nor leaves a trace."""
-    before = os.environ.get("GENTLETUNE_CACHE")
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["GENTLETUNE_CACHE"] = scratch
-        try:
-            yield Path(scratch)
-        finally:
-            del os.environ["GENTLETUNE_CACHE"]
-            if before is not None:
-                os.environ["GENTLETUNE_CACHE"] = before
+    with tempfile.TemporaryDirectory() as scratch, patch.dict(os.environ, {"GENTLETUNE_CACHE": scratch}):
+        yield Path(scratch)
 
 
 def _duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 
@@ -72,7 +73,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, log, threads), daemon=False)
-        with _environment(environment):  # read when CUDA starts, which is before any code of ours could set it
+        with patch.dict(os.environ, environment):  # CUDA reads it at its start, before any code of ours
             self.process.start()
         theirs.close()
 
@@ -188,17 +189,6 @@ def pinned(resources: Resources, workers: int | None, processes: Sequence[Proces
     if workers is not None and workers > len(groups):
         raise UserError(f"{workers} workers of {each} GPUs each want more than the {count} there are; lower --workers")
     return groups[:workers], workers or len(groups)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager

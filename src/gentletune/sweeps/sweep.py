@@ -201,7 +201,7 @@ class _Clock:
         self.spent.append((trial.trains_like is None, time.perf_counter() - self.begun[trial.name]))
 
     def remaining(self, left: list[Trial]) -> str:
-        """An estimate; the first trial also measures the initial model, so it counts least."""
+        """An estimate; the first trial also measures the base model, so it counts least."""
         if not self.spent:
             return ""
         trained = [seconds for trains, seconds in self.spent if trains] or [self.spent[-1][1]]
