@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import stat
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
+from gentletune import train
+from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, write_bytes_atomic
 from gentletune.report import Report, report
@@ -21,6 +24,7 @@ from gentletune.report.picture import pareto_png
 from gentletune.report.recommend import recommend
 from gentletune.report.scene import build_scene, looks_of
 from gentletune.report.tables import runs_table
+from tests.helpers import tiny_recipe
 
 from .made_study import made_study, write_study
 from .report_records import failed, pair, run
@@ -426,3 +430,18 @@ def test_the_model_card_of_the_safe_choice_says_why(tmp_path: Path) -> None:
     assert "Margin: 0.1 share correct." in said
     report(records, tmp_path / "report")  # where nothing is safe
     assert {card.read_text(encoding="utf-8") for card in cards} == {"# A model\n"}
+
+
+def test_of_a_real_run_the_command_shows_its_answers_and_its_plain_loss(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_recipe(tiny_dir, tmp_path / "runs" / "a", tasks=("arithmetic",), max_steps=2, method="talr"))
+    monkeypatch.setattr(sys, "argv", ["gentletune", "report", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    page = Page((tmp_path / "runs" / "report.html").read_text(encoding="utf-8"))
+    assert page.text.split("Before and after")[1].count("General · arithmetic") == 2
+    assert "Training NLL, unweighted (nats per token)" in page.text
+    found = json.loads(gzip.decompress(base64.b64decode(page.scripts[1])))["s0"]
+    assert len(found["questions"]) == 4 + 3
