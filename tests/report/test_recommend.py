@@ -20,6 +20,7 @@ from gentletune.report import Findings
 from gentletune.report.axes import both_axes
 from gentletune.report.choice import Choice
 from gentletune.report.settings import settings_of
+from gentletune.report.words import answer
 from gentletune.stats import accuracy_score
 
 from .report_records import failed, pair, run
@@ -105,15 +106,26 @@ def test_safe_is_proven_within_the_margin_and_said_so() -> None:
     assert (found.margin, found.reason) == (0.02, "found")
 
 
-def test_a_significant_loss_is_never_safe_not_even_within_the_margin() -> None:
+def test_a_significant_loss_shown_to_be_within_the_margin_is_safe_and_called_a_small_loss() -> None:
     found = recommend([items("sft", 1e-5, (900, 0), (0, 20), n=3000, base=1200)])
+    assert found.safe is not None
+    assert found.safe.claim == "safe"
+    assert found.safe.general is not None
+    assert found.safe.general.high is not None
+    assert found.safe.general.high < 0
+    assert found.safe.small_loss
+    assert "general −0.0067 [−0.0096, −0.0037], a small loss, within the margin of 0.02" in answer(found)[0]
+
+
+def test_a_significant_loss_that_may_be_larger_than_the_margin_is_never_safe() -> None:
+    found = recommend([items("sft", 1e-5, (900, 0), (0, 50), n=3000, base=1200)])
     assert found.most_gain is not None
     assert found.most_gain.general is not None
     assert found.most_gain.general.low is not None
-    assert found.most_gain.general.low > -0.02
+    assert found.most_gain.general.low < -0.02 < found.most_gain.general.value
     assert (found.safe, found.most_gain.claim, found.reason) == (None, "loss", "nothing_safe")
     assert found.least_harmful == found.most_gain
-    assert found.excluded[0].text.startswith("A significant loss, if one within the margin of 0.02: general −0.0067")
+    assert found.excluded[0].text.startswith("A significant loss: general −0.0167")
 
 
 def test_so_many_more_items_as_it_says_show_that_it_is_safe() -> None:

@@ -3,13 +3,13 @@
 A setting counts where its gain on the domain is significant among all settings (Holm). Of general skill there are two
 claims that make it safe:
 
-- `safe`: no significant loss, and its 95 % interval leaves out a loss larger than the margin (non-inferiority).
+- `safe`: its 95 % interval leaves out a loss larger than the margin (non-inferiority).
 - `no_loss_seen`: too few items for that, but there is no significant loss, the estimate lies within the margin, and a
   loss of `RULED_OUT` margins or more is rejected at 5 % among all settings that gained (Holm, one-sided). Without
   that test a study of many settings on few items often holds a harmful one that looks harmless by luck.
 
-A significant loss is no safe choice, not even one within the margin; only for a distance from the base model, which
-is above 0 for whatever was trained, does the margin alone decide.
+A significant loss is no safe choice, unless it is shown to lie within the margin: the margin is the loss that the user
+takes, and with items enough any training has a significant one. It is then named as what it is, a small loss.
 
 Both claims compete for the best domain score, but of settings without a significant difference from the best one a
 proven one goes first, then plain SFT, then what has fewest parts, then the smallest learning rate. So nobody is led
@@ -154,10 +154,10 @@ class Choice:
         if found is None or self.blind:
             return "unknown"
         value, low, high = found
-        if high < (-self.margin if self.general.is_distance else 0.0):
-            return "loss"
         if low >= -self.margin:
             return "safe"
+        if self._significant_loss(i) or high < -self.margin:
+            return "loss"
         return "no_loss_seen" if value >= -self.margin and self._larger_loss[i] <= 1 - LEVEL else "unknown"
 
     def interval(self, i: int) -> tuple[float, float, float] | None:
@@ -211,7 +211,12 @@ class Choice:
             end.point.value if end else None,
             setting.seeds,
             setting.indices,
+            claim == "safe" and self._significant_loss(i),
         )
+
+    def _significant_loss(self, i: int) -> bool:
+        found = self.interval(i)
+        return not self.general.is_distance and found is not None and found[2] < 0
 
     def more_items(self, i: int) -> int | None:
         """How many more general items would show it to be safe, were the loss as seen (a gain counts as none).

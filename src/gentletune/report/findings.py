@@ -37,10 +37,10 @@ class Pick:
     is better); `before` and `after` are the domain score of the base model and of the setting. `minutes` is the
     training time of one run.
 
-    `claim` is about general skill: `safe` (the 95 % interval leaves out a loss larger than the margin, and there is no
-    significant loss), `no_loss_seen` (no significant loss, and the estimate lies within the margin, on too few items to
-    show more; about `more_items` more would show it, None where only more seeds would), `loss` (significant) or
-    `unknown`.
+    `claim` is about general skill: `safe` (the 95 % interval leaves out a loss larger than the margin),
+    `no_loss_seen` (no significant loss, and the estimate lies within the margin, on too few items to show more; about
+    `more_items` more would show it, None where only more seeds would), `loss` (significant, and not shown to be within
+    the margin) or `unknown`. `small_loss` is whether what is `safe` has a significant loss all the same.
     """
 
     index: int
@@ -54,6 +54,7 @@ class Pick:
     after: float | None = None
     seeds: int = 1
     indices: tuple[int, ...] = ()
+    small_loss: bool = False
 
 
 @dataclass(frozen=True)
