@@ -66,7 +66,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*TRAIN, "none.jsonl"], "no such data file: none.jsonl"),
     ([*TRAIN, "broken.jsonl"], "broken.jsonl: line 11: broken JSON"),
     ([*TRAIN, "empty.jsonl"], "empty.jsonl: no rows"),
-    ([*TRAIN, "odd.jsonl"], "odd.jsonl: row 11: columns question, answer, a row of questions with answers; the first row is"),
+    ([*TRAIN, "odd.jsonl"], "odd.jsonl: row 11: columns question, answer, a row of questions with answers;"),
     ([*TRAIN, "chat.jsonl"], "chat.jsonl: row 1: no assistant message"),
     ([*TRAIN, "short.csv"], "short.csv: line 2: fewer fields"),
     ([*TRAIN, "notes.csv", "--data", "medcalc"], "row 1: MedCalc column 'Ground Truth Answer' is missing"),

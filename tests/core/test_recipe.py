@@ -252,7 +252,8 @@ def test_a_file_may_stand_where_a_domain_may(path: str) -> None:
     assert Recipe.parse({"data": "lab(noise=0.3)"}).data == "lab(noise=0.3)"
     with pytest.raises(UserError) as caught:
         Recipe.parse({"data": path, "data_path": "other.csv"}, "r.yaml")
-    assert str(caught.value) == f"r.yaml: data: {path} is a file or a data set of the hub, so data_path says nothing more"
+    said = f"r.yaml: data: {path} is a file or a data set of the hub, so data_path says nothing more"
+    assert str(caught.value) == said
 
 
 def test_how_a_number_is_written_does_not_count() -> None:
