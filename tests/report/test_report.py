@@ -445,3 +445,15 @@ def test_of_a_real_run_the_command_shows_its_answers_and_its_plain_loss(
     assert "Training NLL, unweighted (nats per token)" in page.text
     found = json.loads(gzip.decompress(base64.b64decode(page.scripts[1])))["s0"]
     assert len(found["questions"]) == 4 + 3
+
+
+def test_a_small_loss_within_the_margin_is_called_one(tmp_path: Path) -> None:
+    records = [
+        pair("sft", 1e-6, 0.9, (0.55, 0.002), initial={"clinic/accuracy": 0.4, "arithmetic/accuracy": (0.6, 0.002)})
+    ]
+    made = report(records, tmp_path, margin=0.1)
+    assert made.findings.safe
+    assert made.findings.safe.small_loss
+    head = made.html.read_text(encoding="utf-8").split("The trade-off")[0]
+    assert "A small loss, shown to lie within the margin." in head
+    assert "leaves out a loss" not in head
