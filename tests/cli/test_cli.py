@@ -216,6 +216,8 @@ def test_sweep_dry_run_prints_the_plan(
     assert capfd.readouterr().out.split("\n")[:3] == [
         "sft-lr1e-05", "talr-lr1e-05", "wise_ft-lr1e-05  (weights of sft-lr1e-05)",
     ]  # fmt: skip
+    said = refused(monkeypatch, capfd, "sweep", "-c", study, "--model", "./none")
+    assert "no such model directory: ./none" in said
 
 
 def test_inspect_and_advise(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -75,8 +75,8 @@ def check_file(path: str) -> None:
         shaped_rows(read_rows(path), path)
 
 
-def check_study(config: Path, output: Path, *, files: bool = True) -> None:
-    """Plan the study of a YAML file and, with `files`, check the recipe of its first trial unless that is done.
+def check_study(config: Path, output: Path, *, model: str | None = None, files: bool = True) -> None:
+    """Plan the study of a YAML file (of another `model`, if given) and, with `files`, check the recipe of its first trial unless that is done.
 
     Raises `UserError`.
     """
@@ -84,7 +84,7 @@ def check_study(config: Path, output: Path, *, files: bool = True) -> None:
     from gentletune.sweeps.plan import plan, read_settings, read_study
     from gentletune.sweeps.search import read_search
 
-    study, where = read_study(config), str(config)
+    study, where = read_study(config, model), str(config)
     read_settings(study, where)
     search, trials = read_search(study, where), plan(study, output, where)
     if not files:

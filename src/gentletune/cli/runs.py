@@ -125,6 +125,7 @@ def evaluate_command(
 def sweep_command(
     config: Annotated[Path, typer.Option("-c", "--config", help="Study YAML: base, axes, also, search, …")],
     output: Annotated[Path, typer.Option(help="Study directory.")] = Path("runs/study"),
+    model: Annotated[str | None, typer.Option(help="Model in the place of the study's.")] = None,
     executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one a GPU.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster, such as auto.")] = None,
@@ -143,12 +144,12 @@ def sweep_command(
 
       gentletune sweep -c study.yaml --executor pool --workers 4
     """
-    check_study(config, output, files=probe or not dry_run)
+    check_study(config, output, model=model, files=probe or not dry_run)
     from gentletune.sweeps.estimate import estimate
     from gentletune.sweeps.plan import read_study
     from gentletune.sweeps.sweep import Queue, sweep
 
-    study = read_study(config)
+    study = read_study(config, model)
     if dry_run:
         trials = Queue(study, output, str(config)).preview()
         for trial in trials:

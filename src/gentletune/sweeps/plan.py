@@ -56,9 +56,12 @@ class Settings(BaseModel):
     keep_models: bool = True
 
 
-def read_study(path: Path) -> dict[str, Any]:
-    """study.yaml as a mapping. Raises `UserError` on broken YAML."""
-    return read_yaml(path)
+def read_study(path: Path, model: str | None = None) -> dict[str, Any]:
+    """study.yaml as a mapping, with `model` in the place of its base recipe's. Raises `UserError` on broken YAML."""
+    study = read_yaml(path)
+    if model is not None and isinstance(study.get("base", {}), dict):
+        study["base"] = {**study.get("base", {}), "model": model}
+    return study
 
 
 def read_settings(study: Mapping[str, Any], where: str = "study") -> Settings:
