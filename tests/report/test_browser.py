@@ -179,7 +179,7 @@ def test_on_paper_everything_is_open_and_nothing_scrolls(page: Any) -> None:
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details.fold:not([open])").count() == 0
     eventually(lambda: page.locator(".figure .main-svg").count() >= 2 * page.locator(".figure").count())
-    assert page.evaluate("document.documentElement.scrollWidth") <= 720
+    eventually(lambda: page.evaluate("document.documentElement.scrollWidth") <= 720)  # fitted a moment later
     cut = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollHeight > e.clientHeight + 1).length"
     assert page.evaluate(cut) == 0
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
@@ -259,7 +259,7 @@ def test_every_figure_is_drawn_when_it_is_near(page: Any) -> None:
 
 def eventually(true: Callable[[], bool]) -> None:
     """Waits from out here: the page's policy lets nobody evaluate text within it."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30  # on a busy machine
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
