@@ -457,3 +457,10 @@ def test_a_small_loss_within_the_margin_is_called_one(tmp_path: Path) -> None:
     head = made.html.read_text(encoding="utf-8").split("The trade-off")[0]
     assert "A small loss, shown to lie within the margin." in head
     assert "leaves out a loss" not in head
+
+
+def test_the_page_of_a_study_under_way_loads_itself_again(tmp_path: Path) -> None:
+    records = [pair("sft", 1e-6, 0.9, (0.55, 0.002))]
+    told = '<meta http-equiv="refresh" content="20">'
+    assert told in report(records, tmp_path, refresh=20).html.read_text(encoding="utf-8")
+    assert "refresh" not in report(records, tmp_path).html.read_text(encoding="utf-8").split("<style>")[0]

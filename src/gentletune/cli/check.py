@@ -76,9 +76,9 @@ def check_file(path: str) -> None:
 
 
 def check_study(config: Path, output: Path, *, model: str | None = None, files: bool = True) -> None:
-    """Plan the study of a YAML file (of another `model`, if given) and, with `files`, check the recipe of its first trial unless that is done.
+    """Plan the study of a YAML file and, with `files`, check the recipe of its first trial unless that is done.
 
-    Raises `UserError`.
+    `model` stands for the study's own where it is given. Raises `UserError`.
     """
     from gentletune.core.records import read_record
     from gentletune.sweeps.plan import plan, read_settings, read_study

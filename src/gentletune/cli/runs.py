@@ -215,6 +215,10 @@ def report_command(
     domain: DomainOption = None,
     general: GeneralOption = None,
     margin: MarginOption = None,
+    refresh: Annotated[
+        int | None,
+        typer.Option(min=1, help="Seconds after which the open page loads itself again: for a study under way."),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page, where there is a screen.")] = False,
 ) -> None:
     """The safe choice, the trade-off and tables of finished runs: one HTML file, PNG, CSV and Markdown.
@@ -228,7 +232,9 @@ def report_command(
     from gentletune.report import report
 
     records = load_records(runs)
-    made = report(records, output or runs[0], title=title, domain=domain, general=general, margin=margin)
+    made = report(
+        records, output or runs[0], title=title, domain=domain, general=general, margin=margin, refresh=refresh
+    )
     stdout.print(made.answer, soft_wrap=True, highlight=False, markup=False)
     say(f"report: {made.html.resolve()}")
     if show and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

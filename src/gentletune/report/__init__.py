@@ -79,22 +79,24 @@ def report(
     domain: str | None = None,
     general: str | None = None,
     margin: float | None = None,
+    refresh: int | None = None,
 ) -> Report:
     """Write `report.html`, `pareto.png`, `results.csv`, `settings.csv` and `results.md` into the directory `output`.
 
-        `domain` and `general` choose the axes by score key (`clinic/accuracy`); without them accuracy leads where
-        the model has any. `margin` is the loss of general skill that may be overlooked (`recommend`). Runs of different
-        base models or data sets are not compared: each gets a section of its own. Sample answers are shown of records
-        that `load_records` found, and the model card of the safe choice is told why it is named.
-        Raises `UserError` on an unknown key or a bad margin, `OSError` where `output` cannot be written.
+    `domain` and `general` choose the axes by score key (`clinic/accuracy`); without them accuracy leads where
+    the model has any. `margin` is the loss of general skill that may be overlooked (`recommend`). Runs of different
+    base models or data sets are not compared: each gets a section of its own. Sample answers are shown of records
+    that `load_records` found, and the model card of the safe choice is told why it is named. With `refresh` the page,
+    where it is open, loads itself again every so many seconds: for a study that is not finished.
 
-            from gentletune.core.provenance import explain_choice
-    from gentletune.core.records import load_records
-            print(report(load_records([Path("runs")]), Path("report"), margin=0.01).answer)
+    Raises `UserError` on an unknown key or a bad margin, `OSError` where `output` cannot be written.
+
+        from gentletune.core.records import load_records
+        print(report(load_records([Path("runs")]), Path("report"), margin=0.01).answer)
     """
     sections, looks = split(records, domain, general, margin), looks_of(records)
     parts = [make_part(section, looks) for section in sections]
-    page = render_page(parts, title)
+    page = render_page(parts, title, refresh)
     made = Report(
         output / "report.html",
         output / "pareto.png",

@@ -75,7 +75,7 @@ def make_part(section: Section, looks: Looks) -> Part:
     )
 
 
-def render_page(parts: Sequence[Part], title: str) -> str:
+def render_page(parts: Sequence[Part], title: str, refresh: int | None = None) -> str:
     """The whole page as text: figures, data and plotly.js inside, so that it opens without a network.
 
     plotly.js is compressed, which the browser undoes, and so are the sample answers. The page's own policy allows only
@@ -90,6 +90,7 @@ def render_page(parts: Sequence[Part], title: str) -> str:
     environment.filters |= _FORMATS
     return environment.from_string(_resource("report.html.j2")).render(
         title=title,
+        refresh=refresh,
         views=views,
         single=draw.SINGLE,
         base=INITIAL_LABEL,
