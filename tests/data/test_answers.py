@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune import Recipe, evaluate, train
+from gentletune import Recipe, evaluate, report, train
 from gentletune.core.errors import UserError
 from gentletune.data import Example, load_data
 from gentletune.data.answers import choose_scoring
@@ -157,6 +157,19 @@ def test_a_run_has_the_scores_and_the_report_an_axis(
     found = choose_axis([record.model_copy(update={"scores": half})], "domain")
     assert found is not None
     assert found.key == axis
+
+
+def test_a_copy_of_a_file_has_scores_of_its_own_name(tiny_dir: Path, tmp_path: Path) -> None:
+    small = {"max_steps": 1, "train_rows": 8, "test_rows": 6, "probe_every": 0, "tasks": ()}
+    for name in ("one", "two"):  # the answers of the second are found in the cache
+        file = file_of(tmp_path / f"{name}.jsonl", ["yes", "no"])
+        record = train(tiny_recipe(tiny_dir, tmp_path / "runs" / name, data=file, **small))
+        domain = {s.task for s in record.scores if s.side == "domain"}
+        assert domain == {name}
+        samples = (tmp_path / "runs" / name / "samples.jsonl").read_text(encoding="utf-8")
+        assert {json.loads(line)["task"] for line in samples.splitlines()} == {name}
+        report([record], tmp_path / f"report-{name}")
+        assert (tmp_path / f"report-{name}" / "report.html").is_file()  # which has a picture of them
 
 
 def test_evaluate_asks_chats_as_they_are_served(tiny_dir: Path, tmp_path: Path) -> None:

@@ -327,7 +327,8 @@ def base_line(xs: Sequence[float], value: float) -> Figure:
         "showlegend": False,
         "hovertemplate": f"{INITIAL_LABEL}: %{{y:.3g}}<extra></extra>",
     }
-    return dots(INITIAL_LABEL, [min(xs), max(xs)], [value, value], [], BASE_LOOK) | words | more
+    ends = [min(xs), max(xs)] if xs else []  # nothing was measured: no line
+    return dots(INITIAL_LABEL, ends, [value] * len(ends), [], BASE_LOOK) | words | more
 
 
 def run_name(record: RunRecord) -> str:

@@ -58,8 +58,10 @@ def run_tasks(subject: Loaded, tasks: Sequence[EvalTask], recipe: Recipe, stage:
         key += [task.hash, *([] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)])]
         with _named(task, recipe):
             value = cached_json("tasks", key, functools.partial(_run, task, loaded, lm, subject, recipe, stage))
-        scores = [Score.model_validate({**score, "skills": task.skills}) for score in value["scores"]]
-        found.append(TaskResult(scores, value["samples"]))
+        # One of ours is known by its content: a copy under another name finds its scores, which then bear that name.
+        named = {"task": task.name} if task.own else {}
+        scores = [Score.model_validate({**score, **named, "skills": task.skills}) for score in value["scores"]]
+        found.append(TaskResult(scores, [{**sample, **named} for sample in value["samples"]]))
     return found
 
 
