@@ -87,20 +87,40 @@ def test_settings_with_unlike_variances_lend_less() -> None:
     alike, unlike = (pool_of(found, [0.0] * 24) for found in (rows, wild))
     assert alike is not None
     assert unlike is not None
-    assert alike.own_df > 10 > 2 > unlike.own_df
+    known = [pool.moderated(1.0, 2, 3, 0.0, paired=False)[1] for pool in (alike, unlike)]
+    assert known[0] > 10 > 4 > known[1]
+    # The quiet ones are most: what is lent is far below the mean of all, which the wild ones make
+    assert unlike.scale < 0.1
+    assert unlike.cautious.scale == 1
+    assert alike.cautious.moderated(1.0, 2, 3, 0.0, paired=False)[1] < known[0]
 
 
 def test_a_setting_borrows_from_the_pool_as_much_as_that_knows() -> None:
     pool = pool_of([setting(*np.random.default_rng(k).normal(0, 1, 3)) for k in range(12)], [0.1] * 12)
     assert pool is not None
     seen, df = pool.moderated(0.0, 2, 3, 0.05, paired=False)
-    more = pool.own_df - 2
-    assert (seen, df) == (pytest.approx(more * (pool.own / 3 + 0.05) / (more + 2)), pytest.approx(pool.own_df))
+    more = 1 / (1 / (pool.own_df - 2) + pool.spread)
+    lent = pool.scale * (pool.own / 3 + 0.05)
+    assert (seen, df) == (pytest.approx(more * lent / (more + 2)), pytest.approx(more + 2))
     assert pool.moderated(4.0, 100, 3, 0.05, paired=False) == (4.0, 100)  # it knows better itself
     assert pool.moderated(0.0, 0, 1, 0.05, paired=True) == (
-        pytest.approx(pool.pair + 0.05),
-        pytest.approx(pool.pair_df),
+        pytest.approx(pool.scale * (pool.pair + 0.05)),
+        pytest.approx(1 / (1 / pool.pair_df + pool.spread)),
     )
+
+
+def test_a_large_gain_of_two_seeds_is_told_among_many_settings_of_which_one_is_wild() -> None:
+    rng = np.random.default_rng(3)
+    base = [Run((accuracy([0.0] * 290 + [1.0] * 10),), None)]
+    shares = [[0.3 + 0.02 * k + shift for shift in rng.normal(0, 0.02, 2)] for k in range(23)] + [[0.1, 0.5]]
+    groups = [
+        [Run((accuracy(list((rng.random(300) < share).astype(float))),), s) for s, share in enumerate(of)]
+        for of in shares
+    ]  # fmt: skip
+    changes = holm([compare(group, base, pool=seed_pool(groups)) for group in groups])
+    told = [change is not None and bool(change.significant) for change in changes]
+    assert all(told[:23])
+    assert not told[23]
 
 
 def test_changes_with_a_pool() -> None:

@@ -35,7 +35,9 @@ class Change:
     another seed may do better or worse by an amount that the data cannot tell. `seed_share` is the share of stderr²
     that more seeds would make smaller.
 
-    `p_family` is `p` as Holm adjusts it among `family` comparisons (`family.holm`); None outside a family.
+    `p_family` is how Holm adjusts it among `family` comparisons (`family.holm`); None outside a family. It starts from
+    `p_cautious`, which is `p` but where seeds are borrowed from a pool: the most underrated variance of many decides
+    there, so the pool is trusted less (`Pool.cautious`).
     """
 
     value: float
@@ -50,6 +52,7 @@ class Change:
     units: int = 0
     seed_effect: SeedEffect = "unknown"
     seed_share: float = 0.0
+    p_cautious: float | None = None
     p_family: float | None = None
     family: int = 1
 
@@ -124,6 +127,8 @@ def compare(
     blind = contrast is not None and contrast.seeds_df and found.value and not contrast.variance
     if contrast is None or blind:  # seeds that agree to the last digit, and no item to go by
         return Change(found.value, None, None, None, found.n, found.paired, None, None, *rest)
+    p = float(p_value(contrast, null))
+    wary = find(plan, pool.cautious).contrast if pool and found.borrowed else None
     half, centre, df = half_width(contrast, level), float(contrast.centre), float(contrast.satterthwaite)
     bound = 1.0 if found.shares else math.inf
     return Change(
@@ -134,8 +139,9 @@ def compare(
         found.n,
         found.paired,
         df if math.isfinite(df) else None,
-        float(p_value(contrast, null)),
+        p,
         *rest,
+        p_cautious=p if wary is None else float(p_value(wary, null)),
     )
 
 

@@ -33,9 +33,9 @@ def holm(changes: Sequence[Change | None]) -> list[Change | None]:
     Intervals that hold together are those at level 1 - 0.05/m for m comparisons (Bonferroni); they leave out 0 only
     where Holm rejects.
     """
-    known = [i for i, change in enumerate(changes) if change is not None and change.p is not None]
+    ps = [change.p_cautious for change in changes if change is not None and change.p_cautious is not None]
+    known = [i for i, change in enumerate(changes) if change is not None and change.p_cautious is not None]
     found = list(changes)
-    ps = [change.p for change in changes if change is not None and change.p is not None]
     for i, p in zip(known, adjusted(ps), strict=True):
         change = changes[i]
         if change is not None:

@@ -7,18 +7,25 @@ their variances are alike and their seeds move them apart. How much more is the 
   times only, however many settings there are. Means by seed and setting split the variance into the part that all
   settings share and each one's own, and Satterthwaite's rule combines their degrees of freedom.
 - The less alike the settings' variances are, beyond what so few seeds make of equal ones, the less each says of
-  another: a spread with squared coefficient of variation h leaves 2/h degrees of freedom.
+  another. Their logarithms say how much (Smyth 2004): a few wild settings among many then do not speak for all.
 
 A setting's variance is then the mean of its own and the pool's, weighted by degrees of freedom (moderated variance;
-Smyth 2004). The split and the 2/h are ours.
+Smyth 2004). The split is ours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+
+import numpy as np
+from scipy import special
+from scipy.optimize import brentq
+
+_LEAST_RATIO = 1e-3  # of the mean: seeds that agree to the last digit are taken to differ by so much
+_DOUBT = 0.5  # standard errors of how unlike the settings are that a family of comparisons adds (ours, by simulation)
 
 
 @dataclass(frozen=True)
@@ -26,21 +33,35 @@ class Pool:
     """The variance from one seed to another beyond the items' noise, and the degrees of freedom it is known with.
 
     `own` is that of one setting's mean, for a change from a model without seeds; `pair` that of the difference of two
-    settings on the same seed.
+    settings on the same seed. Settings whose variances differ among themselves are drawn from a scaled inverse
+    chi-square: `spread` is 1 over its degrees of freedom (0: all alike), `scale` its scale in units of the mean;
+    `wary_spread` is what `spread` may as well be, by its own error.
     """
 
     own: float
     own_df: float
     pair: float
     pair_df: float
+    spread: float = 0.0
+    scale: float = 1.0
+    wary_spread: float = 0.0
+
+    @property
+    def cautious(self) -> Pool:
+        """For a family of comparisons, where the one whose variance is most underrated decides.
+
+        Settings are taken to be as unlike as they may well be, and the scale to be no less than the plain mean.
+        """
+        return replace(self, spread=self.wary_spread, scale=max(self.scale, 1.0))
 
     def moderated(self, seen: float, df: float, seeds: int, noise: float, paired: bool) -> tuple[float, float]:
         """M of an arm of so many seeds and its degrees of freedom, from what was `seen` with `df`, and the pool."""
         excess, pooled = (self.pair, self.pair_df) if paired else (self.own, self.own_df)
-        more = max(pooled - df, 0.0)
-        if not more:
+        if pooled <= df:
             return seen, df
-        return (more * (excess / seeds + noise) + df * seen) / (more + df), more + df
+        more = 1 / (1 / (pooled - df) + self.spread)
+        lent = self.scale * (excess / seeds + noise)
+        return (more * lent + df * seen) / (more + df), more + df
 
 
 def pool_of(settings: Sequence[Mapping[int, float]], noise: Sequence[float]) -> Pool | None:
@@ -62,9 +83,8 @@ def pool_of(settings: Sequence[Mapping[int, float]], noise: Sequence[float]) -> 
     own_df = _combined([(shared + own / count, seen), (own * (1 - 1 / count), seen * (count - 1))])
     pair_df = seen * max(count - 1, 1)
     excess = max(total - quiet, 0.0)
-    unlike = _unlike([s / (excess + n) if excess + n else 1.0 for s, (_, n) in zip(spread, known, strict=True)], dfs)
-    limit = unlike / 2
-    return Pool(excess, 1 / (1 / own_df + limit), max(2 * (own - quiet), 0.0), 1 / (1 / pair_df + limit))
+    ratios = [s / (excess + n) if excess + n else 1.0 for s, (_, n) in zip(spread, known, strict=True)]
+    return Pool(excess, own_df, max(2 * (own - quiet), 0.0), pair_df, *_unlike(ratios, dfs))
 
 
 def _apart(settings: Sequence[Mapping[int, float]]) -> float | None:
@@ -78,13 +98,30 @@ def _apart(settings: Sequence[Mapping[int, float]]) -> float | None:
     return _mean(spread, dfs) if spread else None
 
 
-def _unlike(ratios: Sequence[float], dfs: Sequence[int]) -> float:
-    """The squared coefficient of variation of the true variances, from that of the seen ones less their own chance."""
-    count, mean = len(ratios), math.fsum(ratios) / len(ratios)
-    if not mean:
-        return 0.0
-    chance = math.fsum(1 + 2 / df for df in dfs) / count / (1 + 2 / sum(dfs))
-    return max(math.fsum(r * r for r in ratios) / count / mean**2 / chance - 1, 0.0)
+def _unlike(ratios: Sequence[float], dfs: Sequence[int]) -> tuple[float, float, float]:
+    """1 over the degrees of freedom of the distribution that the true variances are from, its scale, and a wary 1/df.
+
+    By the mean and variance of the logarithms of the seen ones, less what their own chance makes (Smyth 2004, section
+    6.2); the plain mean where they differ by no more than that. The error of that variance is that of equal ones.
+    """
+    if len(ratios) < 2 or not any(ratios):
+        return 0.0, 1.0, 0.0
+    df, seen, count = np.asarray(dfs, dtype=float), np.asarray(ratios), len(ratios)
+    logs = np.log(np.maximum(seen, _LEAST_RATIO * seen.mean())) - special.digamma(df / 2) + np.log(df / 2)
+    chance = float(special.polygamma(1, df / 2).mean())
+    more = max(float(logs.var(ddof=1)) - chance, 0.0)
+    error = math.sqrt((float(special.polygamma(3, df / 2).mean()) + 2 * chance**2) / (count - 1))
+    wary = 1 / (2 * _half_df(more + _DOUBT * error))
+    if not more:
+        return 0.0, 1.0, wary
+    half = _half_df(more)
+    scale = math.exp(float(logs.mean()) + float(special.digamma(half)) - math.log(half))
+    return 1 / (2 * half), scale, wary
+
+
+def _half_df(variance: float) -> float:
+    """Half the degrees of freedom of a chi-square whose logarithm has this variance."""
+    return float(brentq(lambda x: float(special.polygamma(1, x)) - variance, 1e-4, 1e8))
 
 
 def _combined(parts: Sequence[tuple[float, float]]) -> float:
