@@ -66,6 +66,9 @@ def test_three_tasks_are_listed_with_commas() -> None:
     axis = choose_axis([run("sft", 1e-6, TUNED | {"code/accuracy": 0.5})], "general")
     assert axis is not None
     assert axis.label == "mean accuracy over arithmetic, instructions and code"
+    many = choose_axis([run("sft", 1e-6, TUNED | {f"task{k}/accuracy": 0.5 for k in range(3)})], "general")
+    assert many is not None
+    assert many.label == "mean accuracy over 5 general tasks"  # as an axis title a list would be cut off
 
 
 def test_the_user_chooses_by_key() -> None:

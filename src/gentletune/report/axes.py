@@ -194,7 +194,8 @@ def _mean_axis(records: Sequence[RunRecord], side: Side) -> Axis | None:
     if len(keys) < 2:
         return single_axis(records, keys[0]) if keys else None
     tasks = " and ".join(key.partition("/")[0].replace("_", " ") for key in keys)
-    label = f"mean accuracy over {tasks.replace(' and ', ', ', len(keys) - 2)}"
+    many = f"{len(keys)} {side} tasks" if len(keys) > 4 else tasks.replace(" and ", ", ", len(keys) - 2)
+    label = f"mean accuracy over {many}"
     return Axis(MEAN_KEYS[side], side, label, UNITS["accuracy"], True, tuple(keys))
 
 
