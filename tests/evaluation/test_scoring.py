@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from gentletune.data.example import Answer, AnswerKind
-from gentletune.evaluation.scoring import answer_text, is_right, read_number, said
+from gentletune.evaluation.reading import answer_text, read_number
+from gentletune.evaluation.scoring import is_right, said
 
 NUMBERS: list[tuple[str, float | None]] = [
     ("Answer: 5", 5),
@@ -118,10 +119,13 @@ def test_a_number_is_read(response: str, number: float | None) -> None:
     [
         ("a\nAnswer: b\nc", "b"),
         ("Answer: a Answer: b", "b"),
-        (" a\nb ", "a\nb"),
+        (" a\nb ", "b"),  # no mark: the end
         ("Answer:  \n", ""),
         ("**Answer:** b", "b"),
-        ("Answer:\n\n**b**\nc", "**b**"),
+        ("Answer:\n\n**b**\nc", "b"),
+        ("So \\boxed{\\{1, 2\\}} is it", "\\{1, 2\\}"),
+        ("Answer: a\nor \\boxed{\\frac{1}{2}}$ for $x\\in\\{1,2\\}$", "\\frac{1}{2}"),
+        ("\\boxed{\\text{yes}}", "yes"),
         ("Answer: >", ">"),
         ("Answers: a, b", "Answers: a, b"),
     ],

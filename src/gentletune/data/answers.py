@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import DomainMetric
@@ -18,16 +19,36 @@ LINE_LENGTH = 100
 TOLERANCE = 0.01
 """Decimals are right within this share of the value; whole numbers exactly."""
 
+ENDS = " .,:;!?*\"'`()[]"
+"""Punctuation that does not count at the ends of an answer."""
+
 _NUMBER = re.compile(
-    r"(?P<before>[^\w\s.+-]{0,2} ?)(?P<number>[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?)"
-    r"(?P<after> ?(?:[^\W\d]|[%°])[^\s,;]{0,11}|)\.?"
+    r"(?P<before>[^\w\s.,+/^-]{0,2} ?)(?P<number>[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?)"
+    r"(?P<after> ?(?:(?![xX] ?\d)[^\W\d]|[%°])[^\s,;]{0,11}|)\.?"
 )
+_CODE = re.compile(r"\D*0\d|(?:[^\d.]*\d){16}(?!.*\.\d)")  # 007, 4012345678901234: names made of digits
 _UNITS = 3  # as many ways to write a unit as answers that are numbers may have
-_MARKS: dict[Place, re.Pattern[str]] = {
-    "marker": re.compile(r"\banswer[\"'*_`]{0,4} ?[:：]|\\boxed\{", re.IGNORECASE),
-    "hashes": re.compile(r"####"),
-}
+# Behind a marker the rest of `**Answer:**` goes, too.
+_ANSWER = re.compile(r"\banswer[\"'*_`]{0,4} ?[:：](?:[*_`]{1,3}(?=\s))?|\\boxed ?\{", re.IGNORECASE)
+_HASHES = re.compile(r"####")
+_MARKS: dict[Place, tuple[re.Pattern[str], ...]] = {"marker": (_ANSWER,), "hashes": (_HASHES, _ANSWER)}
 _WHERE: dict[Place, str] = {"marker": "behind 'Answer:' or in \\boxed{}", "hashes": "behind ####"}
+_LONGEST_BOX = 4000
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_IN_LATEX = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
+_WRAPPED = re.compile(r"(\*{1,3}|`{1,3}|\${1,2}|_)((?:(?!\1).)+)\1(\.?)")
+
+
+class Stated(NamedTuple):
+    """The text that a row or a response states its answer in, and whether a mark says so."""
+
+    text: str
+    marked: bool
+
+    @property
+    def line(self) -> str:
+        """What is stated, or the last line of a text without a mark."""
+        return self.text if self.marked or not self.text else _unwrapped(self.text.splitlines()[-1].strip())
 
 
 @dataclass(frozen=True)
@@ -41,14 +62,15 @@ class Scoring:
 
     def answer(self, completion: str) -> Answer:
         """The right answer to a row with this completion."""
-        value = stated(completion, self.place)
+        value = stated(completion, self.place).text
         if self.metric == "numeric":
             number = _number(value)
             assert number is not None
             slack = 0.0 if number.is_integer() and "." not in value else abs(number) * TOLERANCE
             return Answer("decimal", f"{number:.15g}", number - slack, number + slack, place=self.place)
         if self.metric == "choice":
-            return Answer("choice", plain(value), choices=self.choices, place=self.place)
+            mine = next(choice for choice in self.choices if plain(choice) == plain(value))
+            return Answer("choice", mine, choices=self.choices, place=self.place)
         return Answer("exact" if self.metric == "exact" else "text", value, place=self.place)
 
 
@@ -72,11 +94,14 @@ def choose_scoring(answers: Sequence[str | None], wanted: DomainMetric, where: s
         raise UserError(f"{where}: row {at} ends in no answer of text, so domain_metric must be auto or loss")
     place = _place(known)
     stands = f" ({_WHERE[place]})" if place in _WHERE else ""
-    values = [stated(answer, place) for answer in known]
+    values = [stated(answer, place).text for answer in known]
     metric = _metric(values) if wanted == "auto" else wanted
     if metric == "choice":
         spelt = dict(sorted((plain(value), value) for value in values))
-        choices, listed = tuple(spelt), ", ".join([*spelt.values()][:6]) + ", …" * (len(spelt) > 6)
+        choices, listed = (
+            tuple(map(choice_name, spelt.values())),
+            ", ".join([*spelt.values()][:6]) + ", …" * (len(spelt) > 6),
+        )
         said = f"{len(choices)} choices ({listed}): scored by accuracy, also balanced over the choices"
     elif metric == "numeric":
         choices, said = (), f"numbers: scored by accuracy, decimals within {TOLERANCE:.0%}, whole numbers exactly"
@@ -89,40 +114,90 @@ def choose_scoring(answers: Sequence[str | None], wanted: DomainMetric, where: s
     return Scoring(metric, f"{where}: answers{stands} are {said}", place, choices)
 
 
-def stated(completion: str, place: Place) -> str:
-    """The answer that a completion states.
+def stated(text: str, place: Place) -> Stated:
+    r"""The answer that a row's completion, or a response, states.
 
-    >>> stated("3 + 4 = 7\\nAnswer: 7", "marker"), stated("Three.\\n#### 3\\n", "hashes")
+    Behind the last mark it is the first line that says something, or what the box holds. Without a mark where one
+    belongs, it is somewhere in the whole text, the end first.
+
+    >>> stated("3 + 4 = 7\nAnswer: 7", "marker").text, stated("Three.\n#### 3\n", "hashes").text
     ('7', '3')
+    >>> stated("So \\boxed{\\frac{1}{2}} is {right}.", "marker").text
+    '\\frac{1}{2}'
     """
     if place == "all":
-        return completion.strip()
-    marks = list(_MARKS[place].finditer(completion)) if place in _MARKS else []
-    text = completion[marks[-1].end() :] if marks else completion
-    line = next((line for line in text.splitlines() if line.strip(" *_`$")), "").strip()
-    if marks and marks[-1][0].endswith("{"):
-        return line.rpartition("}")[0] or line
-    return line.strip("*_`$ ") if marks else line
+        return Stated(text.strip(), True)  # all of it is the answer
+    if place == "first_line":
+        text = _first_line(text)
+    for mark in _MARKS.get(place, (_ANSWER,)):
+        if found := [*mark.finditer(text)]:
+            rest = text[found[-1].end() :]
+            if found[-1][0].endswith("{"):
+                return Stated(_unwrapped(_IN_LATEX.sub(r"\1", _braced(rest)).strip()), True)
+            return Stated(_unwrapped(_first_line(rest)), True)
+    return Stated(_unwrapped(text.strip()), False)
+
+
+def _first_line(text: str) -> str:
+    """The first line that says something."""
+    line = next((line for line in text.splitlines() if line.strip(" \t*_`$[]\\#")), "").strip()
+    if line.count("**") % 2:  # the rest of **Answer: 5**
+        line = line.removeprefix("**").removesuffix("**").strip()
+    return line
+
+
+def _braced(text: str) -> str:
+    """What stands in a box from behind its opening brace on: to the brace that closes it, else to the line's end."""
+    depth = 1
+    for found in _BRACE.finditer(text, 0, _LONGEST_BOX):
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
+        if depth == 0:
+            return text[: found.start()]
+    return text[:_LONGEST_BOX].partition("\n")[0]
+
+
+def _unwrapped(text: str) -> str:
+    """Text without the bold, code or dollars of a formula that are around all of it."""
+    while found := _WRAPPED.fullmatch(text):
+        text = found[2].strip() + found[3]
+    return text
 
 
 def plain(text: str) -> str:
-    """Small letters, single spaces, no punctuation at the ends.
+    """Small letters, single spaces, no punctuation at the ends unless there is nothing else.
 
-    >>> plain(' "Not  known".')
-    'not known'
+    >>> plain(' "Not  known".'), plain("?!")
+    ('not known', '?!')
     """
-    return " ".join(text.lower().split()).strip(" .,:;!?*\"'`()[]")
+    text = " ".join(text.lower().split())
+    return text.strip(ENDS) or text
+
+
+def choice_name(value: str) -> str:
+    """How a choice is called: plain, but a lone letter, as of A to D, keeps its case, by which it is told from an `a`.
+
+    >>> choice_name("Not  known."), choice_name("(B)")
+    ('not known', 'B')
+    """
+    letter = value.strip().strip(ENDS)
+    return letter if len(letter) == 1 and letter.isalpha() else plain(value)
 
 
 def _place(answers: Sequence[str]) -> Place:
-    marked = (place for place, mark in _MARKS.items() if all(mark.search(answer) for answer in answers))
-    return next(marked, "first_line" if all("\n" not in answer.strip() for answer in answers) else "all")
+    def marked(place: Place) -> bool:
+        mark = _MARKS[place][0]
+        return all(mark.search(answer) and stated(answer, place).text for answer in answers)
+
+    return next(
+        filter(marked, _MARKS), "first_line" if all("\n" not in answer.strip() for answer in answers) else "all"
+    )
 
 
 def _metric(values: Sequence[str]) -> Literal["choice", "numeric", "exact", "text"]:
     distinct = {plain(value) for value in values} if max(map(len, values)) <= CHOICE_LENGTH else set()
     numbers = [_NUMBER.fullmatch(value) for value in values]
-    numeric = all(numbers) and len({(n["before"].strip(), n["after"].strip()) for n in numbers if n}) <= _UNITS
+    numeric = all(_number(value) is not None and not _CODE.match(value) for value in values)
+    numeric = numeric and len({(n["before"].strip(), n["after"].strip()) for n in numbers if n}) <= _UNITS
     most = min(NUMBERS if numeric else CHOICES, len(values) / CHOICE_ROWS)
     if 2 <= len(distinct) <= most:
         return "choice"
@@ -134,4 +209,5 @@ def _metric(values: Sequence[str]) -> Literal["choice", "numeric", "exact", "tex
 
 def _number(value: str) -> float | None:
     found = _NUMBER.fullmatch(value)
-    return float(found["number"].replace(",", "").replace("−", "-")) if found else None
+    number = float(found["number"].replace(",", "").replace("−", "-")) if found else math.inf
+    return number if math.isfinite(number) else None

@@ -13,7 +13,7 @@ from datetime import date
 from itertools import pairwise
 
 from gentletune.core.errors import UserError
-from gentletune.data.answers import plain
+from gentletune.data.answers import ENDS, Stated, plain, stated
 from gentletune.data.domains import domain
 from gentletune.data.example import AnswerKind
 
@@ -24,23 +24,20 @@ _WINDOW, _MAX_TOKENS, _MAX_DEPTH = 4000, 100, 20
 _HUGE = 1e300
 """No number from here on is read."""
 
-_MARKER = re.compile(r"\banswer[\"'*_`]{0,4} ?[:：]", re.IGNORECASE)
-_BOX = "\\boxed{"
-
 
 def answer_text(response: str) -> str:
-    """The first line that says something after the last `Answer:`; the whole response where there is none.
+    """What stands behind the last `Answer:`, in its line, or in the last `\\boxed{}`; without one the last line.
 
     >>> answer_text("2 + 2 = 4.\\nAnswer: 4")
     '4'
     """
-    after = _after_marker(response)
-    if after is None:
-        return response.strip()
-    line = next((line for line in after.splitlines() if line.strip(" \t*_`$[]\\")), "").strip()
-    if line.count("**") % 2:  # the rest of **Answer:** or **Answer: 5**
-        line = line.removeprefix("**").removesuffix("**").strip()
-    return line
+    return stated(response, "marker").line
+
+
+def read_text(found: Stated, *, of_punctuation: bool = False) -> str | None:
+    """A text answered, in one spelling; None where there is none, or only punctuation that is not asked for."""
+    text = plain(found.line)
+    return text if text and (of_punctuation or text.strip(ENDS)) else None
 
 
 def read_number(response: str) -> float | None:
@@ -56,20 +53,25 @@ def read_number(response: str) -> float | None:
 def read_answer(response: str, kind: AnswerKind, reader: str = "") -> Read | None:
     """The answer a response gives, read as `kind`, a choice by the domain `reader`; None where it cannot be read.
 
-    It is read from the line after the last `Answer:`, where the first number, date, age or class counts; without
-    one from the last `\\boxed{}`; without that from the response, where the last counts.
+    It is read from the line behind the last `Answer:` or from the last `\\boxed{}`, where the first number, date, age
+    or class counts; without either from the response, where the last counts.
 
     >>> read_answer("Answer: (140 - 87) * 48 / (1.4 * 72) = 25.238 mL/min", "decimal")
     25.238
     >>> read_answer("So it is 26 weeks and 3 days.", "weeks_days"), read_answer("Answer: 3 out of 9", "integer")
     ((26, 3), 3.0)
     """
+    return read_stated(stated(response, "marker"), kind, reader)
+
+
+def read_stated(found: Stated, kind: AnswerKind, reader: str = "") -> Read | None:
+    """As `read_answer`, of what was found to be stated."""
     if kind in ("exact", "text"):
-        return plain(answer_text(response)) or None
-    text, first = _where(response)
+        return read_text(found)
+    text, first = _cleaned(found)
     if kind in ("decimal", "integer"):
-        found = _item(text, first)
-        return None if found is None else _score(*found) if kind == "integer" else found[1]
+        item = _item(text, first)
+        return None if item is None else _score(*item) if kind == "integer" else item[1]
     if kind == "date":
         return _read_date(text, first)
     if kind == "weeks_days":
@@ -80,46 +82,48 @@ def read_answer(response: str, kind: AnswerKind, reader: str = "") -> Read | Non
     return read(text, first)
 
 
-def first_choice(text: str, choices: Sequence[str]) -> str | None:
-    """The choice that stands first in the text, the longest where several begin there; choices are numbers by value.
+_NEGATED = re.compile(r"(?:\b(?:not?|nor|never|than|instead of)|n['’]t)(?: an?| the)?\s+\Z", re.IGNORECASE)
+# A lone letter is a choice where it is closed, as in `(B)`, `B.` and `B - so`; a capital, but no article or pronoun,
+# also where a text opens with it.
+_CLOSED = r"(?=[\"'*`)\]]*(?:[.,:;!?)\]]|\s*$|\s[-–—]\s))"
 
-    >>> first_choice("Not known, I think: yes", ["yes", "not known", "known"])
+
+def read_choice(text: str, choices: Sequence[str], *, first: bool) -> str | None:
+    """The choice that is named first in a text, or last and not denied, the longest where several begin at a place.
+
+    A choice of one letter counts in its own case, standing alone: none is the article in "a clear case".
+
+    >>> read_choice("Not known, I think: yes", ["yes", "not known", "known"], first=True)
     'not known'
+    >>> read_choice("A clear case of B, not C.", ["A", "B", "C"], first=False)
+    'B'
     """
-    found = []
-    for choice in map(plain, choices):
-        if hit := re.search(rf"(?<![\w.+-]){re.escape(choice)}(?!\w|[.,]\d)", plain(text)):
-            found.append((hit.start(), -len(choice), choice))
-    return min(found)[2] if found else None
+    names = {plain(choice): choice for choice in choices}
+    if (alone := plain(text)) in names:
+        return names[alone]
+    text = re.sub(r"(?<!\w)_+|_+(?!\w)", "", text)
+    found = [*re.finditer("|".join(map(_mention, sorted(choices, key=len, reverse=True))), text, re.MULTILINE)]
+    if not first:
+        found = [m for m in found[::-1] if not _NEGATED.search(text, max(0, m.start() - 24), m.start())]
+    return names[plain(found[0][0])] if found else None
 
 
-# Where the answer stands.
-
-
-def _after_marker(response: str) -> str | None:
-    end = None
-    for found in _MARKER.finditer(response):
-        end = found.end()
-    return None if end is None else response[end:]
+def _mention(choice: str) -> str:
+    if len(choice) == 1 and choice.isalpha():
+        opens = rf"|\A\W*{choice}\b" if choice.isupper() and choice not in "AI" else ""
+        return rf"(?<![\w.+'’-]){choice}{_CLOSED}{opens}"
+    words = r"\s+".join(map(re.escape, choice.split()))
+    return rf"(?i:(?<![\w.+-]){words}(?!\w|[.,]\d))"
 
 
 def _where(response: str) -> tuple[str, bool]:
     """The text to read and whether the first answer in it counts (else the last)."""
-    marked = _after_marker(response) is not None
-    text = answer_text(response)
-    at = text.rfind(_BOX)
-    if at >= 0:
-        return _clean(_braced(text[at + len(_BOX) :][:_WINDOW])), True
-    return _clean(text[:_WINDOW] if marked else text[-_WINDOW:]).strip(), marked
+    return _cleaned(stated(response, "marker"))
 
 
-def _braced(text: str) -> str:
-    depth = 1
-    for at, char in enumerate(text):
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return text[:at]
-    return text
+def _cleaned(found: Stated) -> tuple[str, bool]:
+    text = found.text[:_WINDOW] if found.marked else found.text[-_WINDOW:]
+    return _clean(text).strip(), found.marked
 
 
 _SAME = str.maketrans(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from datetime import date
 
-from gentletune.data.answers import stated
+from gentletune.data.answers import ENDS, plain, stated
 from gentletune.data.example import Answer
-from gentletune.evaluation.reading import Read, answer_text, first_choice, read_answer, read_number
-
-__all__ = ["answer_text", "first_choice", "is_right", "likeness", "read_answer", "read_number", "said"]
+from gentletune.evaluation.reading import Read, read_choice, read_stated, read_text
 
 
 def is_right(response: str, answer: Answer) -> bool:
@@ -27,6 +25,8 @@ def is_right(response: str, answer: Answer) -> bool:
         if answer.kind == "decimal" and answer.lower is not None and answer.upper is not None:
             return answer.lower <= read <= answer.upper
         return abs(read - float(answer.value)) < 1e-9
+    if answer.choices or answer.kind in ("exact", "text"):
+        return read == (answer.value if answer.choices else plain(answer.value))
     return read == _read(answer.value, answer)
 
 
@@ -52,11 +52,13 @@ def likeness(response: str, answer: Answer) -> float:
     """
     from sacrebleu import sentence_chrf
 
-    return float(sentence_chrf(stated(response, answer.place), [answer.value]).score) / 100
+    return float(sentence_chrf(stated(response, answer.place).text, [answer.value]).score) / 100
 
 
 def _read(response: str, answer: Answer) -> Read | None:
-    text = response if answer.place == "marker" else stated(response, answer.place)
+    found = stated(response, answer.place)
     if answer.choices:
-        return first_choice(answer_text(text), answer.choices)
-    return read_answer(text, answer.kind, answer.domain)
+        return read_choice(found.text, answer.choices, first=found.marked or answer.place == "first_line")
+    if answer.kind in ("exact", "text"):
+        return read_text(found, of_punctuation=not answer.value.strip(ENDS))
+    return read_stated(found, answer.kind, answer.domain)

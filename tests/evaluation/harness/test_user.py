@@ -50,7 +50,16 @@ def test_ten_lines_make_a_task(tmp_path: Path) -> None:
         ({"extract": "number"}, "1000", ["1,000"], ["1000.1"], [""]),
         ({"extract": "regex", "pattern": r"level (\w+)"}, "two", ["level Two", "level two x"], ["level one"], ["two"]),
         ({"extract": "regex", "pattern": r"[A-D]\b"}, "B", ["it is B"], ["it is C then B"], ["e"]),
-        ({"extract": "choice", "choices": ["a", "a b"]}, "a b", ["A B", "(a b)"], ["a", "a c"], ["ab"]),
+        ({"extract": "choice", "choices": ["a", "a b"]}, "a b", ["A B", "(a b)"], ["a", "a, c"], ["ab", "a c"]),
+        (
+            {"extract": "choice", "choices": ["A", "B"]},
+            "B",
+            ["b", "A clear case of B."],
+            ["A"],
+            ["A bad case", "b or so"],
+        ),
+        ({"extract": "choice", "choices": ["A", "B"]}, "B", ["First A.\nThen B.", "\\boxed{B}"], ["B, no: A"], ["C"]),
+        ({"extract": "exact"}, "x+2y", ["Answer: $x+2y$", "\\boxed{x+2y}", "So\nx+2y"], ["x+2y\nso"], ["Answer:"]),
     ],
 )
 def test_how_answers_are_read(

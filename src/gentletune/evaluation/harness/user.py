@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gentletune.core.errors import UserError, check_text
 from gentletune.core.records import OwnMetric, Side
 from gentletune.core.yaml_file import read_yaml
-from gentletune.data.answers import plain
+from gentletune.data.answers import plain, stated
 from gentletune.data.files import read_rows
 from gentletune.data.forms import Row
 from gentletune.data.load import draw
 from gentletune.evaluation.harness.own import Item, OwnTask, Verdict
-from gentletune.evaluation.scoring import answer_text, first_choice, read_number
+from gentletune.evaluation.reading import answer_text, read_choice, read_number
 
 
 class UserTask(BaseModel):
@@ -61,10 +61,12 @@ class UserTask(BaseModel):
             number = read_number(response)
             return None if number is None else repr(number)
         if self.pattern is not None:
-            found = re.search(self.pattern, response)
-            return (plain((found[1] if found.re.groups else found[0]) or "") or None) if found else None
+            hit = re.search(self.pattern, response)
+            return (plain((hit[1] if hit.re.groups else hit[0]) or "") or None) if hit else None
         if self.extract == "choice":
-            return first_choice(answer_text(response), self.choices)
+            found = stated(response, "marker")
+            chosen = read_choice(found.text, self.choices, first=found.marked)
+            return None if chosen is None else plain(chosen)
         return plain(answer_text(response)) or None
 
     def judge(self, target: str, response: str) -> Verdict:
