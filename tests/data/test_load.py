@@ -20,7 +20,8 @@ from gentletune.core.errors import UserError
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.medcalc import medcalc_example
 from gentletune.data.files import read_rows
-from gentletune.data.load import _key, load_data, split_by_group
+from gentletune.data.forms import shaped_rows
+from gentletune.data.load import load_data, split_by_group
 
 SHAPES: dict[str, Any] = {
     "messages": lambda i: {
@@ -107,7 +108,6 @@ def test_plain_rows_are_split_and_limited(tmp_path: Path, shape: str) -> None:
     whole = load_data(Recipe(data_path=path))
     assert (whole.name, len(whole.test), whole.leaked) == ("notes", 6, 0)
     assert len(whole.examples) == (0 if shape == "text" else 6)
-    assert {e.group for e in whole.examples}.isdisjoint(map(_key, whole.train))
     assert sorted(map(str, [*whole.train, *whole.test])) == sorted(map(str, [*rows, rows[0]]))
     assert not {str(r) for r in whole.train} & {str(r) for r in whole.test}
     few = load_data(Recipe(data_path=path, train_rows=7, test_rows=3))
@@ -129,6 +129,85 @@ def test_a_plain_test_file_takes_its_rows_out_of_training(tmp_path: Path) -> Non
     text = jsonl(tmp_path / "text.jsonl", [SHAPES["text"](0)])
     with pytest.raises(UserError, match=r"text\.jsonl: 1 row of plain text \(text\), but .* has 10 rows of prompts"):
         load_data(Recipe(data_path=path, test_path=text))
+
+
+def talk(*said: str, system: str = "") -> dict[str, Any]:
+    roles = [*(["system"] if system else []), *("user", "assistant") * (len(said) // 2)]
+    texts = [*([system] if system else []), *said]
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]}
+
+
+def ask(prompt: str, i: int, **more: Any) -> dict[str, Any]:
+    return {"question": prompt, "answer": f"a{i}", **more}
+
+
+# Rows of which those of one letter belong together.
+TOGETHER: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "beginnings of chats": [
+        (f"{i}", talk(*(f"{i}{turn}" for turn in range(2 * n)))) for i in range(9) for n in (1, 2, 3)
+    ],
+    "other ways to go on": [(f"{i}", talk(f"q{i}", f"a{n}", "Why?", f"{n}")) for i in range(9) for n in range(3)],
+    "beginnings after a greeting": [
+        (f"{i}", talk("Hi", "Hello", *(f"{i}{turn}" for turn in range(2 * n)))) for i in range(9) for n in (1, 2)
+    ],
+    "another system prompt": [(f"{i}{s}", talk(f"q{i}", "a", system=s)) for i in range(9) for s in "xy"],
+    "case and spaces": [(f"{i}", ask(q, i)) for i in range(9) for q in (f"What is {i}?", f" what  is {i}?\n")],
+    "a context": [(f"{i}", ask(f"q{n}", n, context=f"note {i}")) for i in range(9) for n in range(3)],
+    "a context of Dolly's": [
+        (f"{i}", {"instruction": f"q{n}", "response": "a", "context": f"Note {i}"}) for i in range(9) for n in range(3)
+    ],
+    "a context that all have": [(f"{i}", ask(f"q{i}", n, context="the manual")) for i in range(9) for n in range(3)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+@pytest.mark.parametrize("test_file", [False, True])
+def test_what_belongs_together_is_on_one_side(tmp_path: Path, case: str, test_file: bool) -> None:
+    """Held out by hash or, where a test file has a row of a group, the others are not trained on."""
+    rows = TOGETHER[case]
+    path = jsonl(tmp_path / "rows.jsonl", [row for _, row in rows])
+    marks = {json.dumps(row): mark for (mark, _), row in zip(rows, load_rows(path), strict=True)}
+    recipe = Recipe(data=path)
+    if test_file:
+        recipe = Recipe(data=path, test_path=jsonl(tmp_path / "held.jsonl", [rows[4][1]]))
+    found = load_data(recipe)
+    sides = [{marks[json.dumps(row)] for row in side} for side in (found.train, found.test)]
+    assert not sides[0] & sides[1]
+    assert sides[1]
+    assert len(sides[0] | sides[1]) == len({mark for mark, _ in rows})
+    count = sum(mark in sides[1] for mark, _ in rows)
+    assert found.leaked == (count if test_file else 0)
+
+
+def load_rows(path: str) -> list[dict[str, Any]]:
+    """The rows as they are trained on."""
+    rows = shaped_rows(read_rows(path), path).rows
+    return [{key: value for key, value in row.items() if key != "context"} for row in rows]
+
+
+@pytest.mark.parametrize("name", ["test", "Validation", "dev"])
+def test_a_file_of_ones_own_may_bring_its_split(tmp_path: Path, name: str) -> None:
+    make = SHAPES["prompt_completion"]
+    sides = ["train"] * 8 + [name] * 2 + ["train", "spare"]
+    rows = [{**make(i % 10), "Split": side} for i, side in enumerate(sides)]
+    path = jsonl(tmp_path / "mine.jsonl", [*rows, {**make(8), "Split": "train"}])
+    found = load_data(Recipe(data=path))
+    assert found.test == [make(8), make(9)]
+    assert found.train == [*map(make, range(8)), make(0)]
+    assert found.leaked == 1
+    assert "by its column Split 10 rows to train on, 2 held out, 1 of another split left out" in found.recognised
+    assert "not used" not in found.recognised
+    one = jsonl(tmp_path / "one.jsonl", [{**make(i), "split": "train"} for i in range(10)])
+    assert len(load_data(Recipe(data=one)).test) == 2  # which parts nothing
+    with pytest.raises(UserError, match=r"mine\.jsonl: row 3: the completion is empty"):
+        load_data(Recipe(data=jsonl(tmp_path / "mine.jsonl", [*rows[:2], {**rows[9], "completion": ""}])))
+
+
+@pytest.mark.parametrize("name", ["reference", "kl_sampled", "domain_mean"])
+def test_a_file_called_like_a_score_is_refused(tmp_path: Path, name: str) -> None:
+    path = jsonl(tmp_path / f"{name}.jsonl", [SHAPES["text"](i) for i in range(9)])
+    with pytest.raises(UserError, match=rf"{name}\.jsonl: '{name}' is what scores of .* rename the file"):
+        load_data(Recipe(data=path))
 
 
 def test_columns_beyond_the_shape_do_not_matter(tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ RECORD_FILE = "record.json"
 SCHEMA = 1
 Side = Literal["domain", "general"]
 OwnMetric = Literal["accuracy", "balanced_accuracy", "chrf"]
+OWN_SCORES = (
+    "kl_sampled", "nll_greedy", "drift_sampled", "drift_greedy", "reference", "own_answers", "general_mean",
+    "domain_mean",
+)  # fmt: skip
+"""What scores of our own are called, which no data file and no task may be."""
 
 
 class Score(BaseModel):

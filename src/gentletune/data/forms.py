@@ -131,7 +131,8 @@ def _turn(turn: Row, place: str) -> Row:
 def _alpaca(values: list[tuple[str, Any]], place: str) -> Row:
     (ask, instruction), (answer, output), (more, given) = values
     asked = [_text(instruction, ask, place), _text(given, more, place) if given not in (None, "") else ""]
-    return _pair_of("\n\n".join(part for part in asked if part), output, answer, place)
+    row = _pair_of("\n\n".join(part for part in asked if part), output, answer, place)
+    return row | ({"context": asked[1]} if asked[1] and more.strip().lower() == "context" else {})
 
 
 def _pair(values: list[tuple[str, Any]], place: str) -> Row:
@@ -143,9 +144,9 @@ def _pair(values: list[tuple[str, Any]], place: str) -> Row:
         asked = row["messages"][: len(prompt)]  # what stands in the prompt is no label
         return row | ({"given": len(prompt)} if any(m["role"] == "assistant" for m in asked) else {})
     text = _text(prompt, ask, place)
-    if context not in (None, ""):
-        text = f"{_text(context, more, place)}\n\n{text}"
-    row = _pair_of(text, completion, answer, place)
+    given = _text(context, more, place) if context not in (None, "") else ""
+    row = _pair_of(f"{given}\n\n{text}" if given else text, completion, answer, place)
+    row |= {"context": given} if given else {}
     return row | ({"tools": found} if (found := _tools(tools, place)) else {})
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gentletune.core.cache import digest
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import OwnMetric
+from gentletune.core.records import OWN_SCORES, OwnMetric
 from gentletune.data.answers import Scoring, choose_scoring
 from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
@@ -24,6 +23,9 @@ from gentletune.data.hub import data_name, is_hub_name
 
 GENERATED_ROWS = 1000
 """Training rows of a domain that generates them, where the recipe does not say how many."""
+
+HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
+"""What a column `split` calls rows that are not trained on."""
 
 T = TypeVar("T")
 
@@ -121,27 +123,39 @@ def file_examples(known: Domain, rows: Sequence[Row], path: str, recipe: Recipe)
 
 def _domain(recipe: Recipe, known: Domain, path: str) -> DomainData:
     rows, held = _read(recipe, path)
+    parted = None if recipe.test_path else _parted(rows)
     examples = file_examples(known, rows, path, recipe)
     others = file_examples(known, held, recipe.test_path, recipe) if recipe.test_path else None
-    if others is None and {"train", "test"} <= {str(row.get("split")) for row in rows}:  # a file may hold both
-        others = [e for e, row in zip(examples, rows, strict=True) if row["split"] == "test"]
-        examples = [e for e, row in zip(examples, rows, strict=True) if row["split"] == "train"]
-    train, test, leaked = _apart(recipe, path, examples, others, lambda example: example.group)
+    if parted:
+        examples, others = parted.halves(examples)
+    groups = [example.group for example in (*examples, *(others or ()))]
+    train, test, leaked = _apart(recipe, path, examples, others, groups)
     return DomainData(known.name, [e.row() for e in train], [e.row() for e in test], test, leaked, known.metric)
 
 
 def _plain(recipe: Recipe, path: str) -> DomainData:
+    name = domain_name(recipe)
+    if name in OWN_SCORES:
+        raise UserError(f"{path}: '{name}' is what scores of gentletune's own are called; rename the file")
     rows, held = _read(recipe, path)
-    found, other = shaped_rows(rows, path), shaped_rows(held, recipe.test_path) if recipe.test_path else None
+    parted = None if recipe.test_path else _parted(rows)
+    found = shaped_rows([parted.without(row) for row in rows] if parted else rows, path)
+    other = shaped_rows(held, recipe.test_path) if recipe.test_path else None
     if other is not None and other.shape != found.shape:
         raise UserError(f"{recipe.test_path}: {other.described}, but {path} has {found.described}")
-    scoring = _scoring(recipe, path, found.rows + (other.rows if other else []))
-    train, test, leaked = _apart(recipe, path, found.rows, other and other.rows, _key)
+    ours, theirs = parted.halves(found.rows) if parted else (found.rows, other and other.rows)
+    every = [*ours, *(theirs or ())]
+    scoring, groups = _scoring(recipe, path, every), groups_of(every)
+    for row in every:
+        row.pop("context", None)  # it stands in the prompt, too
+    train, test, leaked = _apart(recipe, path, ours, theirs, groups)
+    group = {id(row): mine for row, mine in zip(every, groups, strict=True)}
+    understood = [f"{where}: {it.described}" for where, it in ((path, found), (recipe.test_path, other)) if it]
     return DomainData(
-        domain_name(recipe), train, test,
-        [] if scoring.metric == "loss" else [_example(row, scoring) for row in test],
+        name, train, test,
+        [] if scoring.metric == "loss" else [_example(row, scoring, group[id(row)]) for row in test],
         leaked, "chrf" if scoring.metric == "text" else "accuracy",
-        "; ".join(f"{where}: {rows.described}" for where, rows in ((path, found), (recipe.test_path, other)) if rows),
+        "; ".join([*understood, *([parted.described] if parted else [])]),
         scoring.described,
     )  # fmt: skip
 
@@ -152,16 +166,52 @@ def _read(recipe: Recipe, path: str) -> tuple[list[Row], list[Row]]:
     return rows, read_rows(recipe.test_path, split="test", config=config) if recipe.test_path else []
 
 
+@dataclass(frozen=True)
+class _Parted:
+    """How a file's column `split` parts its rows: for each whether it is held out, None where it is on neither side."""
+
+    column: str
+    held: list[bool | None]
+
+    def halves(self, items: Sequence[T]) -> tuple[list[T], list[T]]:
+        """What is trained on, and what is held out."""
+        sides = [[item for item, held in zip(items, self.held, strict=True) if held is side] for side in (False, True)]
+        return sides[0], sides[1]
+
+    def without(self, row: Row) -> Row:
+        """The row without the column."""
+        return {key: value for key, value in row.items() if key != self.column}
+
+    @property
+    def described(self) -> str:
+        """The counts, for the user."""
+        train, held, left = (self.held.count(side) for side in (False, True, None))
+        more = f", {left} of another split left out" if left else ""
+        return f"by its column {self.column} {train} rows to train on, {held} held out{more}"
+
+
+def _parted(rows: Sequence[Row]) -> _Parted | None:
+    """How the file's own column `split` parts it; None where there is none that names both sides."""
+    column = next((column for column in rows[0] if column.strip().lower() == "split"), None)
+    if column is None:
+        return None
+    names = [str(row.get(column)).strip().lower() for row in rows]
+    held = [True if name in HELD_OUT else False if name == "train" else None for name in names]
+    return _Parted(column, held) if {True, False} <= set(held) else None
+
+
 def _apart(
-    recipe: Recipe, path: str, items: list[T], held: list[T] | None, group: Callable[[T], str]
+    recipe: Recipe, path: str, items: list[T], held: list[T] | None, groups: Sequence[str]
 ) -> tuple[list[T], list[T], int]:
-    """Items to train on and to hold out that share no group, as many as the recipe says, and how many were dropped."""
-    groups = list(map(group, items))
+    """Items to train on and to hold out that share no group, as many as the recipe says, and how many were dropped.
+
+    `groups` are those of `items`, then of `held`.
+    """
     if held is None:
         clean, held = split_by_group(items, recipe.test_rows, groups, path)
         return draw(clean, recipe.train_rows), draw(held, recipe.test_rows), 0
-    shared = set(map(group, held))
-    clean = [item for item, mine in zip(items, groups, strict=True) if mine not in shared]
+    shared = set(groups[len(items) :])
+    clean = [item for item, mine in zip(items, groups, strict=False) if mine not in shared]
     if not clean:
         raise UserError(f"{path}: every training row shares its group with the held-out rows; nothing left to train on")
     return draw(clean, recipe.train_rows), draw(held, recipe.test_rows), len(items) - len(clean)
@@ -186,7 +236,7 @@ def _asked(row: Row) -> tuple[list[Row], str | None]:
     return messages[:last], answer
 
 
-def _example(row: Row, scoring: Scoring) -> Example:
+def _example(row: Row, scoring: Scoring, group: str) -> Example:
     """A held-out row with an answer of text, to be judged."""
     before, answer = _asked(row)
     assert answer is not None
@@ -195,17 +245,50 @@ def _example(row: Row, scoring: Scoring) -> Example:
         before[-1]["content"] if before else "",
         answer,
         scoring.answer(answer),
-        group=_key(row),
+        group=group,
         chat=() if alone else tuple(before),
         tools=tuple(row.get("tools", ())),
         joint=row.get("joint", ""),
     )
 
 
-def _key(row: Row) -> str:
-    """What two rows share when they are the same question."""
-    asked = row["text"] if "text" in row else _asked(row)[0] or row["messages"]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+def groups_of(rows: Sequence[Row]) -> list[str]:
+    """What rows share that must not stand on both sides of a split: a context, the opening of a chat, a prompt.
+
+    A context or an opening that more than half of the rows have (a manual, "Hello") tells nothing; those go by what is
+    asked in the end, with what goes on from it. Case and spaces do not count.
+    """
+    asked = [_said(row) for row in rows]
+    opened = [_opening(row, said) for row, said in zip(rows, asked, strict=True)]
+    common = {one for one, count in Counter(opened).items() if 2 * count > len(rows)}
+    whole = {said[-1] for said in asked}
+    begun = [next(beginning for beginning in said if beginning in whole) for said in asked]
+    return [own if one in common else one for one, own in zip(opened, begun, strict=True)]
+
+
+def _said(row: Row) -> list[str]:
+    """For each message up to a row's answer the hash of all that was said up to it."""
+    asked = [row["text"]] if "text" in row else _asked(row)[0] or row["messages"]
+    found, last = list[str](), ""
+    for message in asked:
+        last = digest([last, _folded(message)])
+        found.append(last)
+    return found
+
+
+def _opening(row: Row, said: Sequence[str]) -> str:
+    """The hash of a row's context, or of all up to its first message of a user."""
+    if context := row.get("context"):
+        return digest(["context", _folded(context)])
+    users = (i for i, message in enumerate(row.get("messages", ())[: len(said)]) if message["role"] == "user")
+    return said[next(users, -1)]
+
+
+def _folded(value: Any) -> Any:
+    """Texts without what does not change what is asked: case, and the number of spaces."""
+    if isinstance(value, dict):
+        return {key: _folded(part) for key, part in value.items()}
+    return " ".join(value.split()).casefold() if isinstance(value, str) else value
 
 
 def split_by_group(items: Sequence[T], test_rows: int, groups: Sequence[str], where: str) -> tuple[list[T], list[T]]:

@@ -14,7 +14,7 @@ from typing import Any
 from gentletune.core.cache import cache_root, digest, file_digest
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import Side
+from gentletune.core.records import OWN_SCORES, Side
 from gentletune.core.yaml_file import read_yaml
 from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
@@ -81,6 +81,8 @@ def resolve_tasks(recipe: Recipe) -> list[EvalTask]:
     names = [task.name for task in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"tasks: '{twice}' is named twice; take one out")
+    if taken := next((name for name in names if name in OWN_SCORES), None):
+        raise UserError(f"tasks: '{taken}' is what scores of gentletune's own are called; give the task another name")
     if (recipe.data or recipe.data_path) and (own := domain_name(recipe)) in names:
         said, mend = (recipe.data, "") if recipe.data else (recipe.data_path, ", or rename the file")
         raise UserError(f"tasks: '{own}' is what data: {said} already measures; take it out of tasks{mend}")
