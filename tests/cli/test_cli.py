@@ -23,6 +23,7 @@ from gentletune.core.records import read_record
 SMALL = [
     "--max-steps", "2", "--batch-size", "2", "--test-rows", "2", "--domain-tokens", "4", "--general-prompts", "3",
     "--general-tokens", "4", "--task-tokens", "4", "--general-rows", "2", "--probe-every", "0",
+    "--tasks", "arithmetic,instructions",
 ]  # fmt: skip
 
 
@@ -244,7 +245,7 @@ def test_the_installed_command_and_its_help() -> None:
     for start, end in (
         ("--learning-rate,--lr <float>", "[default: 1e-05]"),
         ("--precision auto|fp32|bf16", "[default: auto]"),
-        ("--tasks <text>,…", "[default: arithmetic,instructions]"),
+        ("--tasks <text>,…", "[default: general]"),
         ("--max-length <int>", "[default: none]"),
         ("--cot --no-cot", "[default: on]"),
         ("--output <text>", "[default: runs/DATA-METHOD-LR-HASH]"),

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gentletune.core.errors import UserError, check_text, unknown
 from gentletune.core.yaml_file import read_yaml
@@ -90,7 +90,7 @@ class Recipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 is autocast over fp32 weights.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
-    seed: int = Field(0, ge=0, description="Seeds data order, splits, adapters and sampling.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seeds data order, splits, adapters and sampling.")
 
     # --- output: fields that change neither the trained weights nor any score
     output: str | None = Field(None, description="Run directory.")
@@ -112,7 +112,7 @@ class Recipe(BaseModel):
     reference_path: str | None = Field(None, description="File of reference answers to measure code length on.")
     eval_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per evaluation batch.")
     tasks: tuple[str, ...] = Field(
-        ("arithmetic", "instructions"),
+        ("general",),
         description="general (grammar, facts, reading), arithmetic, instructions, a domain, a YAML file, lm-eval's.",
     )
     task_data: str | None = Field(None, description="Directory of the tasks' official files; None asks the hub.")
@@ -149,6 +149,13 @@ class Recipe(BaseModel):
         if text != "auto" and not (text.isascii() and text.isdigit() and int(text)):
             raise ValueError("must be a whole number from 1, or auto")
         return text if text == "auto" else int(text)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and not {bool, bool | None} & {cls.model_fields[str(field.field_name)].annotation}:
+            raise ValueError(f"must not be {str(value).lower()}")
+        return value
 
     @field_validator("*")
     @classmethod
@@ -187,7 +194,7 @@ class Recipe(BaseModel):
     def override(self, values: Mapping[str, Any]) -> Self:
         """A copy with `values` replaced, validated."""
         mine, data = self.model_dump(), values.get("data")
-        if data is not None and (self.data is None or not _DOMAIN_NAME.fullmatch(data)):
+        if data is not None and (self.data is None or not _DOMAIN_NAME.fullmatch(str(data))):
             del mine["data_path"]  # another file, or none, takes its place
         return self.parse({**mine, **_renamed(values, "recipe")})
 
