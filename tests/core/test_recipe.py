@@ -134,8 +134,10 @@ OUT_OF_BOUNDS = [
             "eval_batch_tokens",
         )
     ),
-    *(("batch_size", v) for v in (1.5, "many", -8)),
-    *(("seed", v) for v in (-1, 0.5)),
+    *(("batch_size", v) for v in (1.5, "many", -8, True)),
+    *(("seed", v) for v in (-1, 0.5, 2**32, False)),
+    *(("learning_rate", v) for v in (True,)),
+    ("train_rows", True),
     *(("probe_every", v) for v in (-1,)),
     ("max_length", 7),
     *(("schedule", v) for v in ("linear", 1)),
@@ -219,6 +221,8 @@ def test_override_validates_and_leaves_the_original() -> None:
     assert recipe.seed == 1
     with pytest.raises(UserError, match=r"recipe: warmup: .*\(got 1\)"):
         recipe.override({"warmup": 1})
+    with pytest.raises(UserError, match=r"recipe: data: .*\(got 5\)"):
+        recipe.override({"data": 5})
 
 
 def test_a_recipe_is_frozen() -> None:

@@ -46,6 +46,17 @@ def test_a_merge_key_still_merges_and_a_wrong_tag_is_one_line(tmp_path: Path) ->
         read_yaml(write(path, "seed: !!int many\n"))
 
 
+def test_a_key_given_twice_and_a_deep_file_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.yaml: line 3: broken YAML: the key 'lr' is given twice"):
+        read_yaml(write(tmp_path / "a.yaml", "lr: 1\nseed: 2\nlr: 3\n"))
+    with pytest.raises(UserError, match=r"a\.yaml: line 2: broken YAML: the key '1' is given twice"):
+        read_yaml(write(tmp_path / "a.yaml", "base:\n  {1: a, 1: b}\n"))
+    with pytest.raises(UserError, match=r"a\.yaml: broken YAML: nested too deeply"):
+        read_yaml(write(tmp_path / "a.yaml", "a: " + "[" * 5000))
+    same = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\n"  # over what is merged a key may be given
+    assert read_yaml(write(tmp_path / "a.yaml", same))["c"] == {"x": 3}
+
+
 def test_choices_yes_and_no_are_words_in_a_task(tmp_path: Path) -> None:
     rows = [{"q": "Is it?", "a": "yes"}, {"q": "Is it not?", "a": "no"}]
     write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

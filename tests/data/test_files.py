@@ -77,6 +77,10 @@ def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
         ({"version": 2, "rows": SHAPES["text"]}, SHAPES["text"]),
         ({"text": "alone"}, [{"text": "alone"}]),
         ({"messages": CHAT}, [{"messages": CHAT}]),
+        ({"conversations": CHAT}, [{"conversations": CHAT}]),
+        ({"instruction": "q", "output": "a", "tags": ["x"]}, [{"instruction": "q", "output": "a", "tags": ["x"]}]),
+        ({"text": "a", "parts": [{"b": 1}]}, [{"text": "a", "parts": [{"b": 1}]}]),
+        ({"rows": SHAPES["text"], "columns": ["text"]}, SHAPES["text"]),
     ],
 )
 def test_a_json_object_holds_a_list_of_rows_or_is_one(tmp_path: Path, value: Any, rows: list[dict[str, Any]]) -> None:
@@ -106,6 +110,23 @@ BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "too few CSV fields": ("a.csv", b"prompt,completion\na,b\na\n", ("line 3", "fewer fields")),
     "open CSV quote": ("a.csv", b'text\n"a\n', ("broken CSV",)),
     "broken messages in CSV": ("a.csv", b'messages\n"[]"\n"[{"\n', ("line 3", "messages")),
+    "deep JSON line": (
+        "a.jsonl",
+        GOOD + b'{"text": ' + b"[" * 5000 + b"]" * 5000 + b"}\n",
+        ("line 2", "nested more than 100"),
+    ),
+    "rather deep JSON": ("a.json", b'[{"text": ' + b"[" * 300 + b"]" * 300 + b"}]", ("nested more than 100",)),
+    "long whole number": ("a.jsonl", b'{"text": ' + b"7" * 5000 + b"}\n", ("line 1", "thousands of digits", "quotes")),
+    "long whole number in JSON": ("a.json", b'[{"text": ' + b"7" * 5000 + b"}]", ("thousands of digits",)),
+    "deep tools": (
+        "a.csv",
+        b"prompt,completion,tools\na,b," + b"[" * 5000 + b"\n",
+        ("row 1", "tools", "nested too deeply"),
+    ),
+    "deep messages in CSV": ("a.csv", b"messages\n" + b"[" * 5000 + b"\n", ("line 2", "nested more than 100")),
+    "CSV column twice": ("a.csv", b"prompt,completion,prompt\na,b,c\n", ("line 1", "'prompt' is there twice")),
+    "CSV of semicolons": ("a.csv", b"prompt;completion\na;b\n", ("line 1", "by commas, not by ';'")),
+    "CSV of tabs": ("a.csv", b"prompt\tcompletion\na\tb\n", ("line 1", "by commas, not by a tab")),
     "not Parquet": ("a.parquet", b"PAR1 no", ("not a Parquet file",)),
     "empty Parquet": ("a.parquet", b"", ("not a Parquet file",)),
     "empty JSONL": ("a.jsonl", b"", ("no rows",)),
@@ -138,6 +159,25 @@ def test_header_only_parquet_has_no_rows(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path: Path) -> None:
     assert "no such data file" in complaint(tmp_path / "none.jsonl")
     assert "is a directory" in complaint(tmp_path)
+
+
+def test_a_path_that_can_be_none_is_one_line() -> None:
+    assert "nobody here has the home '~nobodyhere'" in complaint("~nobodyhere/x.jsonl")
+    assert "file name too long" in complaint("x" * 300 + ".jsonl")
+
+
+def test_a_column_of_chats_may_be_in_capitals(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", [{"Messages": CHAT}])
+    assert shaped_rows(read_rows(str(path)), "rows").rows == [{"messages": CHAT}]
+
+
+def test_lines_of_text_end_at_line_ends_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("one\u2028same\r\n\x0ctwo\n\x0c\nthree\x0c\x0c four".encode())
+    assert [row["paragraph"] for row in read_rows(str(path))] == ["one\u2028same\r\n\x0ctwo", "three\x0c\x0c four"]
+    path.write_bytes("one\u2028same\r\n\x0ctwo\x0c\x0c three".encode())
+    rows = shaped_rows(read_rows(str(path)), "a.txt").rows
+    assert [row["text"] for row in rows] == ["one\u2028same", "\x0ctwo\x0c\x0c three"]
 
 
 def test_plain_text_is_read_as_it_is(tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ class Recipe(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, field: ValidationInfo) -> Any:
-        if isinstance(value, bool) and not {bool, bool | None} & {cls.model_fields[str(field.field_name)].annotation}:
+        wanted = cls.model_fields[str(field.field_name)].annotation
+        if isinstance(value, bool) and wanted not in (bool, bool | None, Processes):  # which says more of its own
             raise ValueError(f"must not be {str(value).lower()}")
         return value
 

@@ -32,6 +32,19 @@ class _Reader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own table, which subclasses share otherwise
 
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
+        """As PyYAML, which keeps the last of a key that is given twice; here that is refused."""
+        node = super().compose_mapping_node(anchor)
+        known = set[tuple[str, str]]()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in known:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key.value}' is given twice; take one out", problem_mark=key.start_mark
+                )
+            known |= {name} if name else set()
+        return node
+
 
 def _whole_number(reader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = reader.construct_scalar(node)
@@ -50,7 +63,7 @@ _Reader.add_constructor("!function", _function_name)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from `path`. Raises `UserError` with the line of a syntax error.
+    """A YAML mapping from `path`. Raises `UserError` with the line of a syntax error, or of a key given twice.
 
     >>> yaml.load("choices: [yes, no, on, true]", Loader=_Reader)
     {'choices': ['yes', 'no', 'on', True]}
@@ -64,6 +77,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{path}: line {line}: broken YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: broken YAML: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:  # a character that YAML does not allow; `!!int text`
         raise UserError(f"{path}: broken YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):

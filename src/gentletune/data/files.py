@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.core.errors import UserError, check_text
-from gentletune.data.forms import Row, without_nulls
+from gentletune.core.paths import user_path
+from gentletune.data.forms import Row, fits_a_form, without_nulls
 from gentletune.data.hub import hub_rows, is_hub_name
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+_DEPTH = 100
 _CHATS = ("messages", "conversations")  # columns whose cells hold a list as JSON, where a format has text alone
 
 
@@ -23,7 +25,7 @@ def read_rows(path: str, *, split: str = "train", config: str | None = None) -> 
         UserError: missing or empty file, unknown format, broken JSON (with its line), half a surrogate pair (with its
             row), a hub that does not answer.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.is_file():
         rows = _READERS[file.suffix.lower()](file) if file.suffix.lower() in _READERS else None
         if rows is None:
@@ -48,7 +50,7 @@ def read_text(path: str) -> str:
     Raises:
         UserError: missing, empty or not UTF-8.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.is_dir():
         raise UserError(f"{path} is a directory; give one text file")
     if not file.is_file():
@@ -76,28 +78,42 @@ def _read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
-def _object(raw: bytes, where: str) -> Row:
+def _json(raw: bytes | str, where: str) -> Any:
+    """The value that JSON text writes."""
     try:
         value = json.loads(raw)
+        _check_depth(value, _DEPTH)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: broken JSON: {error.msg} at column {error.colno}") from error
+        line = f" line {error.lineno}:" if error.lineno > 1 else ""
+        raise UserError(f"{where}:{line} broken JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: JSON nested more than {_DEPTH} deep; no row needs that") from error
+    except ValueError as error:  # Python's limit on the digits of a whole number
+        raise UserError(f"{where}: a number of thousands of digits; write it as text, in quotes") from error
+    return value
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if left == 0:
+        raise RecursionError
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(part, left - 1)
+
+
+def _object(raw: bytes, where: str) -> Row:
+    value = _json(raw, where)
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
 def _read_json(path: Path) -> list[Row]:
-    try:
-        value = json.loads(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: broken JSON: {error.msg} at column {error.colno}") from error
+    value = _json(path.read_bytes(), str(path))
     if isinstance(value, dict):  # {"data": [...]} is how some tools export
-        lists = [v for v in value.values() if isinstance(v, list)]
-        value = lists[0] if len(lists) == 1 and "messages" not in value else [value]
+        lists = [v for v in value.values() if isinstance(v, list) and all(isinstance(row, dict) for row in v)]
+        value = lists[0] if len(lists) == 1 and not fits_a_form(value) else [value]
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         raise UserError(f"{path}: expected a list of JSON objects")
     return value
@@ -109,14 +125,16 @@ def _read_csv(path: Path) -> list[Row]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows: list[Row] = []
             reader = csv.DictReader(file, strict=True)
+            _check_header(list(reader.fieldnames or ()), path)
             for row in reader:
                 if None in row or None in row.values():
                     raise UserError(
                         f"{path}: line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the header"
                     )
                 rows.append(dict(row))
-                for column in rows[-1].keys() & _CHATS:
-                    rows[-1][column] = _cell(row[column], f"{path}: line {reader.line_num}: {column!r}")
+                for column in row:
+                    if column.strip().lower() in _CHATS:
+                        rows[-1][column] = _json(row[column], f"{path}: line {reader.line_num}: {column!r}")
             return rows
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
@@ -126,11 +144,12 @@ def _read_csv(path: Path) -> list[Row]:
         csv.field_size_limit(limit)
 
 
-def _cell(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is no JSON list of messages: {error.msg}") from error
+def _check_header(columns: list[str], path: Path) -> None:
+    if twice := next((column for column in columns if columns.count(column) > 1), None):
+        raise UserError(f"{path}: line 1: the column '{twice}' is there twice; rename one")
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns[0]), "")):
+        name = "a tab" if mark == "\t" else f"'{mark}'"
+        raise UserError(f"{path}: line 1: columns are parted by commas, not by {name}; save the file so")
 
 
 def _read_parquet(path: Path) -> list[Row]:
@@ -155,7 +174,7 @@ def _read_paragraphs(path: Path) -> list[Row]:
     kept = [part for part in parts if part.strip()]
     if len(kept) > 1:
         return [{"paragraph": part} for part in kept]
-    return [{"line": line} for line in kept[0].splitlines()]
+    return [{"line": line} for line in re.split(r"\r\n?|\n", kept[0]) if line.strip()]
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,

@@ -84,6 +84,11 @@ def shaped_rows(rows: Sequence[Row], where: str) -> Found:
     return Found(made, form.shape, described)
 
 
+def fits_a_form(row: Row) -> bool:
+    """Whether a row has the columns of a form."""
+    return any(all(form.columns(row, form.needs)) for form in _FORMS)
+
+
 def _form_of(row: Row, where: str) -> tuple[_Form, list[str]]:
     """The row's form, and its columns that the form needs."""
     for form in _FORMS:
@@ -119,8 +124,8 @@ def _turn(turn: Row, place: str) -> Row:
         return {"role": role, "content": text}
     try:
         calls = json.loads(text) if isinstance(text, str) else text
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: a 'function_call' is no JSON object: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: a 'function_call' is no JSON object: {_reason(error)}") from error
     calls = [
         call if isinstance(call, dict) and "function" in call else {"type": "function", "function": call}
         for call in (calls if isinstance(calls, list) else [calls])
@@ -233,14 +238,18 @@ def _tools(tools: Any, place: str) -> list[Any]:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}: 'tools' is no JSON list of tools: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: 'tools' is no JSON list of tools: {_reason(error)}") from error
     if not tools:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) and tool_name(tool) for tool in tools):
         raise UserError(f"{place}: 'tools' must be a list of JSON schemas, each with a name")
     found: list[Any] = without_nulls(tools)
     return found
+
+
+def _reason(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a number too long"
 
 
 def tool_name(tool: Mapping[str, Any]) -> str | None:

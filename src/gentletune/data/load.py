@@ -6,11 +6,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from gentletune.core.cache import digest
 from gentletune.core.errors import UserError
+from gentletune.core.paths import user_path
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import OWN_SCORES, OwnMetric
 from gentletune.data.answers import Scoring, choose_scoring
@@ -94,7 +94,7 @@ def reference_prompts(recipe: Recipe) -> list[str]:
 
 
 def _on_hub(path: str) -> bool:
-    return is_hub_name(path) and not Path(path).exists()
+    return is_hub_name(path) and not user_path(path).exists()
 
 
 def _generated(recipe: Recipe, known: Domain) -> DomainData:

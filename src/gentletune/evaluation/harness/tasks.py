@@ -13,6 +13,7 @@ from typing import Any
 
 from gentletune.core.cache import cache_root, digest, file_digest
 from gentletune.core.errors import UserError
+from gentletune.core.paths import user_path
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import OWN_SCORES, Side
 from gentletune.core.yaml_file import read_yaml
@@ -121,7 +122,7 @@ def _likelihood_task(name: str, limit: int | None) -> OwnTask:
 def _resolve(name: str, recipe: Recipe) -> EvalTask:
     limit, tokens = recipe.limit, recipe.max_gen_toks
     if name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+        path = user_path(name)
         if {"file", "prompt"} <= read_yaml(path).keys():
             return wrap_own(user_task(path, limit))
         return _harness(name, recipe)
@@ -180,7 +181,7 @@ def _without_leaks(
 def _first_file(recipe: Recipe, names: tuple[str, ...]) -> Path | None:
     if recipe.task_data is None:
         return None
-    root = Path(recipe.task_data).expanduser()
+    root = user_path(recipe.task_data)
     if not root.is_dir():
         raise UserError(f"task_data: no such directory: {root}")
     return next((root / name for name in names if (root / name).is_file()), None)
@@ -195,7 +196,7 @@ def _harness(name: str, recipe: Recipe) -> EvalTask:
     manager = _manager("") if is_file else _manager_with(name)
     from lm_eval.tasks._yaml_loader import load_yaml  # a second or two, which an unknown name need not take
 
-    path = Path(name).expanduser() if is_file else manager.task_index[name].yaml_path
+    path = user_path(name) if is_file else manager.task_index[name].yaml_path
     config: dict[str, Any] = load_yaml(path, resolve_func=False) if path else {}
     dataset = str(config.get("dataset_path", ""))
     files = _local_files(dataset, recipe)

@@ -12,6 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gentletune.core.errors import UserError, check_text
+from gentletune.core.paths import user_path
 from gentletune.core.records import OwnMetric, Side
 from gentletune.core.yaml_file import read_yaml
 from gentletune.data.answers import plain, stated
@@ -34,10 +35,10 @@ class UserTask(BaseModel):
     extract: Literal["exact", "number", "choice", "regex"] = "exact"
     pattern: str | None = None
     choices: tuple[str, ...] = ()
-    tolerance: float = Field(0.0, ge=0)
+    tolerance: float = Field(0.0, ge=0, strict=True, allow_inf_nan=False)
     metric: OwnMetric = "accuracy"
     side: Side = "domain"
-    max_tokens: int = Field(128, ge=1)
+    max_tokens: int = Field(128, ge=1, strict=True)
     stop: tuple[str, ...] = ()
     group: str = ""
     category: str = ""
@@ -93,7 +94,7 @@ def user_task(path: Path, limit: int | None) -> OwnTask:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
-    file = path.parent / Path(spec.file).expanduser()
+    file = path.parent / user_path(spec.file)
     rows = draw(list(enumerate(read_rows(str(file)), start=1)), limit)
     items = [_item(spec, row, f"{file}: row {number}") for number, row in rows]
     return OwnTask(
@@ -123,8 +124,9 @@ def _item(spec: UserTask, row: Row, where: str) -> Item:
 def _filled(template: str, row: Row, where: str) -> str:
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
-        text = environment.from_string(template).render(**row)
-    except jinja2.TemplateError as error:
-        raise UserError(f"{where}: template '{template[:40]}': {error}; columns: {', '.join(row)}") from error
+        text = environment.from_string(template).render(row)
+    except Exception as error:  # a template can divide by zero, too
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{where}: template '{template[:40]}': {reason}; columns: {', '.join(row)}") from error
     check_text(text, where)
     return text
