@@ -49,7 +49,7 @@ def sweep_seconds(records: Sequence[RunRecord]) -> float:
     """Seconds of training and measuring in the records; runs that share a training count it once, by its time."""
     trained = {(r.learning_rate, r.seed, r.label.partition("+wise_ft")[0], r.timings.get("train")): r for r in records}
     training = math.fsum(r.timings.get("train", 0.0) for r in trained.values())
-    return training + math.fsum(r.timings.get("evaluate", 0.0) + r.timings.get("initial", 0.0) for r in records)
+    return training + math.fsum(r.timings.get("evaluate", 0.0) + r.timings.get("base", 0.0) for r in records)
 
 
 def compare(records: Sequence[RunRecord], found: Proposal, options: argparse.Namespace) -> dict[str, Any]:
@@ -66,16 +66,14 @@ def compare(records: Sequence[RunRecord], found: Proposal, options: argparse.Nam
         "share_of_sweep": found.seconds / took if took else None,
     }
     for name, runs in (("all", list(records)), ("plain", plain)):
-        advice = recommend(runs, domain, general, budget=options.general_budget)
-        chosen = runs[advice.index] if advice.index is not None else None
+        advice = recommend(runs, margin=options.margin, domain=options.domain, general=options.general)
+        chosen = runs[advice.safe.index] if advice.safe else None
         grid = sorted({r.learning_rate for r in runs if r.status == "complete"})
         steps = grid_steps(grid, found.learning_rate, chosen.learning_rate) if chosen else None
         row[name] = {
             "grid": grid,
             "chosen": chosen and {"label": chosen.label, "learning_rate": chosen.learning_rate, "seed": chosen.seed},
             "reason": advice.reason,
-            "sentence": advice.sentence,
-            "tied_rates": sorted({runs[i].learning_rate for i in advice.tied}),
             "grid_steps": steps,
             "within_one": None if steps is None else abs(steps) <= 1 + 1e-9,
             "same_method": chosen and chosen.label == found.method,
@@ -101,7 +99,7 @@ def main() -> None:
     parser.add_argument("--method", default="sft", help="what the probes train, where the recipe is the study's")
     parser.add_argument("--domain", help="score of the domain axis")
     parser.add_argument("--general", help="score of the general axis")
-    parser.add_argument("--general-budget", type=float, help="general skill that may be lost, for the sweep's choice")
+    parser.add_argument("--margin", type=float, help="general skill that may be lost, for the sweep's choice")
     parser.add_argument("--steps", type=int, help="optimiser steps of each probe")
     parser.add_argument(
         "--candidates", choices=("half-decades", "grid"), default="half-decades",

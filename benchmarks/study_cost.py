@@ -59,7 +59,7 @@ def separate(options: argparse.Namespace, work: Path) -> float:
         run, cache = work / f"separate-{number}", work / f"cache-{number}"
         flags = [f for k, v in base_of(options).items() for f in (f"--{k.replace('_', '-')}", str(v))]
         total += seconds_of(["train", *flags, "--method", method, "--lr", str(rate), "--output", str(run)], cache)
-        measured = ["evaluate", *flags[2:], "--initial", options.model, "--model", str(run / "model")]
+        measured = ["evaluate", *flags[2:], "--base", options.model, "--model", str(run / "model")]
         total += seconds_of(measured, cache)
         shutil.rmtree(run)
         print(f"  separate {number + 1}/{len(pairs)}: {method} {rate:g}, {total:.0f} s so far", file=sys.stderr)

@@ -63,7 +63,7 @@ def test_a_short_run_learns_the_domain(tmp_path: Path) -> None:
         output=str(tmp_path / "run"),
     )  # fmt: skip
     record = train(recipe)
-    after, before = record.score("clinic/bits_per_token"), record.score("clinic/bits_per_token", initial=True)
+    after, before = record.score("clinic/bits_per_token"), record.score("clinic/bits_per_token", base=True)
     assert after is not None
     assert before is not None
     assert after.value < before.value - 0.05

@@ -43,7 +43,7 @@ def test_the_curve_it_was_read_from(proposal: Proposal) -> None:
     assert ends[1e-4].gain.value < ends[1e-3].gain.value < ends[1e-2].gain.value
     for p in sft:
         assert p.gain.stderr is not None
-        assert p.drift.stderr is not None
+        assert p.kl.stderr is not None
         assert math.fsum(p.gain.items) / p.gain.n == pytest.approx(p.gain.value)
     # A warm-up of one step does not move.
     assert ends[1e-3].movement == pytest.approx(5e-3)
@@ -192,7 +192,7 @@ def test_a_tight_budget_gets_a_smaller_rate_not_a_refusal(tiny_dir: Path, monkey
 
     monkeypatch.setattr(Bench, "probe", probe)
     found = advise(tiny(tiny_dir), steps=10, budget=1e-5)
-    # A run of 20 units drifts by 20 times its rate.
+    # A run of 20 units moves by 20 times its rate.
     assert found.learning_rate == 3e-7
     assert found.grid_ends == ()
 

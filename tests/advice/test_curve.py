@@ -11,7 +11,7 @@ from gentletune.advice.curve import ProbePoint, choose, forecast, half_decades, 
 
 from .points import point
 
-# Gain saturates at a movement of about 1e-3, drift goes on.
+# Gain saturates at a movement of about 1e-3, KL goes on.
 CURVE = [point(1e-5, 0.2, 0.01), point(3e-5, 0.5, 0.03), point(1e-4, 0.98, 0.1), point(3e-4, 1.0, 0.4)]
 GRID = half_decades(1e-7, 3e-4)
 
@@ -46,26 +46,26 @@ def test_the_prior_goes_through_the_two_rates_it_is_made_from() -> None:
 def test_a_full_run_is_read_off_the_probe_that_moved_as_far() -> None:
     # 100 units at 1e-5 move 1e-3, as 10 steps at 1e-4 do.
     found = forecast(CURVE, 1e-5, 100)
-    assert (found.gain, found.drift, found.beyond) == (pytest.approx(0.98), pytest.approx(0.1), False)
+    assert (found.gain, found.kl, found.beyond) == (pytest.approx(0.98), pytest.approx(0.1), False)
 
 
 def test_between_before_and_beyond_the_probes() -> None:
     first = forecast(CURVE, 1e-6, 50)  # half of the first movement
-    assert (first.gain, first.drift) == (pytest.approx(0.1), pytest.approx(0.005))
+    assert (first.gain, first.kl) == (pytest.approx(0.1), pytest.approx(0.005))
     middle = forecast(CURVE, (1e-4 * 3e-4) ** 0.5, 10)
     assert middle.gain == pytest.approx(0.99)
-    assert 0.1 < middle.drift < 0.25
+    assert 0.1 < middle.kl < 0.25
     far = forecast(CURVE, 3e-4, 20)
     assert (far.gain, far.beyond) == (1.0, True)
     # (0.4 - 0.1) / 2e-3 a unit of movement, steeper than 0.4 / 3e-3.
-    assert far.drift == pytest.approx(0.4 + 150 * 3e-3)
+    assert far.kl == pytest.approx(0.4 + 150 * 3e-3)
 
 
 def test_the_smallest_rate_that_ties_with_the_best_is_chosen() -> None:
     found = choose(CURVE, [], units=100, test_rows=64, candidates=GRID)
     assert found is not None
     assert (found.learning_rate, found.largest_stable) == (1e-5, 3e-4)
-    assert found.tied[0] == 1e-5
+    assert found.alike[0] == 1e-5
     # A run ten times as long moves as far at a tenth of the rate.
     longer = choose(CURVE, [], units=1000, test_rows=64, candidates=GRID)
     assert longer is not None
@@ -90,7 +90,7 @@ def test_rates_that_diverge_or_do_significantly_worse_are_out() -> None:
     assert choose(CURVE, [1e-5], units=10, test_rows=64, candidates=GRID) is None
 
 
-def test_a_budget_of_drift_is_kept() -> None:
+def test_a_budget_of_kl_is_kept() -> None:
     found = choose(CURVE, [], units=100, test_rows=64, candidates=GRID, budget=0.02)
     assert found is not None
     assert found.learning_rate == 1e-6
@@ -149,7 +149,7 @@ def test_forecasts_never_fall_with_the_rate(rises: list[tuple[float, float]], un
     found = [forecast(stable, rate, units) for rate in GRID]
     for a, b in pairwise(found):
         assert b.gain >= a.gain - 1e-12
-        assert b.drift >= a.drift - 1e-12
+        assert b.kl >= a.kl - 1e-12
     assert all(f.gain <= max(max(p.gain.value for p in stable), 0.0) + 1e-12 for f in found)
 
 
@@ -165,7 +165,7 @@ def test_a_larger_budget_never_gains_less(
         assert small is None
         return
     gains = {f.learning_rate: f.gain for f in large.forecasts}
-    assert max(gains[r] for r in large.tied) >= max(gains[r] for r in small.tied) - 1e-12
+    assert max(gains[r] for r in large.alike) >= max(gains[r] for r in small.alike) - 1e-12
     assert (
         large.learning_rate >= small.learning_rate or gains[large.learning_rate] >= gains[small.learning_rate] - 1e-12
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gentletune.advice.method import FEW_HARD, Edge, advise_method, base_method, edge_at_equal_drift, talr_method
+from gentletune.advice.method import FEW_HARD, Edge, advise_method, base_method, edge_at_equal_kl, talr_method
 from gentletune.advice.reasons import told
 from gentletune.stats import compare, zero_of
 from tests.stats.made_scores import bare
@@ -31,41 +31,41 @@ def test_what_is_probed_of_a_method() -> None:
 
 
 def test_the_edge_is_read_between_two_plain_probes() -> None:
-    # At a drift of 0.3, half way, plain training gains 0.4.
-    edge = edge_at_equal_drift(point(1e-4, 0.5, 0.3, method="talr"), PLAIN)
+    # At a KL of 0.3, half way, plain training gains 0.4.
+    edge = edge_at_equal_kl(point(1e-4, 0.5, 0.3, method="talr"), PLAIN)
     assert edge is not None
     assert edge.value == pytest.approx(0.1)
     assert edge.verdict == "better"
-    below = edge_at_equal_drift(point(1e-4, 0.5, 0.05, method="talr"), PLAIN)  # between the initial model and the first
+    below = edge_at_equal_kl(point(1e-4, 0.5, 0.05, method="talr"), PLAIN)  # between the base model and the first
     assert below is not None
     assert below.value == pytest.approx(0.4)
 
 
-def test_the_error_of_the_drift_is_carried_over_by_the_slope_of_the_curve() -> None:
-    # Between the probes 0.4 bits are gained over 0.4 of drift: a slope of 1. Gains differ by ±0.1 and drifts by ±0.2,
+def test_the_error_of_the_kl_is_carried_over_by_the_slope_of_the_curve() -> None:
+    # Between the probes 0.4 bits are gained over 0.4 of KL: a slope of 1. Gains differ by ±0.1 and KL by ±0.2,
     # in turns, over 4 sequences each: variances 0.01/3 and 0.04/3.
     scatter, none = (0.1, -0.1, 0.1, -0.1), (0.0,) * 4
     plain = [point(1e-5, 0.2, 0.1, scatter=none), point(1e-4, 0.6, 0.5, scatter=none)]
     talr = point(1e-4, 0.5, 0.3, method="talr", scatter=scatter)
-    talr = replace(talr, drift=point(1e-4, 0.5, 0.3, scatter=[2 * s for s in scatter]).drift)
-    found = edge_at_equal_drift(talr, plain)
+    talr = replace(talr, kl=point(1e-4, 0.5, 0.3, scatter=[2 * s for s in scatter]).kl)
+    found = edge_at_equal_kl(talr, plain)
     assert found is not None
     assert found.value == pytest.approx(0.1)
     assert found.change.stderr == pytest.approx(math.sqrt((0.01 + 0.04) / 3))
-    flat = edge_at_equal_drift(replace(talr, drift=point(1e-4, 0.5, 0.6, scatter=scatter).drift), plain)
+    flat = edge_at_equal_kl(replace(talr, kl=point(1e-4, 0.5, 0.6, scatter=scatter).kl), plain)
     assert flat is not None
     assert flat.change.stderr == pytest.approx(math.sqrt(0.01 / 3))
 
 
 def test_beyond_all_plain_probes_it_can_only_speak_against_talr() -> None:
-    behind = edge_at_equal_drift(point(1e-4, 0.5, 0.6, method="talr"), PLAIN)
+    behind = edge_at_equal_kl(point(1e-4, 0.5, 0.6, method="talr"), PLAIN)
     assert behind is not None
     assert (behind.value, behind.bound, behind.verdict) == (pytest.approx(-0.1), True, "worse")
-    ahead = edge_at_equal_drift(point(1e-4, 0.9, 0.6, method="talr"), PLAIN)
+    ahead = edge_at_equal_kl(point(1e-4, 0.9, 0.6, method="talr"), PLAIN)
     assert ahead is not None
     assert ahead.verdict == "unknown"
     assert not advise_method(0.0, ahead)[0]
-    assert edge_at_equal_drift(point(1e-4, 0.5, 0.6, method="talr"), []) is None
+    assert edge_at_equal_kl(point(1e-4, 0.5, 0.6, method="talr"), []) is None
 
 
 def advice(hard: float, found: Edge | None) -> tuple[bool, str]:
@@ -102,8 +102,8 @@ def test_talr_where_a_probe_shows_it_or_hard_tokens_are_few() -> None:
 
 
 def test_what_speaks_for_talr_has_the_higher_bar() -> None:
-    assert edge(0.022, 0.01).verdict == "tied"
+    assert edge(0.022, 0.01).verdict == "no_difference"
     assert edge(-0.022, 0.01).verdict == "worse"
     assert edge(0.027, 0.01).verdict == "better"
-    assert edge(0.027, 0.01, n=6).verdict == "tied"  # t of 5 degrees of freedom: 4.03
+    assert edge(0.027, 0.01, n=6).verdict == "no_difference"  # t of 5 degrees of freedom: 4.03
     assert edge(0.042, 0.01, n=6).verdict == "better"

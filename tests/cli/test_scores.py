@@ -11,15 +11,15 @@ from gentletune.core.records import Score
 from gentletune.stats import accuracy_score, ratio_score
 
 
-def shown(*scores: Score, initial: tuple[Score, ...] = ()) -> str:
+def shown(*scores: Score, base: tuple[Score, ...] = ()) -> str:
     console = Console(file=io.StringIO(), width=200)
-    print_scores(console, scores, initial, "title")
+    print_scores(console, scores, base, "title")
     return console.file.getvalue()
 
 
 def test_changes_are_paired_and_have_an_interval() -> None:
     before, after = (accuracy_score(r, task="t", side="domain") for r in ([0, 0, 1, 0] * 10, [1, 0, 1, 0] * 10))
-    text = shown(after, initial=(before,))
+    text = shown(after, base=(before,))
     assert "0.2500" in text
     assert "0.5000 ± 0.07" in text
     assert "+0.2500 [+0." in text
@@ -28,9 +28,9 @@ def test_changes_are_paired_and_have_an_interval() -> None:
     assert "change" not in shown(after)
 
 
-def test_drift_is_a_change_already() -> None:
-    drift = ratio_score([1.0, 2.0], [4, 4], task="drift_sampled", side="general", metric="m", higher_is_better=False)
-    line = next(line for line in shown(drift, initial=(drift,)).splitlines() if "drift_sampled" in line)
+def test_kl_from_base_is_a_change_already() -> None:
+    kl = ratio_score([1.0, 2.0], [4, 4], task="kl_sampled", side="general", metric="m", higher_is_better=False)
+    line = next(line for line in shown(kl, base=(kl,)).splitlines() if "kl_sampled" in line)
     assert "+0.0000" not in line
 
 
@@ -56,8 +56,8 @@ def test_code_lengths_stand_beside_their_changes() -> None:
         return ratio_score(bits, [4, 4], task="f", side="general", metric=metric, higher_is_better=False)
 
     console = Console(file=io.StringIO(), width=200)
-    scores, initial = [of([8, 9], "bits_per_token")], [of([4, 6], "bits_per_token")]
-    print_code_length(console, scores, initial, [of([4, 3], "bits_per_token")], "file")
+    scores, base = [of([8, 9], "bits_per_token")], [of([4, 6], "bits_per_token")]
+    print_code_length(console, scores, base, [of([4, 3], "bits_per_token")], "file")
     line = next(line for line in console.file.getvalue().splitlines() if "bits_per_token" in line)
     assert "2.1250 ± 0.1250" in line
     assert "1.2500" in line

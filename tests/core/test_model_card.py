@@ -13,7 +13,7 @@ def test_the_card_has_the_scores_of_both_models(tiny_dir: Path, tmp_path: Path) 
     record = train(tiny_recipe(tiny_dir, tmp_path / "run", tasks=("arithmetic",), max_steps=1, probe_every=0))
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     for key in ("clinic/accuracy", "clinic/bits_per_token", "arithmetic/accuracy"):
-        before, after = record.score(key, initial=True), record.score(key)
+        before, after = record.score(key, base=True), record.score(key)
         assert before
         assert after
         line = next(line for line in card.splitlines() if line.startswith(f"| {key} "))

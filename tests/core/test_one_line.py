@@ -154,15 +154,15 @@ def spoil(model: Any) -> None:
 NO_NUMBERS = "the model's probabilities are not finite"
 
 
-def test_an_initial_model_without_probabilities(
+def test_a_base_model_without_probabilities(
     nan_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = write(tmp_path / "d.jsonl", GOOD)
     call = ["train", "--model", str(nan_dir), "--data-path", data, *SMALL, "--output", str(tmp_path / "o")]
     assert run(monkeypatch, *call) == 2
-    assert last_line(capfd).startswith(f"gentletune: the initial model {nan_dir}: {NO_NUMBERS}")
+    assert last_line(capfd).startswith(f"gentletune: the base model {nan_dir}: {NO_NUMBERS}")
     assert run(monkeypatch, *call, "--no-evaluate", "--method", "flow") == 2
-    assert f"the initial model {nan_dir}: training, row 1: {NO_NUMBERS}" in last_line(capfd)
+    assert f"the base model {nan_dir}: training, row 1: {NO_NUMBERS}" in last_line(capfd)
 
 
 @pytest.mark.parametrize("tasks", ["arithmetic", "pick"])
@@ -295,14 +295,14 @@ def test_no_memory_to_measure_in_keeps_what_was_trained(
     with monkeypatch.context() as patch:
         full(patch, measure_module, "generate", CUDA)
         assert run(monkeypatch, *training(tiny_dir, tmp_path, *more)) == 2
-    assert "out of memory in the initial model's sampled general answers" in last_line(capfd)
+    assert "out of memory in the base model's sampled general answers" in last_line(capfd)
     with monkeypatch.context() as patch:
         full(patch, backend, "generate", CUDA)
         assert run(monkeypatch, *training(tiny_dir, tmp_path, *more)) == 2
     line = last_line(capfd)
     assert "out of memory on task 'arithmetic' (another 2.00 GiB was asked for); lower eval_batch_tokens (now" in line
     with monkeypatch.context() as patch:
-        full(patch, backend, "generate", CUDA, after=2)  # the tasks of the initial model
+        full(patch, backend, "generate", CUDA, after=2)  # the tasks of the base model
         assert run(monkeypatch, *training(tiny_dir, tmp_path, *more)) == 2
     monkeypatch.setattr(run_module, "fit", None)
     assert run(monkeypatch, *training(tiny_dir, tmp_path, *more), "--eval-batch-tokens", "512") == 0
@@ -315,7 +315,7 @@ def test_no_memory_elsewhere(
     data, model = write(tmp_path / "d.jsonl", GOOD), ["--model", str(tiny_dir)]
     more = ["--data-path", data, *SMALL]
     calls = {
-        "evaluate": [*model, "--initial", str(tiny_dir), "--general-tokens", "7", *more],
+        "evaluate": [*model, "--base", str(tiny_dir), "--general-tokens", "7", *more],
         "inspect": [*model, *more],
         "code-length": [data, *model],
         "research dynamics": [*model, *more, "--methods", "sft", "--output", str(tmp_path / "c")],
@@ -361,7 +361,11 @@ def test_what_ends_a_rank_is_one_line(
     """Each rank leaves word of why it ended."""
     call = training(tiny_dir, tmp_path, "--processes", "2", "--no-evaluate")
 
-    def ranks(command: list[str], **_: Any) -> Any:
+    start = launch_module.subprocess.Popen
+
+    def ranks(command: list[str], **how: Any) -> Any:
+        if command[0] == "git":  # what asks for the commit
+            return start(command, **how)
         Exchange(Path(command[-1])).answer.write_text(json.dumps(answer), encoding="utf-8")
         return SimpleNamespace(wait=lambda: 1, kill=lambda: None, stdin=None)
 

@@ -205,11 +205,11 @@ def test_measured_only_where_asked_and_beside_the_caches_that_are_there(
     assert sorted((tmp_path / "cache" / "scores").iterdir()) == kept  # the code lengths came from there
     wanted = {f"{view}/{metric}" for view in VIEWS for metric in METRICS}
     assert {s.key for s in record.scores} - {s.key for s in plain.scores} == wanted
-    assert {s.key for s in record.initial_scores} - {s.key for s in plain.initial_scores} == wanted
+    assert {s.key for s in record.base_scores} - {s.key for s in plain.base_scores} == wanted
     sides = {s.task: s.side for s in record.scores}
     assert (sides["clinic"], sides["own_answers"]) == ("domain", "general")
     assert record.score("own_answers/entropy").n == 5
-    assert record.score("own_answers/entropy") != record.score("own_answers/entropy", initial=True)
+    assert record.score("own_answers/entropy") != record.score("own_answers/entropy", base=True)
     monkeypatch.setattr("gentletune.evaluation.calibration.label_logits", None)
     assert train(recipe.override({"calibration": True, "general_rows": 2})).score("clinic/ece") == record.score(
         "clinic/ece"
@@ -230,7 +230,7 @@ def test_references_are_a_view_too(tiny_dir: Path, tmp_path: Path) -> None:
 def test_the_new_scores_are_no_default_axis(tiny_dir: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny_dir, tmp_path / "run", calibration=True, tasks=(), max_steps=1, probe_every=0)
     record: RunRecord = train(recipe)
-    for side, key in (("domain", "clinic/bits_per_token"), ("general", "drift_sampled/bits_per_token")):
+    for side, key in (("domain", "clinic/bits_per_token"), ("general", "kl_sampled/bits_per_token")):
         axis = choose_axis([record], side)
         assert axis is not None
         assert axis.key in (key, "clinic/accuracy")

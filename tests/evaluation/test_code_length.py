@@ -1,4 +1,4 @@
-"""Code length against the model's own loss, and drift worked out by hand."""
+"""Code length against the model's own loss, and its rise over base worked out by hand."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gentletune.evaluation.code_length import (
     SequenceNLL,
     byte_change_score,
     code_length_scores,
-    drift_score,
     label_bytes,
+    rise_score,
     sequence_nll,
     text_rows,
 )
@@ -94,25 +94,25 @@ def test_progress_counts_rows(tiny_model: Any, rows: list[Encoded]) -> None:
     assert seen == [(i, len(rows)) for i in range(1, len(rows) + 1)]
 
 
-def test_a_model_does_not_drift_from_itself(tiny_model: Any, rows: list[Encoded]) -> None:
+def test_a_model_is_at_no_kl_from_itself(tiny_model: Any, rows: list[Encoded]) -> None:
     found = sequence_nll(tiny_model, rows, pad_id=2)
-    score = drift_score(found, sequence_nll(tiny_model, rows, pad_id=2), task="drift_sampled")
+    score = rise_score(found, sequence_nll(tiny_model, rows, pad_id=2), task="kl_sampled")
     assert (score.value, score.stderr) == (0, 0)
     with torch.no_grad():
         tiny_model.model.norm.weight.mul_(3)
-    moved = drift_score(sequence_nll(tiny_model, rows, pad_id=2), found, task="drift_sampled")
+    moved = rise_score(sequence_nll(tiny_model, rows, pad_id=2), found, task="kl_sampled")
     assert moved.value != 0
 
 
 def test_scores_by_hand() -> None:
-    initial = SequenceNLL([2 * LN2, 4 * LN2], [2, 4])
+    base = SequenceNLL([2 * LN2, 4 * LN2], [2, 4])
     tuned = SequenceNLL([5 * LN2, 7 * LN2], [2, 4])
     # 3 bits more on each sequence: 6 bits over 6 tokens; residuals 3 - 2 and 3 - 4, se = √(2/1 · 2) / 6
-    drift = drift_score(tuned, initial, task="drift_greedy")
-    assert drift.value == pytest.approx(1)
-    assert drift.stderr == pytest.approx(1 / 3)
-    assert (drift.key, drift.side, drift.n, drift.higher_is_better) == (
-        "drift_greedy/bits_per_token", "general", 2, False,
+    rise = rise_score(tuned, base, task="nll_greedy")
+    assert rise.value == pytest.approx(1)
+    assert rise.stderr == pytest.approx(1 / 3)
+    assert (rise.key, rise.side, rise.n, rise.higher_is_better) == (
+        "nll_greedy/bits_per_token", "general", 2, False,
     )  # fmt: skip
     length = code_length_scores(tuned, task="clinic", side="domain")[0]
     # 12 bits over 6 tokens; residuals 5 - 4 and 7 - 8
@@ -135,9 +135,9 @@ def test_scores_per_byte_by_hand() -> None:
 
 
 def test_the_change_per_byte_by_hand() -> None:
-    tuned, initial = SequenceNLL([5 * LN2, 7 * LN2], [2, 4], [4, 8]), SequenceNLL([2 * LN2, 3 * LN2], [9, 9], [4, 8])
+    tuned, base = SequenceNLL([5 * LN2, 7 * LN2], [2, 4], [4, 8]), SequenceNLL([2 * LN2, 3 * LN2], [9, 9], [4, 8])
     # rises 3 and 4 over 12 bytes: 7/12; residuals 3 - 7/3 and 4 - 14/3, se = √(2 · 8/9) / 12
-    change = byte_change_score(tuned, initial, task="c", side="domain")
+    change = byte_change_score(tuned, base, task="c", side="domain")
     assert (change.value, change.stderr) == pytest.approx((7 / 12, math.sqrt(16 / 9) / 12))
     assert (change.key, change.side) == ("c/bits_per_byte", "domain")
     # With other bytes it is 12/12 - 5/10; residuals (5 - 4)/12 - (2 - 2)/10 and (7 - 8)/12 - (3 - 3)/10

@@ -62,28 +62,28 @@ def test_scores_and_paired_changes(file: str, tiny_dir: Path, other_dir: str, to
 
     found = code_length(file, str(tiny_dir), other_dir, max_length=60, stage=stage)
     rows = text_rows(file, tokenizer, 60)
-    tuned, initial = (sequence_nll(load_model(Path(d)), rows, pad_id=2) for d in (tiny_dir, other_dir))
+    tuned, base = (sequence_nll(load_model(Path(d)), rows, pad_id=2) for d in (tiny_dir, other_dir))
     size = [len(completion.encode()) for _, completion in PAIRS[:3]]
     assert (found.rows, found.dropped, found.roundtrip) == (3, 1, [])
-    bits = [sum(model.nll) / math.log(2) for model in (tuned, initial)]
+    bits = [sum(model.nll) / math.log(2) for model in (tuned, base)]
     values = [[b / sum(tuned.tokens), b / sum(size)] for b in bits]
     assert [score.value for score in found.scores] == pytest.approx(values[0])
-    assert [score.value for score in found.initial_scores] == pytest.approx(values[1])
+    assert [score.value for score in found.base_scores] == pytest.approx(values[1])
     assert [score.key for score in found.scores] == ["pairs/bits_per_token", "pairs/bits_per_byte"]
-    rise = [(a - b) / math.log(2) for a, b in zip(tuned.nll, initial.nll, strict=True)]
+    rise = [(a - b) / math.log(2) for a, b in zip(tuned.nll, base.nll, strict=True)]
     for score, sizes in zip(found.changes, (tuned.tokens, size), strict=True):
         expected = ratio_score(rise, sizes, task="t", side="general", metric="m", higher_is_better=False)
         assert (score.value, score.stderr, score.n) == pytest.approx((expected.value, expected.stderr, 3))
     assert [score.key for score in found.changes] == ["pairs_change/bits_per_token", "pairs_change/bits_per_byte"]
-    assert stages == ["code length", "initial model: code length"]
+    assert stages == ["code length", "base model: code length"]
 
 
 def test_a_model_does_not_change_from_itself(text: str, tiny_dir: Path) -> None:
     found = code_length(text, str(tiny_dir), str(tiny_dir), max_length=64)
     assert [(score.value, score.stderr) for score in found.changes] == [(0, 0)] * 2
-    assert found.scores == found.initial_scores
+    assert found.scores == found.base_scores
     alone = code_length(text, str(tiny_dir), max_length=64)
-    assert (alone.scores, alone.initial_scores, alone.changes) == (found.scores, [], [])
+    assert (alone.scores, alone.base_scores, alone.changes) == (found.scores, [], [])
 
 
 def test_between_vocabularies_there_is_a_change_per_byte_only(
@@ -92,13 +92,13 @@ def test_between_vocabularies_there_is_a_change_per_byte_only(
     found = code_length(file, str(tiny_dir), foreign_dir, max_length=60)
     [change] = found.changes
     assert change.metric == "bits_per_byte"
-    assert (found.rows, found.initial_scores[1].n, change.n) == (3, 4, 3)  # one row fits the foreign model alone
+    assert (found.rows, found.base_scores[1].n, change.n) == (3, 4, 3)  # one row fits the foreign model alone
     back = code_length(file, foreign_dir, str(tiny_dir), max_length=60)
     assert back.changes[0].value == pytest.approx(-change.value)
     assert back.changes[0].stderr == pytest.approx(change.stderr)
     found = code_length(text, str(tiny_dir), foreign_dir, max_length=64)
     [change] = found.changes  # the windows differ, so the file is one item
-    assert change.value == pytest.approx(found.scores[1].value - found.initial_scores[1].value)
+    assert change.value == pytest.approx(found.scores[1].value - found.base_scores[1].value)
     assert (change.stderr, change.n) == (None, 1)
 
 

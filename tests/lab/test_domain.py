@@ -103,13 +103,13 @@ def test_a_run_learns_the_domain(tmp_path: Path) -> None:
     assert record.status == "complete", record.error
     before, after = (
         {score.task: score.value for score in scores if score.metric == "accuracy"}
-        for scores in (record.initial_scores, record.scores)
+        for scores in (record.base_scores, record.scores)
     )
     assert before["lab_sort"] > 0.95
     assert before["lab_facts"] > 0.95
     assert after["lab(formulas=6)"] > before["lab(formulas=6)"] + 0.4
-    drift = next(score for score in record.scores if score.task == "drift_sampled")
-    assert drift.value > 0
+    kl = next(score for score in record.scores if score.task == "kl_sampled")
+    assert kl.value > 0
     assert load_data(recipe).name == "lab(formulas=6)"
 
 

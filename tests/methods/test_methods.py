@@ -325,7 +325,7 @@ def test_lora(tiny_model: LlamaForCausalLM) -> None:
     assert float(change) ** 0.5 == pytest.approx(norm, rel=1e-4)
 
 
-def test_l2_and_lora_pull_back_to_the_initial_model(tiny_model: LlamaForCausalLM) -> None:
+def test_l2_and_lora_pull_back_to_the_base_model(tiny_model: LlamaForCausalLM) -> None:
     method = parse_method("l2+lora(r=2, targets=[q_proj])")
     model = method.parameterisation.wrap(tiny_model)
     adapters = [p for p in model.parameters() if p.requires_grad]

@@ -11,7 +11,7 @@ from gentletune.core.records import RunRecord, Score, load_records, write_record
 from gentletune.core.samples import SAMPLES_FILE, Sample
 from gentletune.stats import accuracy_score, breakdown, mean_score
 
-# How much domain skill and drift a method has at the same rate, relative to plain SFT.
+# How much domain skill and KL from base a method has at the same rate, relative to plain SFT.
 METHODS = {
     "sft": (1.0, 1.0),
     "talr": (0.96, 0.62),
@@ -61,9 +61,9 @@ def _samples(record: RunRecord) -> list[Sample]:
 def _run(method: str, rate: float, seed: int, gain: float, harm: float, recipe: dict[str, Any]) -> RunRecord:
     noise = random.Random(f"{method} {rate} {seed}")
     reach = gain * (1 - math.exp(-rate / 6e-6)) + noise.gauss(0, 0.02)
-    drift = harm * (rate / 1e-4) ** 0.7 * 1.4 * math.exp(noise.gauss(0, 0.05))
+    kl = harm * (rate / 1e-4) ** 0.7 * 1.4 * math.exp(noise.gauss(0, 0.05))
     failed = method == "sft" and rate == RATES[-1] and seed == 1
-    scores = [] if failed else _scores(reach, drift, noise)
+    scores = [] if failed else _scores(reach, kl, noise)
     if method == "lora" and rate == RATES[0]:
         scores = [s.model_copy(update={"items": (), "clusters": ()}) for s in scores]
     figures = {"label_tokens": 6300.0, "peak_memory_gib": 1.5}
@@ -80,16 +80,16 @@ def _run(method: str, rate: float, seed: int, gain: float, harm: float, recipe: 
         hardware={"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "memory_gib": 23.5, "gpus": []},
         timings={"train": 63 + 20 * noise.random(), "evaluate": 50.0},
         training={} if failed else {"steps": 60.0, "update_norm": 900 * rate**0.72 * (0.6 + 0.4 * harm)} | figures,
-        curves=_curves(reach, drift, noise, 23 if failed else 60),
+        curves=_curves(reach, kl, noise, 23 if failed else 60),
         scores=scores,
-        initial_scores=_scores(0.0, 0.0, random.Random("initial")),
+        base_scores=_scores(0.0, 0.0, random.Random("initial")),
         created=f"2026-11-24T0{len(method) % 9}:30:50+00:00",
         git_commit="a59bd8524211ce50bc30ac561a5936740b10c833",
         error="loss is not finite at step 23; lower the learning rate" if failed else None,
     )
 
 
-def _scores(reach: float, drift: float, noise: random.Random) -> list[Score]:
+def _scores(reach: float, kl: float, noise: random.Random) -> list[Score]:
     """Items are hard or easy for all runs alike; what a run adds is its skill and a little luck."""
     hard = random.Random("items")
     difficulty = {name: [hard.gauss(0, 1) for _ in range(ITEMS)] for name in ("clinic", "arithmetic", "instructions")}
@@ -99,24 +99,24 @@ def _scores(reach: float, drift: float, noise: random.Random) -> list[Score]:
 
     notes = [i // 3 for i in range(ITEMS)]  # three questions on each patient note
     code = [2.4 - 1.1 * reach + 0.3 * d + noise.gauss(0, 0.05) for d in difficulty["clinic"]]
-    drifts = [drift * math.exp(hard.gauss(0, 0.5)) for _ in range(ITEMS)]
+    kls = [kl * math.exp(hard.gauss(0, 0.5)) for _ in range(ITEMS)]
     bits: dict[str, Any] = {"metric": "bits_per_token", "higher_is_better": False}
     answers = right("clinic", -0.9 + 1.8 * reach)
     kinds = {"by_category": breakdown(answers, ["dose" if i % 3 else "age" for i in range(ITEMS)], groups=notes)}
     return [
         accuracy_score(answers, task="clinic", side="domain", groups=notes, details=kinds),
         mean_score(code, task="clinic", side="domain", groups=notes, **bits),
-        accuracy_score(right("arithmetic", 0.3 - 1.1 * drift), task="arithmetic", side="general"),
-        accuracy_score(right("instructions", 0.1 - 0.8 * drift), task="instructions", side="general"),
-        mean_score(drifts, task="drift_sampled", side="general", **bits),
+        accuracy_score(right("arithmetic", 0.3 - 1.1 * kl), task="arithmetic", side="general"),
+        accuracy_score(right("instructions", 0.1 - 0.8 * kl), task="instructions", side="general"),
+        mean_score(kls, task="kl_sampled", side="general", **bits),
     ]
 
 
-def _curves(reach: float, drift: float, noise: random.Random, steps: int) -> dict[str, list[tuple[float, float]]]:
+def _curves(reach: float, kl: float, noise: random.Random, steps: int) -> dict[str, list[tuple[float, float]]]:
     loss = [1.7 - reach * (1 - math.exp(-k / 15)) + noise.gauss(0, 0.06) for k in range(1, steps + 1)]
     probes = range(10, steps + 1, 10)
     return {
         "nll": [(k + 1, value) for k, value in enumerate(loss)],
         "domain_nll": [(k, 1.7 - 0.75 * reach * (1 - math.exp(-k / 15))) for k in probes],
-        "drift_bits_per_token": [(k, drift * (1 - math.exp(-k / 20))) for k in probes],
+        "kl_bits_per_token": [(k, kl * (1 - math.exp(-k / 20))) for k in probes],
     }

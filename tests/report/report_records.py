@@ -33,7 +33,7 @@ def scores(values: Values) -> list[Score]:
     return [score(k, *v) if isinstance(v, tuple) else score(k, v) for k, v in values.items()]
 
 
-INITIAL: Values = {"clinic/accuracy": 0.40, "arithmetic/accuracy": 0.60}
+BASE: Values = {"clinic/accuracy": 0.40, "arithmetic/accuracy": 0.60}
 
 
 def run(
@@ -41,11 +41,11 @@ def run(
     learning_rate: float,
     tuned: Values,
     *,
-    initial: Values | None = None,
+    base: Values | None = None,
     **fields: Any,
 ) -> RunRecord:
     """A complete run (or what `fields` say)."""
-    start = INITIAL if initial is None else initial
+    start = BASE if base is None else base
     made = {
         "status": "complete",
         "method": method,
@@ -54,7 +54,7 @@ def run(
         "seed": 0,
         "recipe": {},
         "scores": scores(tuned),
-        "initial_scores": scores(start),
+        "base_scores": scores(start),
         **fields,
     }
     return RunRecord.model_validate(made)
@@ -73,4 +73,4 @@ def pair(
 
 def failed(method: str = "sft", error: str | None = "loss is not finite", **fields: Any) -> RunRecord:
     """A run that failed before it was scored."""
-    return run(method, 1e-3, {}, initial={}, status="failed", error=error, **fields)
+    return run(method, 1e-3, {}, base={}, status="failed", error=error, **fields)

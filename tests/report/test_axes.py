@@ -19,7 +19,7 @@ def chosen(records: list[RunRecord], side: Side, key: str | None = None) -> str 
 
 
 def test_accuracy_leads_where_the_model_has_any() -> None:
-    record = run("sft", 1e-6, TUNED | {"drift_sampled/bits_per_token": 0.1, "clinic/bits_per_token": 1.0})
+    record = run("sft", 1e-6, TUNED | {"kl_sampled/bits_per_token": 0.1, "clinic/bits_per_token": 1.0})
     assert chosen([record], "domain") == "clinic/accuracy"
     assert chosen([record], "general") == "general_mean/accuracy"
 
@@ -28,16 +28,16 @@ def test_accuracy_on_the_floor_gives_way_to_bits_per_token() -> None:
     floor = {"clinic/accuracy": (0.01, 0.01), "arithmetic/accuracy": (0.0, 0.0)}
     tuned = floor | {
         "clinic/bits_per_token": 1.0,
-        "drift_greedy/bits_per_token": 0.2,
-        "drift_sampled/bits_per_token": 0.1,
+        "nll_greedy/bits_per_token": 0.2,
+        "kl_sampled/bits_per_token": 0.1,
     }
-    record = run("sft", 1e-6, tuned, initial=floor | {"clinic/bits_per_token": 2.0})
+    record = run("sft", 1e-6, tuned, base=floor | {"clinic/bits_per_token": 2.0})
     assert chosen([record], "domain") == "clinic/bits_per_token"
-    assert chosen([record], "general") == "drift_sampled/bits_per_token"
+    assert chosen([record], "general") == "kl_sampled/bits_per_token"
 
 
-def test_an_initial_model_off_the_floor_is_enough() -> None:
-    record = pair("sft", 1e-6, 0.9, (0.0, 0.0), initial={"clinic/accuracy": 0.4, "arithmetic/accuracy": 0.6})
+def test_a_base_model_off_the_floor_is_enough() -> None:
+    record = pair("sft", 1e-6, 0.9, (0.0, 0.0), base={"clinic/accuracy": 0.4, "arithmetic/accuracy": 0.6})
     assert chosen([record], "general") == "arithmetic/accuracy"
 
 
@@ -92,15 +92,15 @@ def test_no_scores_no_axis() -> None:
     assert both_axes([failed()], "clinic/accuracy", None) == (None, None)
 
 
-def test_the_initial_model_is_at_no_distance_from_itself() -> None:
-    record = run("sft", 1e-6, {"drift_sampled/bits_per_token": 0.1})
-    axis = choose_axis([record], "general", "drift_sampled/bits_per_token")
+def test_the_base_model_is_at_no_distance_from_itself() -> None:
+    record = run("sft", 1e-6, {"kl_sampled/bits_per_token": 0.1})
+    axis = choose_axis([record], "general", "kl_sampled/bits_per_token")
     assert axis is not None
-    assert axis.point(record, initial=True) == Point(0.0, 0.0, 0)
+    assert axis.point(record, base=True) == Point(0.0, 0.0, 0)
 
 
 def test_score_keys_keep_order_and_side() -> None:
-    records = [run("sft", 1e-6, {"b/accuracy": 0.1}, initial={"clinic/accuracy": 0.1, "a/accuracy": 0.1})]
+    records = [run("sft", 1e-6, {"b/accuracy": 0.1}, base={"clinic/accuracy": 0.1, "a/accuracy": 0.1})]
     assert score_keys(records) == ["b/accuracy", "clinic/accuracy", "a/accuracy"]
     assert score_keys(records, "general") == ["b/accuracy", "a/accuracy"]
     assert scores({"b/accuracy": 0.1})[0].key == "b/accuracy"
@@ -111,7 +111,7 @@ def test_the_keys_of_means_are_keys_too() -> None:
 
 
 def test_a_training_without_measurement_changes_no_axis() -> None:
-    unmeasured = run("sft", 3e-6, {}, initial={})
+    unmeasured = run("sft", 3e-6, {}, base={})
     assert chosen([unmeasured, run("sft", 1e-6, TUNED)], "general") == "general_mean/accuracy"
 
 

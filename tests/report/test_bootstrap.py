@@ -27,7 +27,7 @@ GENERAL = mean_score([0.1, 0.4, 0.2, 0.3], task="arithmetic", side="general", me
 
 
 def setting(label: str, *scores: Score, **fields: Any) -> RunRecord:
-    return run(label, 1e-5, {}, initial={}).model_copy(update={"scores": list(scores), **fields})
+    return run(label, 1e-5, {}, base={}).model_copy(update={"scores": list(scores), **fields})
 
 
 def drawn(records: Sequence[RunRecord], **how: Any) -> tuple[Draws, tuple[Axis, Axis]]:
@@ -98,7 +98,7 @@ def test_draws_can_be_repeated_and_blocks_change_nothing_but_the_luck(monkeypatc
 
 
 def test_lower_is_better_is_turned() -> None:
-    record = run("sft", 1e-5, {"clinic/bits_per_token": 2.0, "drift_sampled/bits_per_token": 0.5}, initial={})
+    record = run("sft", 1e-5, {"clinic/bits_per_token": 2.0, "kl_sampled/bits_per_token": 0.5}, base={})
     found, _ = drawn([record])
     assert found.x[0] == -2.0
     assert found.y[0] == -0.5
@@ -154,9 +154,9 @@ def test_areas_by_method(tmp_path: Path) -> None:
     # The corner is (0.4, 0.5); the box reaches to (0.8, 0.6).
     exact = {"clinic/accuracy": (0.4, 0.0), "arithmetic/accuracy": (0.6, 0.0)}
     records = [
-        pair("sft", 1e-6, (0.6, 0.0), (0.55, 0.0), initial=exact),
-        pair("sft", 1e-5, (0.8, 0.0), (0.5, 0.0), initial=exact),
-        pair("talr", 1e-5, (0.8, 0.0), (0.55, 0.0), initial=exact),
+        pair("sft", 1e-6, (0.6, 0.0), (0.55, 0.0), base=exact),
+        pair("sft", 1e-5, (0.8, 0.0), (0.5, 0.0), base=exact),
+        pair("talr", 1e-5, (0.8, 0.0), (0.55, 0.0), base=exact),
     ]
     scene = scene_of(records)
     talr, sft = volumes(scene)
@@ -171,7 +171,7 @@ def test_areas_by_method(tmp_path: Path) -> None:
     assert (
         "enclose above the base model's domain score and" in page or "enclose above the base model&#39;s domain" in page
     )
-    blind = [r.model_copy(update={"initial_scores": []}) for r in records]
+    blind = [r.model_copy(update={"base_scores": []}) for r in records]
     assert "enclose above the worst domain score seen" in report(blind, tmp_path).html.read_text(encoding="utf-8")
     assert len(volumes(scene_of(blind))) == 2
     assert volumes(scene_of(records[:1])) == [] or volumes(scene_of(records[:1]))[0].area.value >= 0

@@ -119,7 +119,7 @@ def test_single_runs_are_shown_on_demand_by_keyboard(page: Any) -> None:
 
 def test_any_score_against_any(page: Any) -> None:
     box = page.locator(TRADEOFF)
-    page.get_by_label("Across").select_option("drift_sampled/bits_per_token")
+    page.get_by_label("Across").select_option("kl_sampled/bits_per_token")
     page.get_by_label("Up").select_option("instructions/accuracy")
     titles = box.locator(".xtitle, .ytitle").all_text_contents()
     assert any("bits per token, axis reversed" in title for title in titles)

@@ -8,7 +8,7 @@ import pytest
 
 from gentletune.core.records import RunRecord, Score
 from gentletune.report.axes import Axis, single_axis
-from gentletune.report.settings import Setting, from_initial, from_plain, of_runs, plain_twin, settings_of, verdict
+from gentletune.report.settings import Setting, from_base, from_plain, of_runs, plain_twin, settings_of, verdict
 from gentletune.stats import accuracy_score, compare
 
 from .report_records import pair, run
@@ -19,8 +19,8 @@ HARD = [0] * 30 + [1] * 30
 def record(label: str, flips: int, seed: int = 0, rate: float = 1e-5, **recipe: object) -> RunRecord:
     """A run whose first `flips` wrong answers became right."""
     right = [1] * flips + HARD[flips:]
-    return run(label, rate, {}, initial={}, seed=seed, recipe={"method": label, "seed": seed, **recipe}).model_copy(
-        update={"scores": [clinic(right)], "initial_scores": [clinic(HARD)]}
+    return run(label, rate, {}, base={}, seed=seed, recipe={"method": label, "seed": seed, **recipe}).model_copy(
+        update={"scores": [clinic(right)], "base_scores": [clinic(HARD)]}
     )
 
 
@@ -33,17 +33,17 @@ def settled(records: Sequence[RunRecord]) -> tuple[list[Setting], Axis]:
     return settings_of(records, axis), axis
 
 
-def test_a_run_against_its_initial_model_is_paired_by_item() -> None:
+def test_a_run_against_its_base_model_is_paired_by_item() -> None:
     one = record("sft", 6)
     _, axis = settled([one])
     (change,) = of_runs([one], axis)
     assert change is not None
-    assert replace(change, p_family=None) == compare(one.scores[0], one.initial_scores[0])
+    assert replace(change, p_family=None) == compare(one.scores[0], one.base_scores[0])
     assert change.paired
     assert change.stderr is not None
-    unpaired = math.hypot(one.scores[0].stderr or 0, one.initial_scores[0].stderr or 0)
+    unpaired = math.hypot(one.scores[0].stderr or 0, one.base_scores[0].stderr or 0)
     assert change.stderr < 0.6 * unpaired
-    assert of_runs([one.model_copy(update={"initial_scores": []})], axis) == [None]
+    assert of_runs([one.model_copy(update={"base_scores": []})], axis) == [None]
 
 
 def test_against_plain_sft_at_the_same_rate_and_recipe() -> None:
@@ -103,13 +103,13 @@ def test_of_one_seed_nothing_is_known_of_another() -> None:
 def test_a_family_is_corrected_for_its_size() -> None:
     one = [record("talr", 6)]
     many = [*one, *(record("talr", 0, rate=rate) for rate in (1e-6, 3e-6, 1e-4))]
-    alone, among = (from_initial(*settled(records))[0] for records in (one, many))
+    alone, among = (from_base(*settled(records))[0] for records in (one, many))
     assert alone is not None
     assert among is not None
     assert (alone.low, alone.p) == (among.low, among.p)  # the interval stands by itself
     assert (alone.p_family, alone.significant) == (alone.p, True)
     assert (among.p_family, among.family, among.significant) == (pytest.approx(4 * (among.p or 0)), 4, False)
-    assert verdict(settled(many)[1], among) == "tied"
+    assert verdict(settled(many)[1], among) == "no_difference"
 
 
 def test_without_items_from_the_errors() -> None:
@@ -119,17 +119,17 @@ def test_without_items_from_the_errors() -> None:
     assert change is not None
     assert not change.paired
     assert change.stderr == pytest.approx(math.hypot(0.01, 0.01))
-    start = from_initial(settings, axis)[1]
+    start = from_base(settings, axis)[1]
     assert start is not None
     assert start.value == pytest.approx(0.4)
 
 
-def test_each_seeds_own_held_out_rows_are_paired_with_the_initial_model_on_them() -> None:
+def test_each_seeds_own_held_out_rows_are_paired_with_the_base_model_on_them() -> None:
     records = [
         record("sft", 6 + seed, seed).model_copy(update={"hashes": {"test": f"rows of seed {seed}"}}) for seed in (0, 1)
     ]
     settings, axis = settled(records)
-    (change,) = from_initial(settings, axis)
+    (change,) = from_base(settings, axis)
     assert change is not None
     assert change.value == pytest.approx(6.5 / 60)
     assert (change.paired, change.seeds) == (True, 2)

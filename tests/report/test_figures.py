@@ -113,7 +113,7 @@ def test_a_method_has_one_colour_and_marker_in_every_figure() -> None:
     }
     assert len(looks) == 40
     assert len(set(PALETTE)) == len(PALETTE) >= len(METHODS)
-    norm = by_norm(RECORDS, single_axis(RECORDS, "drift_sampled/bits_per_token"), LOOKS)
+    norm = by_norm(RECORDS, single_axis(RECORDS, "kl_sampled/bits_per_token"), LOOKS)
     assert norm is not None
     figures = [tradeoff(scene_of(RECORDS), RECORDS), norm, *(f for _, f in over_rate(RECORDS, AXES, LOOKS))]
     for figure in figures:
@@ -146,13 +146,13 @@ def test_every_score_has_its_chart_with_errors_and_the_base_model() -> None:
         "clinic/bits_per_token",
         "arithmetic/accuracy",
         "instructions/accuracy",
-        "drift_sampled/bits_per_token",
+        "kl_sampled/bits_per_token",
     ]
     for axis, figure in found:
         traces = valid(figure)
         assert list(traces) == [*METHODS, "base model"]
         base = traces.pop("base model")
-        start = next(p for r in RECORDS if (p := axis.point(r, initial=True)))
+        start = next(p for r in RECORDS if (p := axis.point(r, base=True)))
         assert base["y"] == [start.value] * 2
         assert "base model" in base["text"]
         for trace in traces.values():
@@ -210,7 +210,7 @@ def test_over_steps_where_runs_differ_in_nothing_else() -> None:
 
 def test_training_curves_of_all_runs_the_failed_too() -> None:
     found = dict(curves(RECORDS, LOOKS))
-    assert list(found) == ["nll", "domain_nll", "drift_bits_per_token"]
+    assert list(found) == ["nll", "domain_nll", "kl_bits_per_token"]
     nll = found["nll"]
     valid(nll)
     assert len(nll["data"]) == 48
@@ -220,7 +220,7 @@ def test_training_curves_of_all_runs_the_failed_too() -> None:
     assert len({t["line"]["dash"] for t in nll["data"]}) == 4
     assert dashes(RECORDS) == [("1e-6", "solid"), ("5e-6", "dash"), ("2e-5", "dot"), ("1e-4", "dashdot")]
     assert curves([failed()], looks_of([failed()])) == []
-    sunken = pair("sft", 1e-6, 0.7, 0.5, curves={"drift_bits_per_token": [(1, -0.1), (2, 0.2)]})
+    sunken = pair("sft", 1e-6, 0.7, 0.5, curves={"kl_bits_per_token": [(1, -0.1), (2, 0.2)]})
     layout = curves([sunken], looks_of([sunken]))[0][1]["layout"]
     assert "type" not in layout["yaxis"]  # no logarithm of what is below 0
 
@@ -231,7 +231,7 @@ def test_a_weighted_loss_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_kl_against_update_norm() -> None:
-    figure = by_norm(RECORDS, single_axis(RECORDS, "drift_sampled/bits_per_token"), LOOKS)
+    figure = by_norm(RECORDS, single_axis(RECORDS, "kl_sampled/bits_per_token"), LOOKS)
     assert figure is not None
     traces = valid(figure)
     assert traces.pop("base model")["y"] == [0.0, 0.0]

@@ -67,7 +67,7 @@ def _record(method: str, rate: float, seed: int, scores: list[Score], begun: lis
     recipe = {"method": method, "learning_rate": rate, "seed": seed}
     return RunRecord(
         status="complete", method=method, label=method, learning_rate=rate, seed=seed, recipe=recipe, scores=scores,
-        initial_scores=begun,
+        base_scores=begun,
     )  # fmt: skip
 
 

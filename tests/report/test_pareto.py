@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from gentletune.report.axes import Point, both_axes
-from gentletune.report.pareto import candidates, front_of, initials_differ, pareto_front
+from gentletune.report.pareto import bases_differ, candidates, front_of, pareto_front
 
 from .report_records import failed, pair, run
 
@@ -49,7 +49,7 @@ def test_front_is_exactly_what_nothing_beats(points: list[tuple[float, float]], 
     assert [turned[i][0] for i in front] == sorted(turned[i][0] for i in front)
 
 
-def test_the_initial_model_is_an_option_and_failed_runs_are_none() -> None:
+def test_the_base_model_is_an_option_and_failed_runs_are_none() -> None:
     records = [
         pair("sft", 1e-6, 0.8, 0.5),
         failed(),
@@ -100,10 +100,10 @@ def test_settings_of_one_method_and_rate_are_told_apart() -> None:
     ]
 
 
-def test_unlike_initial_models_are_noticed() -> None:
+def test_unlike_base_models_are_noticed() -> None:
     same = [pair("sft", 1e-6, 0.8, 0.5), pair("sft", 1e-5, 0.7, 0.4)]
-    other = pair("sft", 1e-5, 0.7, 0.4, initial={"clinic/accuracy": 0.3, "arithmetic/accuracy": 0.6})
+    other = pair("sft", 1e-5, 0.7, 0.4, base={"clinic/accuracy": 0.3, "arithmetic/accuracy": 0.6})
     domain, _ = both_axes(same, None, None)
     assert domain is not None
-    assert not initials_differ(same, domain)
-    assert initials_differ([*same, other], domain)
+    assert not bases_differ(same, domain)
+    assert bases_differ([*same, other], domain)

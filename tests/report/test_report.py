@@ -30,7 +30,7 @@ from .made_study import made_study, write_study
 from .report_records import failed, pair, run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|$x$"
-DRIFT = {"drift_sampled/bits_per_token": 0.125, "reference/bits_per_token": 3.25}
+KL = {"kl_sampled/bits_per_token": 0.125, "reference/bits_per_token": 3.25}
 
 
 class Page(HTMLParser):
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 
 def study() -> list[RunRecord]:
-    tuned = {"clinic/accuracy": 0.8125, "arithmetic/accuracy": 0.5, "instructions/accuracy": 0.4} | DRIFT
+    tuned = {"clinic/accuracy": 0.8125, "arithmetic/accuracy": 0.5, "instructions/accuracy": 0.4} | KL
     return [
         run(
             "sft",
@@ -144,7 +144,7 @@ def test_the_page_holds_the_points_and_plotly_accepts_them(page: Page) -> None:
 def test_every_view_has_its_figure(page: Page) -> None:
     boxes = {attributes.get("id") for _, attributes in page.tags}
     assert set(json.loads(page.scripts[0])["figures"]) <= boxes
-    for key in ("arithmetic/accuracy", "instructions/accuracy", "drift_sampled/bits_per_token"):
+    for key in ("arithmetic/accuracy", "instructions/accuracy", "kl_sampled/bits_per_token"):
         assert key in page.text
     assert "Every score over the learning rate" in page.text
     assert "can disagree" in page.text
@@ -166,7 +166,7 @@ def test_nothing_in_a_record_can_run(tmp_path: Path) -> None:
     evil = [
         pair(EVIL, 1e-6, 0.9, 0.5, hashes={EVIL: EVIL}, versions={EVIL: EVIL}, curves={"nll": [(1, 2)]}),
         pair(EVIL, 1e-5, 0.9, 0.5, recipe={"model": EVIL, "data": EVIL, "method": EVIL}, created=EVIL, sandbox=EVIL),
-        pair("sft", 1e-6, 0.7, 0.6, initial={}),
+        pair("sft", 1e-6, 0.7, 0.6, base={}),
         failed(error=EVIL),
     ]
     text = report(evil, tmp_path, title=EVIL).html.read_text(encoding="utf-8")
@@ -235,26 +235,26 @@ def test_without_complete_runs_it_says_so(records: list[RunRecord], tmp_path: Pa
 
 def test_runs_with_unlike_scores_and_many_points(tmp_path: Path) -> None:
     records = [pair("sft", 1e-6 * (i + 1), 0.5 + i / 100, 0.6 - i / 100, seed=i) for i in range(20)]
-    bare = run("talr", 1e-6, {"clinic/accuracy": (0.5, None)}, initial={})
+    bare = run("talr", 1e-6, {"clinic/accuracy": (0.5, None)}, base={})
     page = Page(report([*records, bare], tmp_path, general="arithmetic/accuracy").html.read_text(encoding="utf-8"))
     assert "Not plotted for want of a score on one of the axes: talr 1e-6." in page.text
 
 
 def test_chosen_axes_and_a_wrong_one(tmp_path: Path) -> None:
-    result = report(study()[:2], tmp_path, general="drift_sampled/bits_per_token")
+    result = report(study()[:2], tmp_path, general="kl_sampled/bits_per_token")
     assert result.general_axis is not None
-    assert result.general_axis.key == "drift_sampled/bits_per_token"
+    assert result.general_axis.key == "kl_sampled/bits_per_token"
     assert "axis reversed" in result.html.read_text(encoding="utf-8")
     with pytest.raises(UserError, match="unknown score"):
-        report(study(), tmp_path / "other", general="drift")
+        report(study(), tmp_path / "other", general="kl")
     assert not (tmp_path / "other").exists()
 
 
 def test_views_that_disagree_are_named(tmp_path: Path) -> None:
-    a = run("sft", 1e-6, {"clinic/accuracy": 0.9, "arithmetic/accuracy": 0.6, "drift_sampled/bits_per_token": 0.3})
-    b = run("talr", 1e-6, {"clinic/accuracy": 0.9, "arithmetic/accuracy": 0.5, "drift_sampled/bits_per_token": 0.1})
+    a = run("sft", 1e-6, {"clinic/accuracy": 0.9, "arithmetic/accuracy": 0.6, "kl_sampled/bits_per_token": 0.3})
+    b = run("talr", 1e-6, {"clinic/accuracy": 0.9, "arithmetic/accuracy": 0.5, "kl_sampled/bits_per_token": 0.1})
     text = report([a, b], tmp_path).markdown.read_text(encoding="utf-8")
-    assert "sft 1e-6 by arithmetic/accuracy; talr 1e-6 by drift_sampled/bits_per_token" in text
+    assert "sft 1e-6 by arithmetic/accuracy; talr 1e-6 by kl_sampled/bits_per_token" in text
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +449,7 @@ def test_of_a_real_run_the_command_shows_its_answers_and_its_plain_loss(
 
 def test_a_small_loss_within_the_margin_is_called_one(tmp_path: Path) -> None:
     records = [
-        pair("sft", 1e-6, 0.9, (0.55, 0.002), initial={"clinic/accuracy": 0.4, "arithmetic/accuracy": (0.6, 0.002)})
+        pair("sft", 1e-6, 0.9, (0.55, 0.002), base={"clinic/accuracy": 0.4, "arithmetic/accuracy": (0.6, 0.002)})
     ]
     made = report(records, tmp_path, margin=0.1)
     assert made.findings.safe

@@ -57,14 +57,14 @@ def test_of_nothing_there_is_one_section() -> None:
 
 
 def test_a_score_asked_for_holds_where_it_is() -> None:
-    other = run("sft", 1e-6, {"clinic/accuracy": 0.7, "instructions/accuracy": 0.5}, initial={}, recipe=ESCI)
+    other = run("sft", 1e-6, {"clinic/accuracy": 0.7, "instructions/accuracy": 0.5}, base={}, recipe=ESCI)
     first, second = split([pair("sft", 1e-6, 0.7, 0.5, recipe=CLINIC), other], general="arithmetic/accuracy")
     assert first.general is not None
     assert second.general is not None
     assert (first.general.key, second.general.key) == ("arithmetic/accuracy", "instructions/accuracy")
     with pytest.raises(UserError, match="unknown score"):
         split([other], general="arithmetic/accuracy")
-    loss = run("sft", 1e-6, {"clinic/bits_per_token": 2.0, "arithmetic/accuracy": 0.5}, initial={}, recipe=ESCI)
+    loss = run("sft", 1e-6, {"clinic/bits_per_token": 2.0, "arithmetic/accuracy": 0.5}, base={}, recipe=ESCI)
     keys = [
         s.domain.key for s in split([pair("sft", 1e-6, 0.7, 0.5, recipe=CLINIC), loss], "clinic/accuracy") if s.domain
     ]

@@ -153,19 +153,19 @@ def csv_of(found: Ablation) -> list[str]:
         return (Path(directory) / f"{found.name}.csv").read_text().splitlines()
 
 
-DRIFT = LABELS["drift_sampled/bits_per_token"]
+KL = LABELS["kl_sampled/bits_per_token"]
 ITEMS = [0.5, 1.5, 1.0, 2.0, 0.8, 1.2, 1.7, 0.3]
 
 
-def scores(entropy: float, drift: float, right: int, domain: float) -> list[Score]:
-    """Scores of eight items each; entropy and drift shift all items alike, so that their paired changes are certain."""
+def scores(entropy: float, kl: float, right: int, domain: float) -> list[Score]:
+    """Scores of eight items each; entropy and KL shift all items alike, so that their paired changes are certain."""
     lower: dict[str, Any] = {"side": "general", "higher_is_better": False}
     higher: dict[str, Any] = {"side": "general", "higher_is_better": True}
     size = [2.0] * 8
     code = [v / 10 + domain for v in ITEMS]
     return [
         mean_score(code, task="d", metric="bits_per_token", **(lower | {"side": "domain"})),
-        ratio_score([v + 2 * drift for v in ITEMS], size, task="drift_sampled", metric="bits_per_token", **lower),
+        ratio_score([v + 2 * kl for v in ITEMS], size, task="kl_sampled", metric="bits_per_token", **lower),
         mean_score([float(i < right) for i in range(8)], task="sums", metric="accuracy", **higher),
         ratio_score([v + 2 * entropy for v in ITEMS], size, task="own_answers", metric="entropy", **higher),
     ]
@@ -175,7 +175,7 @@ def record(label: str, seed: int, norm: float, *values: Any, test: str = "same",
     made = {
         "status": "complete", "method": label, "label": label, "learning_rate": 1e-4, "seed": seed, "recipe": {},
         "hashes": {"test": test}, "training": {"update_norm": norm}, "scores": scores(*values),
-        "initial_scores": scores(2.0, 0.0, 4, 1.0),
+        "base_scores": scores(2.0, 0.0, 4, 1.0),
     }  # fmt: skip
     return RunRecord.model_validate(made | fields)
 
@@ -183,27 +183,27 @@ def record(label: str, seed: int, norm: float, *values: Any, test: str = "same",
 def table(*, test: str = "same") -> Ablation:
     sft = (record("sft", 0, 1.0, 1.9, 0.4, 4, 0.5), record("sft", 1, 1.2, 1.92, 0.42, 4, 0.52, test=test))
     talr = (record("talr", 0, 0.5, 1.4, 0.3, 4, 0.6), record("talr", 1, 0.6, 1.41, 0.33, 4, 0.61, test=test))
-    rows = (Row(BASE, sft, initial=True), Row("sft", sft, BASE), Row("talr", talr, "sft"))
+    rows = (Row(BASE, sft, base=True), Row("sft", sft, BASE), Row("talr", talr, "sft"))
     return Ablation("views", "A title", rows, ("A note.",))
 
 
 def test_means_norms_and_columns() -> None:
     found = table()
     assert list(found.axes) == [
-        "d/bits_per_token", "drift_sampled/bits_per_token", "sums/accuracy", "own_answers/entropy",
+        "d/bits_per_token", "kl_sampled/bits_per_token", "sums/accuracy", "own_answers/entropy",
     ]  # fmt: skip
-    initial, sft, talr = found.rows
+    base, sft, talr = found.rows
     centre = sum(ITEMS) / 16  # the entropy's own items, in twos
     assert found.mean(talr, "own_answers/entropy").value == pytest.approx(centre + 1.405)
-    assert found.mean(initial, "own_answers/entropy").value == pytest.approx(centre + 2)
+    assert found.mean(base, "own_answers/entropy").value == pytest.approx(centre + 2)
     assert found.mean(talr, "none/at_all") is None
     norm = found.norm(sft)
     assert (norm.value, norm.stderr) == (pytest.approx(1.1), pytest.approx(0.1))
     assert found.norm_ratio(talr) == 0.5
-    assert found.norm_ratio(initial) is None
-    assert found.norm(initial).value == 0
-    drift = found.mean(initial, "drift_sampled/bits_per_token")
-    assert (drift.value, drift.stderr) == (initial.scores("drift_sampled/bits_per_token")[0].value, drift.stderr)
+    assert found.norm_ratio(base) is None
+    assert found.norm(base).value == 0
+    kl = found.mean(base, "kl_sampled/bits_per_token")
+    assert (kl.value, kl.stderr) == (base.scores("kl_sampled/bits_per_token")[0].value, kl.stderr)
 
 
 def test_differences_are_paired_by_seed_and_item() -> None:
@@ -239,7 +239,7 @@ def test_seeds_with_held_out_rows_of_their_own_are_not_averaged_by_item() -> Non
 def test_one_seed_has_an_error_over_items_and_none_over_seeds() -> None:
     one = record("talr", 0, 0.5, 1.4, 0.3, 6, 0.6)
     sft = record("sft", 0, 1.0, 1.9, 0.4, 4, 0.5)
-    rows = (Row(BASE, (sft,), initial=True), Row("sft", (sft,), BASE), Row("talr", (one,), "sft"))
+    rows = (Row(BASE, (sft,), base=True), Row("sft", (sft,), BASE), Row("talr", (one,), "sft"))
     found = Ablation("tau", "t", rows)
     assert found.norm(rows[2]).stderr is None
     assert found.mean(rows[2], "sums/accuracy").stderr > 0
@@ -268,11 +268,11 @@ def test_the_text_says_what_the_figures_say() -> None:
     found = table()
     sft, talr = found.sentences()
     assert sft.startswith(
-        f"sft against {BASE}: on general skill significantly worse by {DRIFT}, and significantly sharper; "
+        f"sft against {BASE}: on general skill significantly worse by {KL}, and significantly sharper; "
         "on the domain significantly better by loss on d answers ("
     )
     assert talr.startswith(
-        f"talr against sft: on general skill significantly better by {DRIFT}, and significantly sharper; "
+        f"talr against sft: on general skill significantly better by {KL}, and significantly sharper; "
         "on the domain significantly worse by loss on d answers (update norm × 0.5; "
     )
     assert "sums accuracy" not in talr  # no significant difference
@@ -297,7 +297,7 @@ def test_views_that_disagree_and_a_change_that_is_none() -> None:
     other = record("dft", 0, 1.0, 1.9, 0.1, 0, 0.5)
     rows = (Row("sft", (sft,)), Row("dft", (other,), "sft"))
     (line,) = Ablation("views", "t", rows).sentences()
-    assert f"the views disagree, better by {DRIFT}, worse by sums accuracy" in line
+    assert f"the views disagree, better by {KL}, worse by sums accuracy" in line
     assert "not significantly sharper or flatter" in line
     assert "on the domain not significantly different" in line
 
@@ -420,7 +420,7 @@ def test_commands(
     columns = (
         "update_norm",
         "clinic/bits_per_token",
-        "drift_greedy/bits_per_token",
+        "nll_greedy/bits_per_token",
         "arithmetic/accuracy",
         "clinic/ece",
     )

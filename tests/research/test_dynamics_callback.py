@@ -135,12 +135,12 @@ def test_shares_are_zero_where_no_token_has_weight() -> None:
 
 
 @pytest.mark.parametrize("method", ["sft", "lora(r=4)"])
-def test_bins_are_fixed_by_the_initial_model(method: str, tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
+def test_bins_are_fixed_by_the_base_model(method: str, tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
     _, callback = trained(tokenizer, rows, tmp_path, method)
     steps = by_step(read_dynamics(tmp_path / DYNAMICS_FILE))
     assert list(steps) == [0, 2, 4, 5]
     initial = torch.cat([token_losses(lively_model(tokenizer), row).detach() for row in rows[:3]])
-    assert torch.allclose(callback.initial.nll.double(), initial, atol=1e-4)
+    assert torch.allclose(callback.base.nll.double(), initial, atol=1e-4)
     for row in steps[0]:
         p = torch.exp(-initial)
         mine = p[(p > row.low) & (p <= row.high)]
@@ -164,7 +164,7 @@ def test_the_figures_are_of_the_model_as_it_is(tokenizer: Any, rows: list[Encode
     model, callback = trained(tokenizer, rows, tmp_path, "sft")
     last = by_step(read_dynamics(tmp_path / DYNAMICS_FILE))[5]
     now = token_figures(model, rows[:3], pad_id=tokenizer.pad_token_id)
-    bins = probability_bins(callback.initial.nll, EDGES)
+    bins = probability_bins(callback.base.nll, EDGES)
     expected = bin_figures(now, torch.ones_like(now.nll), bins, step=5, edges=EDGES)
     assert [row.nll for row in last] == pytest.approx([row.nll for row in expected])
     assert [row.gradient_share for row in last] == pytest.approx([row.gradient_share for row in expected])
@@ -183,13 +183,13 @@ def test_masked_bins_have_no_gradient(tokenizer: Any, rows: list[Encoded], tmp_p
 
 
 def weights_of(callback: TokenDynamicsCallback) -> torch.Tensor:
-    assert callback.initial is not None
-    return callback.weights(callback.initial)
+    assert callback.base is not None
+    return callback.weights(callback.base)
 
 
 def test_talr_weighs_the_probe_as_one_batch(tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
     _, callback = trained(tokenizer, rows, tmp_path, "talr", recipe={"max_steps": 1})
-    nll, sequence = callback.initial.nll, callback.initial.sequence
+    nll, sequence = callback.base.nll, callback.base.sequence
     means = torch.stack([nll[sequence == i].mean() for i in range(3)])
     assert torch.allclose(weights_of(callback), talr_weights(nll, batch_tau(means)))
     hardest, easiest = (by_step(read_dynamics(tmp_path / DYNAMICS_FILE))[0][i] for i in (0, -1))
@@ -200,7 +200,7 @@ def test_lagged_median_takes_the_trainers_previous(tokenizer: Any, rows: list[En
     _, callback = trained(tokenizer, rows, tmp_path, "talr(tau=lagged_median)", recipe={"max_steps": 2})
     previous = callback.trainer.previous
     assert previous.shape == (2,)  # the last batch's two sequences
-    expected = talr_weights(callback.initial.nll, batch_tau(previous))
+    expected = talr_weights(callback.base.nll, batch_tau(previous))
     assert torch.allclose(weights_of(callback), expected)
     callback.trainer = None
     assert not torch.allclose(weights_of(callback), expected)
@@ -253,7 +253,7 @@ def test_resumed_figures_are_those_of_an_uninterrupted_run(
     def crash(self: TokenDynamicsCallback, model: Any) -> TokenFigures:
         nonlocal calls
         calls += 1
-        if calls == 5:  # the initial model, then steps 1, 2, 3: the checkpoint is of step 2
+        if calls == 5:  # the base model, then steps 1, 2, 3: the checkpoint is of step 2
             raise CrashError
         return look(self, model)
 
@@ -289,10 +289,8 @@ def test_added_too_late_it_says_so(tokenizer: Any, rows: list[Encoded], tmp_path
 
 def test_a_diverged_probe_stops_training(tokenizer: Any, rows: list[Encoded], tmp_path: Path) -> None:
     callback = TokenDynamicsCallback(tmp_path / "a.jsonl", rows[:1], parse_method("sft"), pad_id=2)
-    callback.initial = token_figures(lively_model(tokenizer), rows[:1], pad_id=2)
-    broken = TokenFigures(
-        callback.initial.nll * float("nan"), callback.initial.gradient_norm, callback.initial.sequence
-    )
+    callback.base = token_figures(lively_model(tokenizer), rows[:1], pad_id=2)
+    broken = TokenFigures(callback.base.nll * float("nan"), callback.base.gradient_norm, callback.base.sequence)
     with pytest.raises(TrainingDivergedError, match="step 3"):
         callback._record(3, broken)
     assert not (tmp_path / "a.jsonl").exists()

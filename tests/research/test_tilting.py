@@ -69,7 +69,7 @@ def test_a_lambda_out_of_range_is_at_its_edge(lam: float, end: float) -> None:
     assert found.fit < 1
 
 
-def test_the_initial_model_has_lambda_zero_and_no_fit() -> None:
+def test_the_base_model_has_lambda_zero_and_no_fit() -> None:
     q, p2 = random_model(0), random_model(1)
     found = effective_tilt(q, p2, q)
     assert found.lam == pytest.approx(0, abs=1e-9)
@@ -127,7 +127,7 @@ def test_the_moments_are_those_of_the_tilt() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7])
-def test_a_target_that_is_the_initial_model_is_refused(noise: float) -> None:
+def test_a_target_that_is_the_base_model_is_refused(noise: float) -> None:
     q = random_model(0)
     p2 = q + noise * random_model(1)
     assert not moved(q, p2)
@@ -232,7 +232,7 @@ def test_the_edge_by_hand() -> None:
     points = [(0.4, 0.08, 0.7), (0.2, 0.02, 0.5), (0.9, 0.3, 0.9)]  # in any order
     edge = safe_edge(points, 0.05)
     assert (edge.at, edge.gain, edge.open) == (pytest.approx(0.3), pytest.approx(0.6), False)
-    first = safe_edge(points, 0.01)  # exceeded at the first point: the way begins at the initial model
+    first = safe_edge(points, 0.01)  # exceeded at the first point: the way begins at the base model
     assert (first.at, first.gain, first.open) == (pytest.approx(0.1), pytest.approx(0.25), False)
     never = safe_edge(points, 0.3)  # met exactly is within
     assert (never.at, never.gain, never.open) == (0.9, 0.9, True)

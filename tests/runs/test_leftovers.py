@@ -67,7 +67,7 @@ def test_a_constant_that_a_task_judges_by_is_part_of_it(tiny_dir: Path, tmp_path
     assert value(train(recipe), "pick/mine") == 1.0
     (tmp_path / "own.py").write_text(JUDGE.replace("1.0", "0.125"), encoding="utf-8")
     again = train(recipe)
-    scores = [s.value for scores in (again.initial_scores, again.scores) for s in scores if s.key == "pick/mine"]
+    scores = [s.value for scores in (again.base_scores, again.scores) for s in scores if s.key == "pick/mine"]
     assert scores == [0.125, 0.125]
 
 

@@ -20,7 +20,7 @@ from tests.helpers import tiny_recipe
 
 SCORES = {
     ("clinic", "domain", "accuracy"), ("clinic", "domain", "bits_per_token"), ("clinic", "domain", "bits_per_byte"),
-    ("drift_sampled", "general", "bits_per_token"), ("drift_greedy", "general", "bits_per_token"),
+    ("kl_sampled", "general", "bits_per_token"), ("nll_greedy", "general", "bits_per_token"),
     ("arithmetic", "general", "accuracy"), ("instructions", "general", "accuracy"),
 }  # fmt: skip
 
@@ -30,10 +30,10 @@ def test_run_directory(tiny_dir: Path, tmp_path: Path) -> None:
     assert record.status == "complete"
     assert (record.method, record.seed, record.learning_rate) == ("talr", 3, 1e-2)
     assert {(s.task, s.side, s.metric) for s in record.scores} == SCORES
-    assert {(s.task, s.side, s.metric) for s in record.initial_scores} == SCORES
-    initial = {s.key: s for s in record.initial_scores}
-    assert initial["drift_sampled/bits_per_token"].value == 0
-    assert record.score("clinic/bits_per_token").value < initial["clinic/bits_per_token"].value
+    assert {(s.task, s.side, s.metric) for s in record.base_scores} == SCORES
+    base = {s.key: s for s in record.base_scores}
+    assert base["kl_sampled/bits_per_token"].value == 0
+    assert record.score("clinic/bits_per_token").value < base["clinic/bits_per_token"].value
     assert record.training["steps"] == 6
     assert record.training["update_norm"] > 0
     assert {"model", "train", "test"} <= record.hashes.keys()
@@ -43,7 +43,7 @@ def test_run_directory(tiny_dir: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines if "domain_nll" in line] == [3, 6]
     assert {"tau", "mean_weight", "floor_share", "effective_sample_size", "update_norm"} <= lines[0].keys()
-    assert "drift_bits_per_token" in lines[2] or "drift_bits_per_token" in lines[3]
+    assert "kl_bits_per_token" in lines[2] or "kl_bits_per_token" in lines[3]
     assert "talr" in (tmp_path / "run" / "model" / "README.md").read_text()
     assert not (tmp_path / "run" / "checkpoints").exists()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
@@ -110,7 +110,7 @@ def test_wise_ft_takes_the_weights_of_a_plain_run(tiny_dir: Path, tmp_path: Path
         train(other, reuse=tmp_path / "plain")
 
 
-def test_flow_weights_come_from_the_initial_model(tiny_dir: Path, tmp_path: Path) -> None:
+def test_flow_weights_come_from_the_base_model(tiny_dir: Path, tmp_path: Path) -> None:
     inputs = gentletune.runs.run.Inputs(tiny_recipe(tiny_dir, tmp_path, method="flow"))
     weights = inputs.sequence_weights()
     assert weights is not None
@@ -182,16 +182,16 @@ def test_evaluate_any_model(tiny_dir: Path, tmp_path: Path) -> None:
     found = evaluate(recipe, str(tmp_path / "run" / "model"))
     means = [s for s in found.scores if s.task == "general_mean"]
     assert [*record.scores, *means] == found.scores
-    assert [s for s in found.initial_scores if s.task != "general_mean"] == record.initial_scores
+    assert [s for s in found.base_scores if s.task != "general_mean"] == record.base_scores
     assert means[0].value == pytest.approx(
         sum(s.value for s in record.scores if s.key in ("arithmetic/accuracy", "instructions/accuracy")) / 2
     )
     same = evaluate(recipe, str(tiny_dir))
-    assert same.scores == same.initial_scores == found.initial_scores
-    assert set(found.changes) == {s.key for s in found.scores if not s.task.startswith("drift_")}
+    assert same.scores == same.base_scores == found.base_scores
+    assert set(found.changes) == {s.key for s in found.scores if s.task not in ("kl_sampled", "nll_greedy")}
     change = found.changes["clinic/bits_per_token"]
     before, after = (
-        next(s for s in side if s.key == "clinic/bits_per_token") for side in (found.initial_scores, found.scores)
+        next(s for s in side if s.key == "clinic/bits_per_token") for side in (found.base_scores, found.scores)
     )
     assert change.paired
     assert change.value == pytest.approx(after.value - before.value)

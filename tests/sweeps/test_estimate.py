@@ -20,7 +20,7 @@ from gentletune.sweeps.sweep import Queue
 from tests.helpers import tiny_recipe, tiny_study
 
 PROBE = Probe(
-    load=1.0, save=2.0, step=0.5, step_rows=4, domain=Line(1, 0.1), drift=Line(0, 0.01), answers=Line(0, 0.2),
+    load=1.0, save=2.0, step=0.5, step_rows=4, domain=Line(1, 0.1), own=Line(0, 0.01), answers=Line(0, 0.2),
     tasks={"arithmetic": Line(2, 0.5)}, model_bytes=100, checkpoint_bytes=300,
 )  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_an_estimate_is_of_the_right_size(tiny_dir: Path, tmp_path: Path, monkey
     # What is done is not counted again.
     (tmp_path / "study" / "talr-lr0.01" / "record.json").unlink()
     rest = estimate(trials, study, tmp_path / "study")
-    assert (rest.trials, rest.trainings, rest.initial_seconds) == (1, 0, 0)  # its weights are there
+    assert (rest.trials, rest.trainings, rest.base_seconds) == (1, 0, 0)  # its weights are there
     assert rest.seconds < found.seconds
     done = estimate(trials[:2], study, tmp_path / "study")
     assert done.lines() == ["nothing to run: every trial is complete"]

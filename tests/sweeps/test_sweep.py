@@ -53,12 +53,12 @@ def test_what_trials_have_in_common_is_done_once(
     assert [r.status for r in records] == ["complete"] * 5
     assert counts["fit"] == 4
     assert counts["sequence_nll"] == 1  # FLOW's losses, for two rates
-    assert counts["generate"] == 2  # the initial model's answers, sampled and greedy
+    assert counts["generate"] == 2  # the base model's answers, sampled and greedy
     assert counts["load_data"] == counts["load_tokenizer"] == 1
     assert counts["encode_rows"] == 2
-    assert counts["model_hash"] == 1 + 5  # the initial model, and each tuned one
+    assert counts["model_hash"] == 1 + 5  # the base model, and each tuned one
     assert counts["load_model"] == 5 + 1  # a copy to train, or to average with; and what another trial has trained
-    assert records[0].initial_scores == records[4].initial_scores
+    assert records[0].base_scores == records[4].base_scores
 
 
 def test_a_crash_is_recorded_and_does_not_stop_the_others(

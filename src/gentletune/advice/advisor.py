@@ -23,7 +23,7 @@ from gentletune.advice.curve import (
     stable_points,
     unit_movement,
 )
-from gentletune.advice.method import FEW_HARD, HARD, advise_method, base_method, edge_at_equal_drift, talr_method
+from gentletune.advice.method import FEW_HARD, HARD, advise_method, base_method, edge_at_equal_kl, talr_method
 from gentletune.advice.probes import Bench, split_rows
 from gentletune.advice.reasons import nothing_to_propose, rate_facts, told
 from gentletune.core.errors import UserError
@@ -51,7 +51,7 @@ class Proposal:
     `points` are the probes (bits per token, paired against the base model, errors by sequence), `forecasts` the
     full runs they foretell, `diverged` the rates at which a probe was no longer finite. `grid_ends` are the ends of the
     grid beyond which a rate may be better (`curve.Choice`); a reason then says what to do. `probe_rows` is how many
-    training rows the probes trained on, `hard_share` the share of training labels below p = 0.1 under the initial
+    training rows the probes trained on, `hard_share` the share of training labels below p = 0.1 under the base
     model. `seconds` is all the time taken, `share_of_sweep` that over the training time of a sweep of `sweep_runs` such
     runs, at the probes' own seconds a step (its measuring not counted).
     """
@@ -74,7 +74,7 @@ class Proposal:
         """Fit for JSON; of a point's scores, value and standard error."""
 
         def flat(point: ProbePoint) -> dict[str, Any]:
-            scores = {"gain": point.gain, "drift": point.drift}
+            scores = {"gain": point.gain, "kl": point.kl}
             plain = {k: getattr(point, k) for k in ("method", "learning_rate", "steps", "movement")}
             values = {k: s.value for k, s in scores.items()} | {f"{k}_stderr": s.stderr for k, s in scores.items()}
             return plain | values
@@ -103,9 +103,9 @@ def advise(
     `prior_rate` (ten times larger with LoRA), and up to two larger ones where the best lies at the upper end of those.
     Probes train on `steps` batches of training rows (on all there are, again and again, where those are fewer) and are
     measured on training rows apart from them; the held-out rows are never looked at. The rule is `curve.choose`'s: the
-    least drift among `candidates` (default: half decades, as far down as it takes) whose forecast gain ties with the
-    best; `budget` is the most sampled drift that may come of it, bits per token. By default `steps` are from 6 to 24,
-    so many that the probes, larger rates aside, take about 6 % of the steps of `sweep_runs` full runs.
+    least KL from base among `candidates` (default: half decades, as far down as it takes) whose forecast gain is
+    as good as the best; `budget` is the most KL from base that may come of it, bits per token. By default `steps` are
+    from 6 to 24, so many that the probes, larger rates aside, take about 6 % of the steps of `sweep_runs` full runs.
 
     Raises:
         UserError: bad input, fewer than 4 training rows, no rate at which a probe stayed finite or within budget.
@@ -131,7 +131,7 @@ def advise(
     equal = _equal_rate(stable, choice, units)
     say(f"probing {talr} at learning rate {equal:g} for {count} steps")
     other = bench.probe(talr, equal, count)
-    edge = edge_at_equal_drift(other[-1], stable) if other else None
+    edge = edge_at_equal_kl(other[-1], stable) if other else None
     better, why = advise_method(hard_share, edge) if other else (False, "diverged")
     facts = {"units": units, "steps": count, "full": full, "budget": budget}
     reasons = [

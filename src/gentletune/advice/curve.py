@@ -2,7 +2,7 @@
 
 The bridge is ours: under Adam a step moves every weight by about the learning rate, whatever the gradient's size, so a
 run's *movement* is the sum of its rates over its steps. A probe of k steps at a large rate has moved as far as a full
-run at a small one, and what it gained and drifted by then is read as what that run will. It sees no more data than the
+run at a small one, and its gain and KL from base by then are read as those of that run. It sees no more data than the
 k steps hold, and a full run of small steps is gentler than its probe, so both are approximations.
 """
 
@@ -31,8 +31,8 @@ End = Literal["smallest candidate", "largest candidate", "largest probe"]
 class ProbePoint:
     """What `steps` steps at one rate did, against the base model on the same sequences, paired.
 
-    `movement` is the sum of the learning rates of the steps. `gain` is bits per domain token saved, `drift` bits
-    per token lost on the base model's own sampled answers, each a `Score` by sequence.
+    `movement` is the sum of the learning rates of the steps. `gain` is bits per domain token saved, `kl` from base
+    in bits per token, on what the base model samples, each a `Score` by sequence.
     """
 
     method: str
@@ -40,26 +40,26 @@ class ProbePoint:
     steps: int
     movement: float
     gain: Score
-    drift: Score
+    kl: Score
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The full run at one rate, as the probes foretell it: bits per token gained and drifted.
+    """The full run at one rate, as the probes foretell it: bits per token gained, and KL from base.
 
-    `beyond`: it moves further than any stable probe did, so that the gain is a floor and the drift extrapolated.
+    `beyond`: it moves further than any stable probe did, so that the gain is a floor and the KL extrapolated.
     """
 
     learning_rate: float
     movement: float
     gain: float
-    drift: float
+    kl: float
     beyond: bool
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The rate chosen, the forecasts it was chosen from, the rates tied with the best, and the slack of the tie.
+    """The rate chosen, the forecasts it was chosen from, the rates as good as the best, within `tolerance`.
 
     `best` is the largest forecast gain among the rates allowed. `largest_stable` is the largest probed rate that did
     no worse than the smaller ones. `ends` are the ends of the grid that the choice lies at, so that a rate beyond may
@@ -69,7 +69,7 @@ class Choice:
 
     learning_rate: float
     forecasts: tuple[Forecast, ...]
-    tied: tuple[float, ...]
+    alike: tuple[float, ...]
     tolerance: float
     largest_stable: float
     best: float
@@ -158,29 +158,29 @@ def any_gain(points: Sequence[ProbePoint]) -> bool | None:
 
 
 def forecast(stable: Sequence[ProbePoint], rate: float, units: float) -> Forecast:
-    """What a full run of `units` (`unit_movement`) at `rate` would gain and drift.
+    """What a full run of `units` (`unit_movement`) at `rate` would gain, and its KL from base.
 
     Both curves never fall with movement. Gain is linear in the logarithm of the movement between points, in proportion
-    to it before the first and constant after the last; drift is linear in the movement, from 0 at no movement, and goes
+    to it before the first and constant after the last; KL is linear in the movement, from 0 at no movement, and goes
     on after the last point as steeply as from 0 to it, or as between the last two if that is steeper.
     """
     movement = rate * units
     xs = [p.movement for p in stable]
-    gains, drifts = _rising([p.gain.value for p in stable]), _rising([p.drift.value for p in stable])
+    gains, kls = _rising([p.gain.value for p in stable]), _rising([p.kl.value for p in stable])
     beyond = movement > xs[-1] * (1 + 1e-9)
     if movement <= xs[0]:
-        return Forecast(rate, movement, gains[0] * movement / xs[0], drifts[0] * movement / xs[0], False)
+        return Forecast(rate, movement, gains[0] * movement / xs[0], kls[0] * movement / xs[0], False)
     if beyond:
-        slope = max([drifts[-1] / xs[-1], *_slope(xs, drifts)])
-        return Forecast(rate, movement, gains[-1], drifts[-1] + slope * (movement - xs[-1]), True)
+        slope = max([kls[-1] / xs[-1], *_slope(xs, kls)])
+        return Forecast(rate, movement, gains[-1], kls[-1] + slope * (movement - xs[-1]), True)
     i = next(i for i, x in enumerate(xs) if movement <= x * (1 + 1e-9))
     low, high = xs[i - 1], xs[i]
     if high <= low:
-        return Forecast(rate, movement, gains[i], drifts[i], False)
+        return Forecast(rate, movement, gains[i], kls[i], False)
     part = math.log(movement / low) / math.log(high / low)
     gain = gains[i - 1] + part * (gains[i] - gains[i - 1])
-    drift = drifts[i - 1] + (movement - low) / (high - low) * (drifts[i] - drifts[i - 1])
-    return Forecast(rate, movement, gain, drift, False)
+    kl = kls[i - 1] + (movement - low) / (high - low) * (kls[i] - kls[i - 1])
+    return Forecast(rate, movement, gain, kl, False)
 
 
 def choose(
@@ -192,10 +192,10 @@ def choose(
     candidates: Sequence[float],
     budget: float | None = None,
 ) -> Choice | None:
-    """The rate a sweep would choose: the least drift among those whose forecast gain ties with the best.
+    """The rate a sweep would choose: the least KL from base among those whose forecast gain is as good as the best.
 
-    Two gains tie within 1.96 paired standard errors at `test_rows` rows, or within 5 % of the best. Only rates up to
-    the largest stable probe are candidates, and with a `budget` (bits of sampled drift per token) only those forecast
+    A gain is as good within 1.96 paired standard errors at `test_rows` rows, or 5 % of the best. Only rates up to the
+    largest stable probe are candidates, and with a `budget` (bits of KL from base per token) only those forecast
     to stay within it. None where no rate was stable, or none keeps to the budget.
     """
     stable = stable_points(points, diverged)
@@ -203,13 +203,13 @@ def choose(
         return None
     largest = max(p.learning_rate for p in stable)
     found = tuple(forecast(stable, rate, units) for rate in sorted(candidates) if rate <= largest * 1.001)
-    allowed = [f for f in found if budget is None or f.drift <= budget]
+    allowed = [f for f in found if budget is None or f.kl <= budget]
     if not allowed:
         return None
     best = max(f.gain for f in allowed)
     tolerance = max(SLACK * best, _WIDE * _paired_error(stable, test_rows))
-    tied = [f for f in allowed if best - f.gain <= tolerance]
-    chosen = min(tied, key=lambda f: (f.drift, f.learning_rate))
+    alike = [f for f in allowed if best - f.gain <= tolerance]
+    chosen = min(alike, key=lambda f: (f.kl, f.learning_rate))
     ends = list[End]()
     if chosen.learning_rate == found[0].learning_rate:
         ends.append("smallest candidate")
@@ -222,8 +222,8 @@ def choose(
         still_rising = reached and stable[-1].gain.value - smaller > tolerance
         if still_rising or (chosen is found[-1] and chosen.gain > tolerance):
             ends.append("largest probe")
-    tied_rates = tuple(f.learning_rate for f in tied)
-    return Choice(chosen.learning_rate, found, tied_rates, tolerance, largest, best, tuple(ends))
+    rates = tuple(f.learning_rate for f in alike)
+    return Choice(chosen.learning_rate, found, rates, tolerance, largest, best, tuple(ends))
 
 
 def _paired_error(stable: Sequence[ProbePoint], test_rows: int) -> float:

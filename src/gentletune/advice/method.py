@@ -1,4 +1,4 @@
-"""Whether to reweight tokens (TALR) or not: what a probe of it gains against plain training at equal drift."""
+"""Whether to reweight tokens (TALR) or not: what a probe of it gains against plain training at equal KL from base."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _PART = re.compile(r"\+(?=[a-z_])")  # a sign within an argument, as in 1e+3, is
 _UNPROBED = ("talr", "flow", "wise_ft")
 
 
-Verdict = Literal["better", "worse", "tied", "unknown"]
+Verdict = Literal["better", "worse", "no_difference", "unknown"]
 Why = Literal["better", "worse", "few hard tokens", "no advantage", "nothing moved", "diverged"]
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Gain of TALR's probe less that of plain training at equal drift, bits per domain token.
+    """Gain of TALR's probe less that of plain training at equal KL from base, bits per domain token.
 
-    `change` is by sequence, paired, with the error of the drift carried over by the slope of the curve. `bound`: TALR
-    drifted further than any plain probe, so it is set against the furthest of them, and the edge at equal drift is at
-    most that: it can only speak against TALR.
+    `change` is by sequence, paired, with the error of the KL carried over by the slope of the curve. `bound`: TALR
+    went further from base than any plain probe, so it is set against the furthest of them, and the edge at equal KL is
+    at most that: it can only speak against TALR.
     """
 
     change: Change
@@ -41,7 +41,7 @@ class Edge:
 
     @property
     def verdict(self) -> Verdict:
-        """`better` at 99 %, `worse` at 95 %, `tied` or `unknown`.
+        """`better` at 99 %, `worse` at 95 %, `no_difference` or `unknown`.
 
         Straight lines between probes run below a curve of falling returns, which favours TALR a little: what is to
         speak for it has the higher bar (ours).
@@ -49,7 +49,7 @@ class Edge:
         if self.change.p is None:
             return "unknown"
         if self.change.p > (0.01 if self.value > 0 else 0.05):
-            return "tied"
+            return "no_difference"
         if self.value > 0:
             return "unknown" if self.bound else "better"
         return "worse"
@@ -75,25 +75,25 @@ def talr_method(method: str) -> str:
     return parse_method("+".join([*(own or ["talr"]), base_method(method)])).label
 
 
-def edge_at_equal_drift(talr: ProbePoint, plain: Sequence[ProbePoint]) -> Edge | None:
-    """TALR's gain against that of plain training where it has drifted as far, read between two of its points.
+def edge_at_equal_kl(talr: ProbePoint, plain: Sequence[ProbePoint]) -> Edge | None:
+    """TALR's gain against that of plain training at as large a KL from base, read between two of its points.
 
-    Plain points are followed from the base model (no gain, no drift) in order of drift. None where none drifted.
+    Plain points are followed from the base model (no gain, no KL) in order of KL. None where none has any.
     """
-    ordered = sorted((p for p in plain if p.drift.value > 0), key=lambda p: p.drift.value)
+    ordered = sorted((p for p in plain if p.kl.value > 0), key=lambda p: p.kl.value)
     if not ordered:
         return None
-    target = max(talr.drift.value, 0.0)
-    above = next((i for i, p in enumerate(ordered) if p.drift.value >= target), None)
+    target = max(talr.kl.value, 0.0)
+    above = next((i for i, p in enumerate(ordered) if p.kl.value >= target), None)
     if above is None:
-        return Edge(_edge(talr, ordered[-1].gain, ordered[-1].drift, 0.0), bound=True)
+        return Edge(_edge(talr, ordered[-1].gain, ordered[-1].kl, 0.0), bound=True)
     high, low = ordered[above], ordered[above - 1] if above else None
-    before = (low.gain, low.drift) if low else (zero_of(high.gain), zero_of(high.drift))
-    width = high.drift.value - before[1].value
+    before = (low.gain, low.kl) if low else (zero_of(high.gain), zero_of(high.kl))
+    width = high.kl.value - before[1].value
     part = (target - before[1].value) / width if width > 0 else 1.0
-    gain, drift = (_between(a, b, part) for a, b in zip(before, (high.gain, high.drift), strict=True))
+    gain, kl = (_between(a, b, part) for a, b in zip(before, (high.gain, high.kl), strict=True))
     slope = (high.gain.value - before[0].value) / (width or 1.0)
-    return Edge(_edge(talr, gain, drift, slope))
+    return Edge(_edge(talr, gain, kl, slope))
 
 
 def advise_method(hard_share: float, edge: Edge | None) -> tuple[bool, Why]:
@@ -105,20 +105,20 @@ def advise_method(hard_share: float, edge: Edge | None) -> tuple[bool, Why]:
         return False, "nothing moved"
     if edge.verdict in ("better", "worse"):
         return edge.verdict == "better", edge.verdict
-    if hard_share <= FEW_HARD and edge.verdict == "tied" and edge.value >= 0:
+    if hard_share <= FEW_HARD and edge.verdict == "no_difference" and edge.value >= 0:
         return True, "few hard tokens"
     return False, "no advantage"
 
 
-def _edge(talr: ProbePoint, gain: Score, drift: Score, slope: float) -> Change:
-    """TALR's gain less `gain`, with the error of what it drifted less `drift`, at so much gain a bit of drift.
+def _edge(talr: ProbePoint, gain: Score, kl: Score, slope: float) -> Change:
+    """TALR's gain less `gain`, with the error of its KL less `kl`, at so much gain a bit of KL.
 
-    Drift is equal by the choice of the place on the curve: it brings its error and no difference.
+    KL is equal by the choice of the place on the curve: it brings its error and no difference.
     """
     if not slope:
         return compare(talr.gain, gain)
-    ours = _times(talr.gain, 2.0), _times(talr.drift, -2.0 * slope)  # the mean of twice each is their sum
-    base = _times(gain, 2.0), _moved_to(ours[1].value, _times(drift, -2.0 * slope))
+    ours = _times(talr.gain, 2.0), _times(talr.kl, -2.0 * slope)  # the mean of twice each is their sum
+    base = _times(gain, 2.0), _moved_to(ours[1].value, _times(kl, -2.0 * slope))
     return compare([Run(ours)], [Run(base, seed=None)])
 
 

@@ -14,7 +14,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score
 from gentletune.data import Encoded
-from gentletune.evaluation.code_length import SequenceNLL, drift_score, sequence_nll
+from gentletune.evaluation.code_length import SequenceNLL, rise_score, sequence_nll
 from gentletune.evaluation.measure import OwnAnswers
 from gentletune.methods import parse_method
 from gentletune.training.looks import train_copy
@@ -32,7 +32,7 @@ class Bench:
     own: OwnAnswers
     seconds: float = 0.0
     steps: int = 0
-    _initial: list[SequenceNLL] = field(default_factory=list)
+    _base: list[SequenceNLL] = field(default_factory=list)
 
     def probe(self, method: str, rate: float, steps: int) -> list[ProbePoint] | None:
         """Points after half and all of `steps` steps at a constant rate; None where the training diverged.
@@ -57,22 +57,22 @@ class Bench:
             return None
         self.seconds += time.perf_counter() - begun - looking
         self.steps += steps
-        finite = all(math.isfinite(s.value) for point in found for s in (point.gain, point.drift))
+        finite = all(math.isfinite(s.value) for point in found for s in (point.gain, point.kl))
         # A first look may come before the warm-up has moved anything.
         return [point for point in found if point.movement > 0] if finite else None
 
     def _point(self, model: Any, method: str, recipe: Recipe, done: int, steps: int) -> ProbePoint:
-        before, movement = self.initial, unit_movement(done, steps, recipe.warmup, "constant") * recipe.learning_rate
-        rise = drift_score(self._nll(model, self.held), before, task="domain_gain")
-        drift = drift_score(self._nll(model, self.own.rows), self.own.initial, task="drift_sampled")
-        return ProbePoint(method, recipe.learning_rate, done, movement, _gain(rise), drift)
+        before, movement = self.base, unit_movement(done, steps, recipe.warmup, "constant") * recipe.learning_rate
+        rise = rise_score(self._nll(model, self.held), before, task="domain_gain")
+        kl = rise_score(self._nll(model, self.own.rows), self.own.base, task="kl_sampled")
+        return ProbePoint(method, recipe.learning_rate, done, movement, _gain(rise), kl)
 
     @property
-    def initial(self) -> SequenceNLL:
+    def base(self) -> SequenceNLL:
         """The base model's NLL on the held rows."""
-        if not self._initial:
-            self._initial.append(self._nll(self.model, self.held))
-        return self._initial[0]
+        if not self._base:
+            self._base.append(self._nll(self.model, self.held))
+        return self._base[0]
 
     def _nll(self, model: Any, rows: Sequence[Encoded]) -> SequenceNLL:
         tokens = self.recipe.eval_batch_tokens

@@ -18,7 +18,7 @@ def told(name: str, **facts: Any) -> list[str]:
 
 
 def rate_facts(choice: Choice, points: Sequence[ProbePoint], diverged: Sequence[float]) -> dict[str, Any]:
-    """What the rate ties with, what it was read from, and what the probes could not show."""
+    """Which gain the rate's is as good as, what it was read from, and what the probes could not show."""
     stable, largest = stable_points(points, diverged), choice.largest_stable
     probed = {p.learning_rate for p in points} | set(diverged)
     return {

@@ -16,7 +16,7 @@ def print_proposal(console: Console, found: Proposal) -> None:
     for heading in ("method", "learning rate", "steps", "domain gain", "KL from base"):
         probes.add_column(heading, justify="left" if heading == "method" else "right")
     for p in found.points:
-        probes.add_row(p.method, f"{p.learning_rate:g}", str(p.steps), _figure(p.gain), _figure(p.drift))
+        probes.add_row(p.method, f"{p.learning_rate:g}", str(p.steps), _figure(p.gain), _figure(p.kl))
     for rate in found.diverged:
         probes.add_row("", f"{rate:g}", "", "diverged", "")
     console.print(probes)
@@ -26,7 +26,7 @@ def print_proposal(console: Console, found: Proposal) -> None:
     for f in found.forecasts:
         marks = ["← start here"] if f.learning_rate == found.learning_rate else []
         marks += ["beyond the probes"] if f.beyond else []
-        full.add_row(f"{f.learning_rate:g}", f"{f.gain:.3f}", f"{f.drift:.3f}", ", ".join(marks))
+        full.add_row(f"{f.learning_rate:g}", f"{f.gain:.3f}", f"{f.kl:.3f}", ", ".join(marks))
     console.print(full)
     start = f"Start from learning rate {found.learning_rate:g} with {found.method}."
     for line in (start, *found.reasons, *told("cost", found=found)):

@@ -61,7 +61,7 @@ def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
         stderr.print(f"gentletune: the run failed: {record.error}", style="red", soft_wrap=True)
         raise typer.Exit(1)
     title = f"{record.label}, learning rate {record.learning_rate:g}"
-    print_scores(stdout, record.scores, record.initial_scores, title)
+    print_scores(stdout, record.scores, record.base_scores, title)
     if record.sandbox:
         say(record.sandbox)
     _say_what_next(record, Path(recipe.output or record.recipe["output"]))
@@ -82,7 +82,7 @@ def evaluate_command(
     given: dict[str, Any],
     config: ConfigOption = None,
     model: Annotated[str, typer.Option(help="The model to measure: directory, alias or hub name.")] = "",
-    initial: Annotated[
+    base: Annotated[
         str, typer.Option(help="The model it came from, to compare with; the recipe's where there is a domain.")
     ] = "",
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file, too.")] = None,
@@ -98,20 +98,20 @@ def evaluate_command(
 
       gentletune evaluate --data clinic --model smollm2-135m --json scores.json
 
-      gentletune evaluate --model runs/a/model --initial smollm2-135m --tasks gsm8k,humaneval,ifeval --limit 100
+      gentletune evaluate --model runs/a/model --base smollm2-135m --tasks gsm8k,humaneval,ifeval --limit 100
 
       gentletune evaluate --model smollm2-135m --tasks gsm8k,medcalc,my_task.yaml --task-data benchmarks/
     """
-    recipe = load_recipe(config, given | ({"model": initial} if initial else {}))
+    recipe = load_recipe(config, given | ({"model": base} if base else {}))
     has_data = recipe.data is not None or recipe.data_path is not None
-    name, alone = model or recipe.model, not (has_data or initial)
+    name, alone = model or recipe.model, not (has_data or base)
     check_recipe(recipe, models=[name] if alone else [name, recipe.model], data=has_data, tasks=True)
     from gentletune.runs.evaluate import evaluate
 
     prepare()
     with stages() as stage:
         found = evaluate(recipe, name, alone=alone, stage=stage)
-    print_scores(stdout, found.scores, found.initial_scores, found.model)
+    print_scores(stdout, found.scores, found.base_scores, found.model)
     if found.sandbox:
         say(found.sandbox)
     if json_path:
@@ -225,7 +225,7 @@ def report_command(
 
     [bold]Example[/bold]
 
-      gentletune report runs --output report --general drift_sampled/bits_per_token
+      gentletune report runs --output report --general kl_sampled/bits_per_token
 
       gentletune report runs/study --margin 0.01
     """

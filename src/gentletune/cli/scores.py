@@ -8,30 +8,30 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gentletune.core.records import Score
+from gentletune.core.records import FROM_BASE, Score
 
 _RARE = 0.02  # answers cut off or unreadable up to this share are not told
 _MANY = 10  # categories, of which not each has a line of its own
 
 
-def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Score], title: str) -> None:
+def print_scores(console: Console, scores: Sequence[Score], base: Sequence[Score], title: str) -> None:
     """Scores with standard errors and, where the base model has them, the paired change with its 95 % interval."""
     if not scores:
         return
-    before = {score.key: score for score in initial}
+    before = {score.key: score for score in base}
     headings = ["side", "score (↑ higher, ↓ lower is better)", "value ± s.e.", "n"]
-    headings[2:2] = ["initial"] if before else []
+    headings[2:2] = ["base"] if before else []
     headings += ["change [95 %]"] if before else []
     table = Table(title=title)
     for heading in headings:
         # The name is what a reader looks for: in a narrow window it is the last to be cut.
         table.add_column(heading, no_wrap=heading.startswith("score"), overflow="fold")
     for score in scores:
-        base = before.get(score.key)
+        start = before.get(score.key)
         cells = [score.side, f"{score.key} {'↑' if score.higher_is_better else '↓'}"]
-        cells += [_figure(base.value) if base else ""] if before else []
+        cells += [_figure(start.value) if start else ""] if before else []
         cells += [_with_error(score), str(score.n)]
-        cells += [_change(score, base)] if before else []
+        cells += [_change(score, start)] if before else []
         table.add_row(*cells)
     console.print(table)
     if any(_change(score, before.get(score.key)) for score in scores):
@@ -43,13 +43,13 @@ def print_scores(console: Console, scores: Sequence[Score], initial: Sequence[Sc
 
 
 def print_code_length(
-    console: Console, scores: Sequence[Score], initial: Sequence[Score], changes: Sequence[Score], title: str
+    console: Console, scores: Sequence[Score], base: Sequence[Score], changes: Sequence[Score], title: str
 ) -> None:
     """Code lengths with their paired changes, which are scores of their own."""
     table = Table(title=title)
-    for heading in ("score", "value ± s.e.", "initial", "change ± s.e.", "sequences"):
+    for heading in ("score", "value ± s.e.", "base", "change ± s.e.", "sequences"):
         table.add_column(heading)
-    before, change = ({score.metric: score for score in found} for found in (initial, changes))
+    before, change = ({score.metric: score for score in found} for found in (base, changes))
     for score in scores:
         cells = (score, before.get(score.metric), change.get(score.metric))
         table.add_row(score.metric, *(_with_error(cell) for cell in cells), str(score.n))
@@ -67,7 +67,7 @@ def _figure(value: float) -> str:
 
 
 def _change(score: Score, base: Score | None) -> str:
-    if base is None or score.task.startswith("drift_"):  # drift is a change already
+    if base is None or score.task in FROM_BASE:
         return ""
     from gentletune.stats import compare  # brings scipy, which no start of the command line need wait for
 

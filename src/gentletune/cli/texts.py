@@ -18,7 +18,7 @@ from gentletune.lm.model_files import resolve_model
 def code_length_command(
     path: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, Parquet or plain text (.txt).")],
     model: Annotated[str, typer.Option(help="The model to measure: directory, alias or hub name.")] = "smollm2-135m",
-    initial: Annotated[str, typer.Option(help="The model it came from, to compare with.")] = "",
+    base: Annotated[str, typer.Option(help="The model it came from, to compare with.")] = "",
     max_length: Annotated[int | None, typer.Option(min=2, help="Longest row or window of text, in tokens.")] = None,
     roundtrip: Annotated[int, typer.Option(min=0, help="Rows to send through an arithmetic coder and back.")] = 0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
@@ -27,21 +27,21 @@ def code_length_command(
 
     [bold]Example[/bold]
 
-      gentletune code-length notes.txt --model runs/a/model --initial smollm2-135m --roundtrip 1
+      gentletune code-length notes.txt --model runs/a/model --base smollm2-135m --roundtrip 1
     """
     check_file(path)
-    for name in filter(None, (model, initial)):
+    for name in filter(None, (model, base)):
         resolve_model(name)
     from gentletune.evaluation.file_code_length import code_length
 
     prepare()
     try:
         with stages() as stage:
-            found = code_length(path, model, initial or None, max_length=max_length, roundtrip=roundtrip, stage=stage)
+            found = code_length(path, model, base or None, max_length=max_length, roundtrip=roundtrip, stage=stage)
     except RuntimeError as error:  # a row that did not come back: a finding, not a mistake of the user's
         stderr.print(f"gentletune: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from error
-    print_code_length(stdout, found.scores, found.initial_scores, found.changes, f"{path} under {model}")
+    print_code_length(stdout, found.scores, found.base_scores, found.changes, f"{path} under {model}")
     if found.dropped:
         say(f"{found.dropped} rows were left out: too long, or without a label")
     for row in found.roundtrip:
@@ -50,15 +50,13 @@ def code_length_command(
             f"{row['coded_bits']} bits coded and decoded{'' if row['ok'] else ', further apart than 0.1 % + 16 bits'}"
         )
     if json_path:
-        lists = {
-            name: [s.model_dump() for s in getattr(found, name)] for name in ("scores", "initial_scores", "changes")
-        }
+        lists = {name: [s.model_dump() for s in getattr(found, name)] for name in ("scores", "base_scores", "changes")}
         write_json_atomic(
             json_path,
             {
                 "file": path,
                 "model": model,
-                "initial_model": initial or None,
+                "base_model": base or None,
                 **lists,
                 "rows": found.rows,
                 "dropped": found.dropped,

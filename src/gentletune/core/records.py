@@ -16,11 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from gentletune.core.errors import NotFiniteError, UserError
 
 RECORD_FILE = "record.json"
-SCHEMA = 1
+SCHEMA = 2
+FROM_BASE = (
+    "kl_sampled",
+    "nll_greedy",
+)  # tasks that compare with the base model: it scores 0, and each is a change already
 Side = Literal["domain", "general"]
 OwnMetric = Literal["accuracy", "balanced_accuracy", "chrf"]
 OWN_SCORES = (
-    "kl_sampled", "nll_greedy", "drift_sampled", "drift_greedy", "reference", "own_answers", "general_mean",
+    "kl_sampled", "nll_greedy", "kl_sampled", "nll_greedy", "reference", "own_answers", "general_mean",
     "domain_mean",
 )  # fmt: skip
 """What scores of our own are called, which no data file and no task may be."""
@@ -74,7 +78,7 @@ class Score(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """What a run was and what came of it. `scores` are the tuned model's, `initial_scores` the initial's.
+    """What a run was and what came of it. `scores` are the tuned model's, `base_scores` its base model's.
 
     `method` is the canonical composed name (`talr+lora`), `recipe` every field of the recipe, `hashes` content
     hashes (SHA-256), `timings` in seconds. `label` names the point in a report when the method alone does not
@@ -100,7 +104,7 @@ class RunRecord(BaseModel):
     training: dict[str, float] = Field(default_factory=dict)
     curves: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
     scores: list[Score] = Field(default_factory=list)
-    initial_scores: list[Score] = Field(default_factory=list)
+    base_scores: list[Score] = Field(default_factory=list)
     created: str = ""
     git_commit: str | None = None
     sandbox: str = ""
@@ -112,9 +116,9 @@ class RunRecord(BaseModel):
         """The run directory that `load_records` found it in; None for a record made otherwise."""
         return self._directory
 
-    def score(self, key: str, initial: bool = False) -> Score | None:
+    def score(self, key: str, base: bool = False) -> Score | None:
         """The score named `task/metric`, or None."""
-        pool = self.initial_scores if initial else self.scores
+        pool = self.base_scores if base else self.scores
         return next((s for s in pool if s.key == key), None)
 
 

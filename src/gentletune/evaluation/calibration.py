@@ -1,7 +1,7 @@
 """Entropy and calibration of next-token predictions: whether a model has sharpened, and whether it may.
 
 Of each label token: the entropy of the prediction, its confidence (the probability of the most likely token) and
-whether that token is the label. On answers that the initial model sampled itself it is calibrated by construction, up
+whether that token is the label. On answers that the base model sampled itself it is calibrated by construction, up
 to sampling noise: there its confidence *is* the probability of being right. What a tuned model does on the same
 answers shows what tuning did to it, without a general data set.
 """

@@ -96,28 +96,28 @@ def code_length_scores(found: SequenceNLL, *, task: str, side: Side) -> list[Sco
     return scores
 
 
-def drift_score(found: SequenceNLL, initial: SequenceNLL, *, task: str) -> Score:
-    """Rise of the code length over the initial model's on the same sequences, bits per token, paired.
+def rise_score(found: SequenceNLL, base: SequenceNLL, *, task: str) -> Score:
+    """Rise of the code length over the base model's on the same sequences, bits per token, paired.
 
-    On the initial model's own answers sampled at temperature 1 it estimates KL(initial‖tuned) per token
+    On the base model's own answers sampled at temperature 1 it estimates KL(base‖tuned) per token
     (arXiv 2509.20758, code length; `docs/theory.md`).
     """
-    rise = [a - b for a, b in zip(found.bits, initial.bits, strict=True)]
+    rise = [a - b for a, b in zip(found.bits, base.bits, strict=True)]
     return _ratio(rise, found.tokens, "bits_per_token", task, "general")
 
 
-def byte_change_score(found: SequenceNLL, initial: SequenceNLL, *, task: str, side: Side) -> Score:
-    """Rise of the code length over the initial model's on the same texts, bits per UTF-8 byte, paired.
+def byte_change_score(found: SequenceNLL, base: SequenceNLL, *, task: str, side: Side) -> Score:
+    """Rise of the code length over the base model's on the same texts, bits per UTF-8 byte, paired.
 
     Defined between different tokenizers, too. The bytes of a text can then differ a little (a first token without
     context is longer in one of them): the value is the difference of the two rates, its items are the
     differences of theirs (linearised), which for equal bytes is the ratio of the paired differences.
     """
-    size, initial_size = sum(found.bytes), sum(initial.bytes)
-    if not (size and initial_size):
+    size, base_size = sum(found.bytes), sum(base.bytes)
+    if not (size and base_size):
         raise ValueError(f"no bytes to score for task '{task}'")
-    rate, scale = sum(initial.bits) / initial_size, size / initial_size
-    pairs = zip(found.bits, found.bytes, initial.bits, initial.bytes, strict=True)
+    rate, scale = sum(base.bits) / base_size, size / base_size
+    pairs = zip(found.bits, found.bytes, base.bits, base.bytes, strict=True)
     rise = [a - b * scale + rate * (old * scale - new) for a, new, b, old in pairs]
     return _ratio(rise, found.bytes, "bits_per_byte", task, side)
 

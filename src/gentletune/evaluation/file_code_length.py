@@ -1,4 +1,4 @@
-"""Code length of any file under a model, its change over the initial model, and a coder's proof of it."""
+"""Code length of any file under a model, its change over the base model, and a coder's proof of it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gentletune.evaluation.code_length import (
     SequenceNLL,
     byte_change_score,
     code_length_scores,
-    drift_score,
     encoded_file,
     label_bytes,
+    rise_score,
     sequence_nll,
 )
 from gentletune.evaluation.coder import decode, encode, gaps
@@ -45,14 +45,14 @@ class RoundTrip(TypedDict):
 class CodeLength:
     """Code lengths of a file: `rows` counts what was measured, `dropped` what was too long or had no label.
 
-    `scores` and `initial_scores` are bits per token and per UTF-8 byte. `changes` are the model's minus the initial
+    `scores` and `base_scores` are bits per token and per UTF-8 byte. `changes` are the model's minus the base
     model's, paired by sequence; between different vocabularies per byte only.
     """
 
     rows: int
     dropped: int
     scores: list[Score]
-    initial_scores: list[Score]
+    base_scores: list[Score]
     changes: list[Score]
     roundtrip: list[RoundTrip]
 
@@ -69,7 +69,7 @@ class _Measured:
 def code_length(
     path: str,
     model: str,
-    initial: str | None = None,
+    base: str | None = None,
     *,
     max_length: int | None = None,
     roundtrip: int = 0,
@@ -80,7 +80,7 @@ def code_length(
 
     Args:
         path: JSONL, JSON, CSV or Parquet in the shapes of the training data, a hub data set, or plain text (`.txt`).
-        model, initial: directory, bundled alias or hub name. Where both have the same vocabulary, both are measured
+        model, base: directory, bundled alias or hub name. Where both have the same vocabulary, both are measured
             on the rows as the model's tokenizer and chat template give them; otherwise each on its own, and changes
             are per byte: per token they are not defined. A text file is then cut at different places, so its
             change has no standard error.
@@ -94,7 +94,7 @@ def code_length(
 
     >>> code_length("notes.txt", "runs/a/model", "smollm2-135m", roundtrip=1)  # doctest: +SKIP
     """
-    models = [Loaded(name, max_length=max_length) for name in (model, initial) if name is not None]
+    models = [Loaded(name, max_length=max_length) for name in (model, base) if name is not None]
     limit = min(loaded.max_length for loaded in models)
     if max_length is None and is_text(path):
         limit = min(limit, batch_tokens)
@@ -107,7 +107,7 @@ def code_length(
         encoded = measured[0].encoded if measured and same else encoded_file(path, tokenizer, limit)
         found = sequence_nll(
             loaded.model, encoded.rows, pad_id=tokenizer.pad_token_id, batch_tokens=batch_tokens,
-            progress=stage(f"{'initial model: ' if number else ''}code length"),
+            progress=stage(f"{'base model: ' if number else ''}code length"),
         )  # fmt: skip
         check_rows(found.nll, f"{path} under {loaded.directory}")
         measured.append(_Measured(encoded, replace(found, bytes=label_bytes(encoded.rows, tokenizer))))
@@ -120,24 +120,24 @@ def code_length(
         rows=len(encoded.rows),
         dropped=encoded.too_long + encoded.no_label,
         scores=scores[0],
-        initial_scores=[] if initial is None else scores[1],
-        changes=[] if initial is None else _changes(measured[0], measured[1], same, path),
+        base_scores=[] if base is None else scores[1],
+        changes=[] if base is None else _changes(measured[0], measured[1], same, path),
         roundtrip=coded,
     )
 
 
-def _changes(tuned: _Measured, initial: _Measured, same: bool, path: str) -> list[Score]:
+def _changes(tuned: _Measured, base: _Measured, same: bool, path: str) -> list[Score]:
     task = f"{data_name(path)}_change"
-    a, b = tuned.found, initial.found
+    a, b = tuned.found, base.found
     if not same:
         if is_text(path):  # windows that begin and end at different places: only the sums can be compared
             a, b = (SequenceNLL([sum(f.nll)], [sum(f.tokens)], [sum(f.bytes)]) for f in (a, b))
         else:  # a row may be too long for one of the tokenizers
-            both = sorted(set(tuned.encoded.kept) & set(initial.encoded.kept))
-            a, b = (_only(m, both) for m in (tuned, initial))
+            both = sorted(set(tuned.encoded.kept) & set(base.encoded.kept))
+            a, b = (_only(m, both) for m in (tuned, base))
             if not both:
                 raise UserError(f"{path}: no row is short enough for both models; raise max_length")
-    scores = [drift_score(a, b, task=task)] if same else []
+    scores = [rise_score(a, b, task=task)] if same else []
     if any(a.bytes) and any(b.bytes):
         scores.append(byte_change_score(a, b, task=task, side="general"))
     return scores

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gentletune.core.cache import cached_json, digest
 from gentletune.core.errors import memory_errors
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import Score, Side
+from gentletune.core.records import FROM_BASE, Score, Side
 from gentletune.data.chat import render_prompt
 from gentletune.data.domains import domain
 from gentletune.data.encode import IGNORE, Encoded, as_messages, encode_prompt, encode_rows
@@ -19,8 +19,8 @@ from gentletune.evaluation.calibration import calibration_scores, predictions
 from gentletune.evaluation.code_length import (
     SequenceNLL,
     code_length_scores,
-    drift_score,
     label_bytes,
+    rise_score,
     sequence_nll,
     text_rows,
 )
@@ -37,7 +37,7 @@ from gentletune.lm.generate import Progress, generate
 from gentletune.lm.loaded import Loaded
 
 GENERAL_SEED = 20250920  # the sampled answers are the same in every run
-_VERSION = 4  # raise when what is cached would come out differently
+_VERSION = 5  # raise when what is cached would come out differently
 _CALIBRATION_VERSION = 1
 
 
@@ -48,19 +48,19 @@ def silent(_stage: str) -> Progress | None:
 
 @dataclass(frozen=True)
 class OwnAnswers:
-    """The initial model's own answers to general prompts, and its NLL on them."""
+    """The base model's own answers to general prompts, and its NLL on them."""
 
     rows: list[Encoded]
-    initial: SequenceNLL
+    base: SequenceNLL
 
     def head(self, count: int) -> OwnAnswers:
         """The first `count` answers."""
-        return OwnAnswers(self.rows[:count], SequenceNLL(self.initial.nll[:count], self.initial.tokens[:count]))
+        return OwnAnswers(self.rows[:count], SequenceNLL(self.base.nll[:count], self.base.tokens[:count]))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model is compared with: the sampled and greedy answers of the initial model, whose hash is `model`."""
+    """What a model is compared with: the sampled and greedy answers of the base model, whose hash is `model`."""
 
     model: str
     sampled: OwnAnswers
@@ -98,34 +98,34 @@ class Measured:
     samples: list[dict[str, Any]]
 
 
-def reference_answers(initial: Loaded, recipe: Recipe, *, stage: Stage = silent) -> Reference:
-    """The initial model's own answers to the shipped prompts, sampled and greedy; computed once and cached.
+def reference_answers(base: Loaded, recipe: Recipe, *, stage: Stage = silent) -> Reference:
+    """The base model's own answers to the shipped prompts, sampled and greedy; computed once and cached.
 
     The cache key is its hash with the prompts and limits.
     """
     prompts = reference_prompts(recipe)
 
     def answers(kind: Literal["sampled", "greedy"]) -> OwnAnswers:
-        key = [_VERSION, initial.hash, prompts, recipe.general_tokens, kind]
+        key = [_VERSION, base.hash, prompts, recipe.general_tokens, kind]
 
         def compute() -> Any:
-            model, tokenizer = initial.model, initial.tokenizer
+            model, tokenizer = base.model, base.tokenizer
             check_model(model, tokenizer)
             ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
             said = generate(
                 model, tokenizer, ids, max_new_tokens=recipe.general_tokens, sample=kind == "sampled",
                 seed=GENERAL_SEED, batch_tokens=recipe.eval_batch_tokens,
-                progress=stage(f"the initial model's {kind} general answers"),
+                progress=stage(f"the base model's {kind} general answers"),
             )  # fmt: skip
             rows = [Encoded(p + s, [IGNORE] * len(p) + s) for p, s in zip(ids, said, strict=True)]
-            found = _nll(initial, rows, recipe, f"{kind} general answers")
-            return {"rows": [asdict(row) for row in rows], "initial": asdict(found)}
+            found = _nll(base, rows, recipe, f"{kind} general answers")
+            return {"rows": [asdict(row) for row in rows], "base": asdict(found)}
 
-        with memory_errors(f"in the initial model's {kind} general answers", _smaller(recipe)):
+        with memory_errors(f"in the base model's {kind} general answers", _smaller(recipe)):
             value = cached_json("answers", key, compute)
-        return OwnAnswers([Encoded(**row) for row in value["rows"]], SequenceNLL(**value["initial"]))
+        return OwnAnswers([Encoded(**row) for row in value["rows"]], SequenceNLL(**value["base"]))
 
-    return Reference(initial.hash, answers("sampled"), answers("greedy"))
+    return Reference(base.hash, answers("sampled"), answers("greedy"))
 
 
 def measure(
@@ -136,12 +136,12 @@ def measure(
     *,
     stage: Stage = silent,
 ) -> Measured:
-    """All scores of one model: accuracy and code length on the domain, drift twice, references, the recipe's tasks.
+    """All scores of one model: accuracy and bits per token on the domain, KL from base, references, the recipe's tasks.
 
     Raises `OutOfMemoryError` and `NotFiniteError` with the task.
 
     Domain accuracy needs held-out rows with answers, `reference` code length a `reference_path`. With
-    `recipe.calibration` also entropy and calibration on the initial model's sampled answers (`own_answers`), the domain
+    `recipe.calibration` also entropy and calibration on the base model's sampled answers (`own_answers`), the domain
     and the references. Without `data` and `reference` it is the tasks alone.
     """
     tasks: list[EvalTask] = []
@@ -214,9 +214,9 @@ class _Rows:
             return replace(found, bytes=label_bytes(rows, self.subject.tokenizer))
 
         scores = code_length_scores(nll(self.held, f"{self.name} code length"), task=self.name, side="domain")
-        for kind, own in (("sampled", self.reference.sampled), ("greedy", self.reference.greedy)):
-            found = nll(own.rows, f"drift on {kind} answers")
-            scores.append(drift_score(found, own.initial, task=f"drift_{kind}"))
+        for task, own in zip(FROM_BASE, (self.reference.sampled, self.reference.greedy), strict=True):
+            found = nll(own.rows, f"the base model's {task.rpartition('_')[2]} answers")
+            scores.append(rise_score(found, own.base, task=task))
         if self.texts:
             scores += code_length_scores(nll(self.texts, "reference code length"), task="reference", side="general")
         return scores
@@ -239,13 +239,13 @@ class _Rows:
 def probe(
     model: Any, held: Sequence[Encoded], reference: Reference, recipe: Recipe, *, pad_id: int
 ) -> dict[str, float]:
-    """A quick look while training: domain NLL (nats per token) and sampled drift (bits per token)."""
+    """A quick look while training: domain NLL (nats per token) and KL from base (bits per token)."""
     rows = recipe.probe_rows
     kwargs: dict[str, Any] = {"pad_id": pad_id, "batch_tokens": recipe.eval_batch_tokens}
     found = sequence_nll(model, held[:rows], **kwargs)
     own = reference.sampled.head(rows)
-    drift = drift_score(sequence_nll(model, own.rows, **kwargs), own.initial, task="drift_sampled")
-    return {"domain_nll": sum(found.nll) / sum(found.tokens), "drift_bits_per_token": drift.value}
+    kl = rise_score(sequence_nll(model, own.rows, **kwargs), own.base, task="kl_sampled")
+    return {"domain_nll": sum(found.nll) / sum(found.tokens), "kl_bits_per_token": kl.value}
 
 
 def _nll(subject: Loaded, rows: Sequence[Encoded], recipe: Recipe, what: str, stage: Stage = silent) -> SequenceNLL:

@@ -89,11 +89,11 @@ def eaft_weights(logits: Tensor, k: int = 20, alpha: float = 1.0) -> Tensor:
     return (entropy / math.log(k)).clamp(0.0, 1.0) ** alpha
 
 
-def flow_weights(initial_sequence_nll: Tensor, tau: float | None = None) -> Tensor:
+def flow_weights(base_sequence_nll: Tensor, tau: float | None = None) -> Tensor:
     """FLOW's sequence weights sg[exp(-ℓ̄_s(θ⁰)/τ_F)]: (S,) over the whole training set.
 
     Args:
-        initial_sequence_nll: (S,) mean NLL of each training sequence under the initial model, nats.
+        base_sequence_nll: (S,) mean NLL of each training sequence under the base model, nats.
         tau: τ_F in nats; None is the median over the training set.
 
     Raises:
@@ -104,7 +104,7 @@ def flow_weights(initial_sequence_nll: Tensor, tau: float | None = None) -> Tens
     >>> flow_weights(torch.tensor([0.0, 1.0, 2.0])).tolist()  # τ_F = 1
     [1.0, 0.3678794503211975, 0.1353352814912796]
     """
-    losses = initial_sequence_nll.detach()
+    losses = base_sequence_nll.detach()
     return torch.exp(-losses / (batch_tau(losses) if tau is None else tau))
 
 

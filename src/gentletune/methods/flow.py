@@ -1,4 +1,4 @@
-"""FLOW: sequences that the initial model finds easy weigh more; the weights are computed once."""
+"""FLOW: sequences that the base model finds easy weigh more; the weights are computed once."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def flow(tau: float | str = "median") -> Method:
         raise ValueError(f"tau must be median or a number > 0, got {tau!r}")
     fixed = None if isinstance(tau, str) else check_number("tau", tau, low=0, open_low=True)
 
-    def weights(initial_sequence_nll: Tensor) -> Tensor:
+    def weights(base_sequence_nll: Tensor) -> Tensor:
         from gentletune.losses import flow_weights
 
-        return flow_weights(initial_sequence_nll, fixed)
+        return flow_weights(base_sequence_nll, fixed)
 
     return Method(sequence_weights=weights)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gentletune.core.errors import UserError, unknown
-from gentletune.core.records import RunRecord, Score
+from gentletune.core.records import FROM_BASE, RunRecord, Score
 
 Side = Literal["domain", "general"]
-Verdict = Literal["better", "worse", "tied", "unknown"]
+Verdict = Literal["better", "worse", "no_difference", "unknown"]
 
 MEAN_KEYS: dict[Side, str] = {"domain": "domain_mean/accuracy", "general": "general_mean/accuracy"}
 # What each side falls back to when no accuracy leaves the floor, in order.
-GENERAL_FALLBACK = ("drift_sampled/bits_per_token", "drift_greedy/bits_per_token", "reference/bits_per_token")
+GENERAL_FALLBACK = ("kl_sampled/bits_per_token", "nll_greedy/bits_per_token", "reference/bits_per_token")
 ACCURACIES = ("/accuracy", "/balanced_accuracy")
 UNITS = {
     "accuracy": "share correct",
@@ -34,8 +34,8 @@ CALIBRATION = {
     "overconfidence": "confidence minus share right on {}",
 }
 LABELS = {
-    "drift_sampled/bits_per_token": "KL from base on answers it samples",
-    "drift_greedy/bits_per_token": "NLL above base on its greedy answers",
+    "kl_sampled/bits_per_token": "KL from base on text it samples",
+    "nll_greedy/bits_per_token": "rise in NLL of the base model's greedy answers",
     "reference/bits_per_token": "loss on reference text",
 }
 
@@ -63,12 +63,12 @@ class Axis:
     higher_is_better: bool
     sources: tuple[str, ...]
 
-    def point(self, record: RunRecord, initial: bool = False) -> Point | None:
-        """The run's point on this axis (of its base model if `initial`), None where a score is missing.
+    def point(self, record: RunRecord, base: bool = False) -> Point | None:
+        """The run's point on this axis (of its base model if `base`), None where a score is missing.
 
         A mean's standard error is √Σse² / k: the k tasks are taken as independent.
         """
-        points = [_read(record, key, initial) for key in self.sources]
+        points = [_read(record, key, base) for key in self.sources]
         found = [p for p in points if p is not None]
         if not found or len(found) < len(points):
             return None
@@ -91,7 +91,7 @@ class Axis:
 
 def is_distance(key: str) -> bool:
     """Whether a score by its definition compares with the base model, so that the base model scores 0."""
-    return key.startswith("drift_")
+    return key.partition("/")[0] in FROM_BASE
 
 
 def complete(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -101,7 +101,7 @@ def complete(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def score_keys(records: Iterable[RunRecord], side: Side | None = None) -> list[str]:
     """Every score key of the runs (of one side, if given), in order of first appearance."""
-    scores = (s for r in records for s in (*r.scores, *r.initial_scores))
+    scores = (s for r in records for s in (*r.scores, *r.base_scores))
     return list(dict.fromkeys(s.key for s in scores if side in (None, s.side)))
 
 
@@ -113,7 +113,7 @@ def axis_keys(records: Sequence[RunRecord]) -> list[str]:
 def single_axis(records: Sequence[RunRecord], key: str) -> Axis:
     """The axis of one score. Raises `UserError` where no run has it."""
     for record in records:
-        for score in (*record.scores, *record.initial_scores):
+        for score in (*record.scores, *record.base_scores):
             if score.key == key:
                 return _axis_of(score)
     raise unknown("score", key, axis_keys(records))
@@ -124,7 +124,7 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
 
     The default is the mean of the side's accuracies (ESCI's is balanced) present in every complete run, if it is
     more than 2 standard errors above zero for some run or its base model. Else it is the domain task's
-    `bits_per_token`, or `drift_sampled/bits_per_token` for general skill. General scores that train the domain's own
+    `bits_per_token`, or `kl_sampled/bits_per_token` for general skill. General scores that train the domain's own
     skill are taken only where there is nothing else. None where there is no score at all.
     Raises `UserError` on an unknown `key`.
     """
@@ -144,7 +144,7 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
 
 def overlapping(records: Sequence[RunRecord]) -> list[str]:
     """General scores of a skill that the domain's data train, so that they may gain by it: arithmetic beside sums."""
-    scores = [s for r in complete(records) for s in (*r.scores, *r.initial_scores)]
+    scores = [s for r in complete(records) for s in (*r.scores, *r.base_scores)]
     trained = {skill for s in scores if s.side == "domain" for skill in s.skills}
     return list(dict.fromkeys(s.key for s in scores if s.side == "general" and trained & set(s.skills)))
 
@@ -163,11 +163,11 @@ def _apart(records: Sequence[RunRecord], side: Side, keys: Sequence[str]) -> lis
     return [key for key in keys if key not in shared] or list(keys)
 
 
-def _read(record: RunRecord, key: str, initial: bool) -> Point | None:
-    score = record.score(key, initial)
+def _read(record: RunRecord, key: str, base: bool) -> Point | None:
+    score = record.score(key, base)
     if score is not None:
         return Point(score.value, score.stderr, score.n)
-    if initial and is_distance(key) and record.score(key) is not None:
+    if base and is_distance(key) and record.score(key) is not None:
         return Point(0.0, 0.0, 0)
     return None
 
@@ -205,7 +205,7 @@ def _means(records: Sequence[RunRecord]) -> list[Axis]:
 
 
 def _off_the_floor(axis: Axis, records: Sequence[RunRecord]) -> bool:
-    points = (axis.point(r, initial) for r in records for initial in (False, True))
+    points = (axis.point(r, base) for r in records for base in (False, True))
     return any(p is not None and p.stderr is not None and p.value > 2 * p.stderr for p in points)
 
 

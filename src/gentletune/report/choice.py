@@ -29,7 +29,7 @@ from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis
 from gentletune.report.findings import Claim, ExcludedReason, Pick, Step
 from gentletune.report.pareto import pareto_front
-from gentletune.report.settings import Reading, Setting, between, from_initial, read_all, setting_name
+from gentletune.report.settings import Reading, Setting, between, from_base, read_all, setting_name
 from gentletune.stats import LEVEL, Change, adjusted
 
 RULED_OUT = 3.0  # margins: what a setting without a proof must not have lost (ours, by simulation)
@@ -57,7 +57,7 @@ class Choice:
     @cached_property
     def gains(self) -> list[Change | None]:
         """Domain changes from the base model, one family."""
-        return from_initial(self.settings, self.domain, self.readings(self.domain))
+        return from_base(self.settings, self.domain, self.readings(self.domain))
 
     def cost(self, i: int) -> Change | None:
         """The general change from the base model, by itself; None where a score is missing."""
@@ -72,7 +72,7 @@ class Choice:
     def _general_changes(self, among: Sequence[int], null: float = 0.0) -> list[Change | None]:
         """The general changes of these settings by place, one family; None for others."""
         mine = [reading if i in among else None for i, reading in enumerate(self.readings(self.general))]
-        return from_initial(self.settings, self.general, mine, null=null)
+        return from_base(self.settings, self.general, mine, null=null)
 
     @cached_property
     def gained(self) -> list[int]:
@@ -94,7 +94,7 @@ class Choice:
     @cached_property
     def best(self) -> list[int]:
         """The safe settings with the best domain score, and those without a significant difference from it."""
-        return self.tied_with_best(self.candidates)
+        return self.no_worse_than_best(self.candidates)
 
     @cached_property
     def safe(self) -> int | None:
@@ -104,11 +104,11 @@ class Choice:
     @cached_property
     def most_gain(self) -> int | None:
         """The most domain gain; of those without a significant difference the one with least risk, then least loss."""
-        tied = self.tied_with_best(self.gained)
-        if self.safe in tied:
+        alike = self.no_worse_than_best(self.gained)
+        if self.safe in alike:
             return self.safe
         return min(
-            tied, key=lambda i: (_CLAIMS.index(self.claims[i]), -self.level(self.general, i), *self._caution(i)),
+            alike, key=lambda i: (_CLAIMS.index(self.claims[i]), -self.level(self.general, i), *self._caution(i)),
             default=None,
         )  # fmt: skip
 
@@ -140,7 +140,7 @@ class Choice:
     def _readings(self) -> dict[str, list[Reading | None]]:
         return {}
 
-    def tied_with_best(self, among: Sequence[int]) -> list[int]:
+    def no_worse_than_best(self, among: Sequence[int]) -> list[int]:
         """The best domain score among these, and all that is not significantly worse (Holm)."""
         if not among:
             return []
@@ -196,7 +196,7 @@ class Choice:
         if i is None:
             return None
         setting = self.settings[i]
-        start, end = setting.reading(self.domain, initial=True), self.readings(self.domain)[i]
+        start, end = setting.reading(self.domain, base=True), self.readings(self.domain)[i]
         times = [r.timings["train"] for r in setting.records if "train" in r.timings]
         claim = self.claims[i]
         return Pick(
@@ -251,7 +251,7 @@ class Choice:
         if i not in self.claims:
             return "no_error" if gain is None or gain.p is None else "no_gain"
         if i in self.best:
-            return "tied"
+            return "no_difference"
         if i in self.candidates:
             return "less_gain"
         if self.claims[i] == "loss":

@@ -9,7 +9,7 @@ from typing import Any
 
 from gentletune.core.records import RunRecord
 from gentletune.report.axes import Axis, Point, complete
-from gentletune.report.pareto import INITIAL_LABEL, Candidate, in_order, initial_of, labels_of, short_name
+from gentletune.report.pareto import BASE_LABEL, Candidate, base_point, in_order, labels_of, short_name
 from gentletune.report.scene import BASE_LOOK, ROLES, Look, Looks, Scene, axis_title
 from gentletune.report.settings import Setting, read_all, settings_of, told_apart
 from gentletune.stats.numbers import plus_minus, rate
@@ -17,7 +17,7 @@ from gentletune.stats.numbers import plus_minus, rate
 Figure = dict[str, Any]
 Box = tuple[float, float, float, float]
 SINGLE = "single runs"
-CURVES = ("nll", "domain_nll", "drift_bits_per_token", "update_norm", "grad_norm")
+CURVES = ("nll", "domain_nll", "kl_bits_per_token", "update_norm", "grad_norm")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 WIDTH, HEIGHT = 860.0, 440.0  # the plot area that places of names are worked out for, in pixels
 _WAYS = tuple((dx * right, dy * up) for dx, dy in ((24, 34), (40, 60), (60, 95)) for up in (1, -1) for right in (1, -1))
@@ -39,7 +39,7 @@ def tradeoff(scene: Scene, records: Sequence[RunRecord]) -> Figure:
         more = {"mode": "lines+markers", "line": {"color": look.colour, "width": 1}}
         traces.append({**_points(scene, method, scene.of(method), look, 11), **more})
     traces += [_singles(scene, records)] if any(c.seeds > 1 for c in scene.options) else []
-    traces.append(_points(scene, INITIAL_LABEL, [c for c in scene.options if not c.setting], BASE_LOOK, 17))
+    traces.append(_points(scene, BASE_LABEL, [c for c in scene.options if not c.setting], BASE_LOOK, 17))
     for i, role in sorted(scene.marks.items(), key=lambda mark: list(ROLES).index(mark[1]), reverse=True):
         option = scene.options[i]
         look = scene.looks[option.method]
@@ -107,7 +107,7 @@ def _names(scene: Scene) -> list[Figure]:
     taken: list[Box] = []
     made = []
     for i in scene.named:
-        name = ROLES[scene.marks[i]] if i in scene.marks else INITIAL_LABEL
+        name = ROLES[scene.marks[i]] if i in scene.marks else BASE_LABEL
 
         def cost(way: tuple[int, int], spot: tuple[float, float] = spots[i], name: str = name) -> int:
             left, low, right, high = box = _box(spot, way, name)
@@ -185,7 +185,7 @@ def _lines(
         traces.append(
             made | {"mode": "lines+markers", "line": line, "error_y": errors([p for _, p in mine], look.colour)}
         )
-    start = initial_of(done, axis)
+    start = base_point(done, axis)
     if start:
         traces.append(base_line([place(s) for mine in groups.values() for s, _ in mine], start.value))
     up = score_axis(axis, "↑", named=False) | ({} if axis.higher_is_better else {"autorange": "reversed"})
@@ -320,15 +320,15 @@ def title(words: str) -> Figure:
 def base_line(xs: Sequence[float], value: float) -> Figure:
     """A dotted line with its name, as wide as the points: the base model."""
     line = {"color": "$muted", "width": 1.4, "dash": "dot"}
-    words = {"text": ["", INITIAL_LABEL], "textposition": "top left", "textfont": {"size": 11, "color": "$muted"}}
+    words = {"text": ["", BASE_LABEL], "textposition": "top left", "textfont": {"size": 11, "color": "$muted"}}
     more = {
         "mode": "lines+text",
         "line": line,
         "showlegend": False,
-        "hovertemplate": f"{INITIAL_LABEL}: %{{y:.3g}}<extra></extra>",
+        "hovertemplate": f"{BASE_LABEL}: %{{y:.3g}}<extra></extra>",
     }
     ends = [min(xs), max(xs)] if xs else []  # nothing was measured: no line
-    return dots(INITIAL_LABEL, ends, [value] * len(ends), [], BASE_LOOK) | words | more
+    return dots(BASE_LABEL, ends, [value] * len(ends), [], BASE_LOOK) | words | more
 
 
 def run_name(record: RunRecord) -> str:

@@ -24,7 +24,7 @@ ExcludedReason = Literal[
     "no_base",  # the base model's general score, or an error, is missing
     "own_skill",  # the only general scores train the domain's own skill
     "less_gain",  # safe, but significantly below the best safe one on the domain
-    "tied",  # as good as the choice, and less simple
+    "no_difference",  # as good as the choice, and less simple
 ]
 
 

@@ -22,7 +22,7 @@ from gentletune.report import figures as draw
 from gentletune.report import tables
 from gentletune.report.axes import CALIBRATION, Axis, complete, score_keys, single_axis
 from gentletune.report.findings import Findings, Pick
-from gentletune.report.pareto import DRAWS, INITIAL_LABEL, SEED, initials_differ
+from gentletune.report.pareto import BASE_LABEL, DRAWS, SEED, bases_differ
 from gentletune.report.repeat import commands, provenance
 from gentletune.report.scene import ROLES, Looks, Scene, axis_title, build_scene, roles, volumes
 from gentletune.report.section import Section
@@ -31,9 +31,9 @@ from gentletune.report.tables import Table, error_of
 from gentletune.report.words import full_answer, warnings
 from gentletune.stats.numbers import duration, number, rate, with_interval
 
+KL = "kl_sampled/bits_per_token"
 UNREAD = 0.02  # of the answers: more are told
 SHOWN = 5  # sample answers on top of the page
-_KL = ("kl_sampled/bits_per_token", "drift_sampled/bits_per_token")
 _FORMATS = {"number": number, "with_interval": with_interval, "duration": duration, "rate": rate}
 
 
@@ -93,7 +93,7 @@ def render_page(parts: Sequence[Part], title: str, refresh: int | None = None) -
         refresh=refresh,
         views=views,
         single=draw.SINGLE,
-        base=INITIAL_LABEL,
+        base=BASE_LABEL,
         data=Markup(embedded_json(data)),
         answers=_compressed(embedded_json(answers)),
         plotly=_compressed(library),
@@ -134,7 +134,7 @@ def _view(part: Part, prefix: str, data: dict[str, dict[str, Any]]) -> Mapping[s
             made.append((f"{prefix}-{kind}-{i}", heading, figure["layout"]["height"]))
         return made
 
-    kl = next((single_axis(records, key) for key in _KL if any(r.score(key) for r in records)), None)
+    kl = single_axis(records, KL) if any(r.score(KL) for r in records) else None
     norm = draw.by_norm(records, kl, looks)
     samples = next((s for i in _pick_order(section.findings, records) if (s := read_samples(records[i]))), [])
     if part.scene:
@@ -246,7 +246,7 @@ def _facts(section: Section) -> dict[str, Any]:
         "fewest": min(counts, default=0),
         "most": max(counts, default=0),
         "twice": _twice(records, settings),
-        "bases_differ": any(initials_differ(records, axis) for axis in section.axes),
+        "bases_differ": any(bases_differ(records, axis) for axis in section.axes),
         "unpaired": section.domain is not None and not _paired(done, section.domain),
         "unread": _unread(done),
     }
@@ -281,7 +281,7 @@ def _unread(done: Sequence[RunRecord]) -> list[tuple[str, str, float]]:
     """Scores with answers that were cut off or could not be read: which, what, and the largest share of any run."""
     worst: dict[tuple[str, str], float] = {}
     for record in done:
-        for score in (*record.scores, *record.initial_scores):
+        for score in (*record.scores, *record.base_scores):
             for kind in ("unreadable", "cut_off"):
                 count = score.details.get(kind)
                 if isinstance(count, (int, float)) and score.n and count / score.n > UNREAD:
@@ -300,7 +300,7 @@ def _points(scene: Scene, axes: Sequence[Axis]) -> dict[str, Any]:
     for i, option in enumerate(scene.options):
         values = {}
         for axis in axes:
-            first = settings[0].reading(axis, initial=True)
+            first = settings[0].reading(axis, base=True)
             reading = next(readings[axis.key]) if option.setting else first
             if reading is not None:
                 values[axis.key] = [draw.short(reading.point.value), draw.short(reading.point.stderr or 0.0)]

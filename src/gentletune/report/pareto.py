@@ -22,7 +22,7 @@ from gentletune.report.axes import Axis, Point, complete
 from gentletune.report.settings import Reading, Setting, read_all, settings_of, told_apart
 from gentletune.stats.numbers import rate
 
-INITIAL_LABEL = "base model"
+BASE_LABEL = "base model"
 Array = NDArray[np.float64]
 SEED, DRAWS = 20250920, 1000
 _CHUNK = 4_000_000  # numbers of one block of drawn counts: 32 MB
@@ -98,9 +98,9 @@ def candidates(records: Sequence[RunRecord], domain: Axis, general: Axis) -> lis
     for setting, x, y in zip(settings, read_all(settings, domain), read_all(settings, general), strict=True):
         if x is not None and y is not None:
             found.append(Candidate(setting, setting.label, short_name(setting, settings), x.point, y.point, (x, y)))
-    x, y = initial_reading(settings, domain), initial_reading(settings, general)
+    x, y = base_reading(settings, domain), base_reading(settings, general)
     if x is not None and y is not None:
-        found.insert(0, Candidate(None, INITIAL_LABEL, INITIAL_LABEL, x.point, y.point, (x, y)))
+        found.insert(0, Candidate(None, BASE_LABEL, BASE_LABEL, x.point, y.point, (x, y)))
     return found
 
 
@@ -119,22 +119,22 @@ def front_of(options: Sequence[Candidate], domain: Axis, general: Axis) -> list[
     )
 
 
-def initial_reading(settings: Sequence[Setting], axis: Axis) -> Reading | None:
+def base_reading(settings: Sequence[Setting], axis: Axis) -> Reading | None:
     """The base model's scores on an axis, from the first setting that measured them."""
-    readings = (setting.reading(axis, initial=True) for setting in settings)
+    readings = (setting.reading(axis, base=True) for setting in settings)
     return next((reading for reading in readings if reading is not None), None)
 
 
-def initial_of(records: Sequence[RunRecord], axis: Axis) -> Point | None:
+def base_point(records: Sequence[RunRecord], axis: Axis) -> Point | None:
     """The base model's point, from the first complete run that measured it."""
-    points = (axis.point(record, initial=True) for record in complete(records))
+    points = (axis.point(record, base=True) for record in complete(records))
     return next((p for p in points if p is not None), None)
 
 
-def initials_differ(records: Sequence[RunRecord], axis: Axis) -> bool:
+def bases_differ(records: Sequence[RunRecord], axis: Axis) -> bool:
     """Whether runs disagree on their base model by more than a standard error: not one comparison then."""
-    first = initial_of(records, axis)
-    others = [p for p in (axis.point(r, initial=True) for r in complete(records)) if p is not None]
+    first = base_point(records, axis)
+    others = [p for p in (axis.point(r, base=True) for r in complete(records)) if p is not None]
     if first is None:
         return False
     slack = max(first.stderr or 0.0, 1e-3 * abs(first.value))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gentletune.report.pareto import INITIAL_LABEL, Candidate
+from gentletune.report.pareto import BASE_LABEL, Candidate
 from gentletune.report.scene import BASE_LOOK, ROLES, Look, Scene, axis_title
 
 INK, MUTED, RING = "#1b1f24", "#6b7280", "#1f6f54"
@@ -59,7 +59,7 @@ def _draw(axes: Axes, scene: Scene) -> None:
         axes.plot([c.x.value for c in options], [c.y.value for c in options], color=look.colour, lw=0.8, zorder=2)
         _series(axes, method, options, look, 7.5)
     base = [c for c in scene.options if c.setting is None]
-    _series(axes, INITIAL_LABEL, base, BASE_LOOK._replace(colour=INK), 15, zorder=4)
+    _series(axes, BASE_LABEL, base, BASE_LOOK._replace(colour=INK), 15, zorder=4)
     for i, option in enumerate(scene.options):
         if i in scene.marks:
             _series(axes, "", [option], scene.looks[option.method], 9, zorder=5)

@@ -24,7 +24,7 @@ _ASKED = ("general_prompts", "general_tokens", "general_rows", "limit")  # what 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a setting, or an base model, scored on an axis: a run for each seed, each with a score of every source.
+    """What a setting, or a base model, scored on an axis: a run for each seed, each with a score of every source.
 
     `pool` is the variance between seeds of all the study's settings.
     """
@@ -99,19 +99,19 @@ class Setting:
     def _runs(self) -> dict[tuple[str, bool], tuple[Run, ...]]:
         return {}
 
-    def runs(self, axis: Axis, initial: bool = False) -> tuple[Run, ...]:
-        """Its runs' scores on the axis (those of its base model if `initial`), none where one is missing.
+    def runs(self, axis: Axis, base: bool = False) -> tuple[Run, ...]:
+        """Its runs' scores on the axis (those of its base model if `base`), none where one is missing.
 
-        An base model has a run for each set of items that it was measured on.
+        A base model has a run for each set of items that it was measured on.
         """
-        key = axis.key, initial
+        key = axis.key, base
         if key not in self._runs:
-            self._runs[key] = self._initial(axis) if initial else self._tuned(axis)
+            self._runs[key] = self._base(axis) if base else self._tuned(axis)
         return self._runs[key]
 
-    def reading(self, axis: Axis, initial: bool = False) -> Reading | None:
-        """Its scores on the axis (of its base model if `initial`), None where one is missing."""
-        runs = self.runs(axis, initial)
+    def reading(self, axis: Axis, base: bool = False) -> Reading | None:
+        """Its scores on the axis (of its base model if `base`), None where one is missing."""
+        runs = self.runs(axis, base)
         return Reading(runs) if runs else None
 
     def _tuned(self, axis: Axis) -> tuple[Run, ...]:
@@ -121,10 +121,10 @@ class Setting:
             runs.append(Run(scores, record.seed, _sample(record, axis)))
         return tuple(runs) if all(len(run.scores) == len(axis.sources) for run in runs) else ()
 
-    def _initial(self, axis: Axis) -> tuple[Run, ...]:
+    def _base(self, axis: Axis) -> tuple[Run, ...]:
         found: dict[Any, Run] = {}
         for record in self.records:
-            known = (record.score(key, initial=True) or _undrifted(record, key) for key in axis.sources)
+            known = (record.score(key, base=True) or _at_base(record, key) for key in axis.sources)
             scores = tuple(s for s in known if s is not None)
             sample = _sample(record, axis)
             if len(scores) == len(axis.sources) and sample not in found:
@@ -179,7 +179,7 @@ def plain_twin(setting: Setting, others: Sequence[Setting]) -> int | None:
 
 
 def verdict(axis: Axis, change: Change | None) -> Verdict:
-    """What a change means: `tied` where it is no significant difference, `unknown` where nothing can be said.
+    """What a change means: `no_difference` where it is not significant, `unknown` where nothing can be said.
 
     What speaks for a setting must hold among all the comparisons of its family (Holm); what speaks against it need only
     leave 0 out of its own 95 % interval, since a warning missed costs more than one too many (ours).
@@ -187,8 +187,8 @@ def verdict(axis: Axis, change: Change | None) -> Verdict:
     if change is None or change.excludes_zero is None:
         return "unknown"
     if (change.value > 0) == axis.higher_is_better:
-        return "better" if change.significant else "tied"
-    return "worse" if change.excludes_zero else "tied"
+        return "better" if change.significant else "no_difference"
+    return "worse" if change.excludes_zero else "no_difference"
 
 
 def setting_name(setting: Setting, others: Sequence[Setting]) -> str:
@@ -228,7 +228,7 @@ def _sample(record: RunRecord, axis: Axis) -> tuple[Any, ...]:
     return (record.hashes.get("test" if axis.side == "domain" else "model"), *asked)
 
 
-def _undrifted(record: RunRecord, key: str) -> Score | None:
+def _at_base(record: RunRecord, key: str) -> Score | None:
     """The base model is at no distance from itself."""
     tuned = record.score(key) if is_distance(key) else None
     return None if tuned is None else zero_of(tuned)
@@ -241,10 +241,10 @@ def _undrifted(record: RunRecord, key: str) -> Score | None:
 def of_runs(records: Sequence[RunRecord], axis: Axis) -> list[Change | None]:
     """Each run minus its base model; None where a score is missing."""
     settings = [Setting((record,), (place,)) for place, record in enumerate(records)]
-    return holm([_from_initial(setting, setting.reading(axis), axis) for setting in settings])
+    return holm([_from_base(setting, setting.reading(axis), axis) for setting in settings])
 
 
-def from_initial(
+def from_base(
     settings: Sequence[Setting], axis: Axis, readings: Sequence[Reading | None] | None = None, *, null: float = 0.0
 ) -> list[Change | None]:
     """Each setting minus the base model; None where a score is missing. The p-values are of that change being `null`.
@@ -252,7 +252,7 @@ def from_initial(
     `readings` are the settings' scores where they are known already; those that are None there are left out.
     """
     known = read_all(settings, axis) if readings is None else readings
-    return holm([_from_initial(s, reading, axis, null) for s, reading in zip(settings, known, strict=True)])
+    return holm([_from_base(s, reading, axis, null) for s, reading in zip(settings, known, strict=True)])
 
 
 def from_plain(settings: Sequence[Setting], axis: Axis) -> list[Change | None]:
@@ -269,6 +269,6 @@ def between(readings: Sequence[Reading | None], pairs: Sequence[tuple[int, int]]
     return holm([mine.change(other) if mine and other else None for mine, other in found])
 
 
-def _from_initial(setting: Setting, reading: Reading | None, axis: Axis, null: float = 0.0) -> Change | None:
-    start = setting.runs(axis, initial=True)
+def _from_base(setting: Setting, reading: Reading | None, axis: Axis, null: float = 0.0) -> Change | None:
+    start = setting.runs(axis, base=True)
     return compare(reading.runs, start, pool=reading.pool, null=null) if reading and start else None

@@ -15,13 +15,13 @@ from gentletune.core.records import RunRecord
 from gentletune.core.render import markdown as to_markdown
 from gentletune.report.axes import Axis, Point, Verdict, score_keys, single_axis
 from gentletune.report.findings import Step
-from gentletune.report.pareto import INITIAL_LABEL, Estimate, initial_of, labels_of
+from gentletune.report.pareto import BASE_LABEL, Estimate, base_point, labels_of
 from gentletune.report.scene import ROLES, Scene, Volume
-from gentletune.report.settings import Setting, from_initial, from_plain, of_runs, settings_of, told_apart, verdict
+from gentletune.report.settings import Setting, from_base, from_plain, of_runs, settings_of, told_apart, verdict
 from gentletune.stats import Change
 from gentletune.stats.numbers import MISSING, duration, number, plus_minus, rate, with_interval
 
-SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "tied": "≈", "unknown": "?"}
+SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "no_difference": "≈", "unknown": "?"}
 # Recipe fields that a column of their own has, or that say where something lies or how it is logged.
 _OWN = frozenset({"method", "learning_rate", "seed", "output", "report_to", "log_every", "save_every",
                   "keep_checkpoints"})  # fmt: skip
@@ -138,7 +138,7 @@ def settings_table(scene: Scene | None) -> Table:
         Column("front_share", "On the front", scene.shares, _share, "share of draws"),
     ]
     for place, axis in enumerate((scene.domain, scene.general)):
-        starts, plain = iter(from_initial(settings, axis)), iter(from_plain(settings, axis))
+        starts, plain = iter(from_base(settings, axis)), iter(from_plain(settings, axis))
         base = next((c.readings[place].point for c in options if not c.setting), None)
         changes = [next(starts) if s else None for s in of]
         points = [(c.x, c.y)[place] for c in options]
@@ -167,11 +167,11 @@ def runs_table(records: Sequence[RunRecord], named: dict[int, str]) -> Table:
                                                        records[i].seed))  # fmt: skip
     runs = [records[i] for i in order]
     axes = score_axes(records)
-    starts = [initial_of(records, axis) for axis in axes]
+    starts = [base_point(records, axis) for axis in axes]
     head: list[RunRecord | None] = [None] if any(starts) else []
     rows = [*head, *runs]
     columns = [
-        Column("label", "Run", [r.label if r else INITIAL_LABEL for r in rows], _text),
+        Column("label", "Run", [r.label if r else BASE_LABEL for r in rows], _text),
         Column("method", "", [r.method if r else "" for r in rows], _text),
         Column("learning_rate", "Learning rate", [r.learning_rate if r else None for r in rows], _rate),
         Column("seed", "Seed", [r.seed if r else None for r in rows], _number),
@@ -179,7 +179,7 @@ def runs_table(records: Sequence[RunRecord], named: dict[int, str]) -> Table:
     ]
     for axis, start in zip(axes, starts, strict=True):
         changes = of_runs(records, axis)
-        found = [Result(axis, axis.point(records[i]), axis.point(records[i], initial=True), changes[i]) for i in order]
+        found = [Result(axis, axis.point(records[i]), axis.point(records[i], base=True), changes[i]) for i in order]
         base = [Result(axis, start)] if head else []
         columns.append(Column(axis.key, axis.key, [*base, *found], _result, f"{axis.side}; {_about(axis)}"))
     for name, title, show in _figures(runs):
@@ -227,13 +227,13 @@ def category_tables(records: Sequence[RunRecord]) -> list[tuple[str, Table]]:
     for axis in score_axes(records):
         settings = settings_of(records, axis)
         scores = [[s for r in setting.records if (s := r.score(axis.key))] for setting in settings]
-        base = [s for r in records if (s := r.score(axis.key, initial=True))][:1]
+        base = [s for r in records if (s := r.score(axis.key, base=True))][:1]
         rows = [row for row in [base, *scores] if row]
         found = [[s.details["by_category"] for s in row if "by_category" in s.details] for row in rows]
         names = dict.fromkeys(name for row in found for one in row for name in one)
         if not names or any(len(one) < len(row) for one, row in zip(found, rows, strict=True)):
             continue
-        heads = [INITIAL_LABEL] * bool(base) + [f"{s.label} {rate(s.learning_rate)}" for s in settings]
+        heads = [BASE_LABEL] * bool(base) + [f"{s.label} {rate(s.learning_rate)}" for s in settings]
         columns = [Column("setting", "Setting", heads, _text)]
         for name in names:
             values = [_mean([one[name]["value"] for one in row if name in one]) for row in found]
@@ -345,7 +345,7 @@ def _estimate(value: Estimate, form: str = "{:.2f}") -> Cell:
 def _apart(value: Estimate | None) -> Cell:
     if value is None:
         return Cell(MISSING)
-    told: Verdict = "tied" if value.low <= 0 <= value.high else "better" if value.value > 0 else "worse"
+    told: Verdict = "no_difference" if value.low <= 0 <= value.high else "better" if value.value > 0 else "worse"
     return Cell(f"{_estimate(value, '{:+.2f}').text} {SIGNS[told]}", value.value, verdict=told)
 
 

@@ -23,7 +23,7 @@ STATE_FILE = "state.json"  # what the files in the directory were made from
 FIGURES_FILE = "training.json"
 LIMIT = 200  # points of a curve that a record keeps
 # No weighted loss: that of one method cannot be held against another's.
-_CURVES = ("nll", "grad_norm", "update_norm", "domain_nll", "drift_bits_per_token")
+_CURVES = ("nll", "grad_norm", "update_norm", "domain_nll", "kl_bits_per_token")
 # How safetensors and torch.save word it, which raise errors of their own.
 _DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "inline_container")
 

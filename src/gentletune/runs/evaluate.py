@@ -8,7 +8,7 @@ from typing import Any
 from gentletune.core.errors import UserError
 from gentletune.core.provenance import provenance
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import Score
+from gentletune.core.records import FROM_BASE, Score
 from gentletune.data import DomainData, load_data
 from gentletune.evaluation.finite import of_model
 from gentletune.evaluation.harness import Stage, code_walls, resolve_tasks
@@ -19,45 +19,45 @@ from gentletune.stats import Change, compare, mean_over_tasks
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of a model and of its initial model (none where it was measured alone).
+    """The scores of a model and of its base model (none where it was measured alone).
 
     `sandbox` says what isolated generated code, where any was run; `samples` what each task asked and got; `hashes`
     what was measured, on what: SHA-256 by content.
     """
 
     model: str
-    initial_model: str | None
+    base_model: str | None
     scores: list[Score]
-    initial_scores: list[Score]
+    base_scores: list[Score]
     sandbox: str = ""
     samples: list[dict[str, Any]] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def changes(self) -> dict[str, Change]:
-        """The change of each score from the initial model, paired by item, by `task/metric`; drift is one itself."""
-        before = {score.key: score for score in self.initial_scores}
-        pairs = [(s, before[s.key]) for s in self.scores if s.key in before and not s.task.startswith("drift_")]
-        return {score.key: compare(score, base) for score, base in pairs}
+        """The change of each score that is no change itself from the base model, paired by item, by `task/metric`."""
+        before = {score.key: score for score in self.base_scores}
+        pairs = [(s, before[s.key]) for s in self.scores if s.key in before and s.task not in FROM_BASE]
+        return {score.key: compare(score, start) for score, start in pairs}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the samples, fit for JSON, with what it was measured with."""
         return {
             "model": self.model,
-            "initial_model": self.initial_model,
+            "base_model": self.base_model,
             "sandbox": self.sandbox,
             "hashes": self.hashes,
             "scores": [s.model_dump(mode="json") for s in self.scores],
-            "initial_scores": [s.model_dump(mode="json") for s in self.initial_scores],
+            "base_scores": [s.model_dump(mode="json") for s in self.base_scores],
             "changes": {key: vars(change) for key, change in self.changes.items()},
             **provenance(),
         }
 
 
 def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = silent) -> Evaluation:
-    """Scores of any model on the recipe's domain and tasks, beside those of the recipe's initial model.
+    """Scores of any model on the recipe's domain and tasks, beside those of the recipe's base model.
 
-    A recipe without data measures its tasks only. `alone` leaves the initial model out, and with it drift.
+    A recipe without data measures its tasks only. `alone` leaves the base model out, and with it KL from base.
 
     Raises:
         UserError: bad input; no isolation for generated code.
@@ -69,7 +69,7 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     if data is None and not recipe.tasks:
         raise UserError("nothing to measure: give --tasks, or --data with its --data-path")
     if data is not None and alone:
-        raise UserError("a domain is measured with the drift from an initial model; give --initial, or --tasks alone")
+        raise UserError("a domain is measured with KL from a base model; give --base, or --tasks alone")
     subject = Loaded.of(recipe, model).load()
     hashes = {"model": subject.files_hash}
     hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
@@ -77,26 +77,26 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
         with of_model(model):
             found = measure(subject, None, recipe, None, stage=stage)
         return Evaluation(model, None, _with_mean(found.scores), [], sandbox, found.samples, hashes)
-    initial = subject if model == recipe.model else Loaded.of(recipe).load()
-    hashes["initial model"] = initial.files_hash
-    with of_model(f"the initial model {recipe.model}"):
-        reference = _reference(subject, initial, data, recipe, model, stage)
-        before = measure(initial, data, recipe, reference, stage=lambda name: stage(f"initial model: {name}"))
-    same = subject.hash == initial.hash
+    base = subject if model == recipe.model else Loaded.of(recipe).load()
+    hashes["base model"] = base.files_hash
+    with of_model(f"the base model {recipe.model}"):
+        reference = _reference(subject, base, data, recipe, model, stage)
+        before = measure(base, data, recipe, reference, stage=lambda name: stage(f"base model: {name}"))
+    same = subject.hash == base.hash
     with of_model(model):
         found = before if same else measure(subject, data, recipe, reference, stage=stage)
-    scores, base = _with_mean(found.scores), _with_mean(before.scores)
-    return Evaluation(model, recipe.model, scores, base, sandbox, found.samples, hashes)
+    scores, starts = _with_mean(found.scores), _with_mean(before.scores)
+    return Evaluation(model, recipe.model, scores, starts, sandbox, found.samples, hashes)
 
 
 def _reference(
-    subject: Loaded, initial: Loaded, data: DomainData | None, recipe: Recipe, name: str, stage: Stage
+    subject: Loaded, base: Loaded, data: DomainData | None, recipe: Recipe, name: str, stage: Stage
 ) -> Reference | None:
     if data is None:
         return None
-    if subject.tokenizer.get_vocab() != initial.tokenizer.get_vocab():
-        raise UserError(f"{name} and {recipe.model} have different vocabularies, so drift is not defined between them")
-    return reference_answers(initial, recipe, stage=stage)
+    if subject.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise UserError(f"{name} and {recipe.model} have different vocabularies: no KL is defined between them")
+    return reference_answers(base, recipe, stage=stage)
 
 
 def _with_mean(scores: list[Score]) -> list[Score]:

@@ -125,7 +125,7 @@ class Inputs:
 
         def compute() -> list[float]:
             pad_id = self.base.tokenizer.pad_token_id
-            with of_model(f"the initial model {name}"), memory_errors(what, mend):
+            with of_model(f"the base model {name}"), memory_errors(what, mend):
                 found = sequence_nll(self.base.model, self.train.rows, pad_id=pad_id, batch_tokens=tokens)
                 check_rows(found.nll, "training")
             return found.means

@@ -121,9 +121,9 @@ def _finished(inputs: Inputs, run: Path) -> RunRecord | None:
 def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunRecord:
     recipe, timings = inputs.recipe, dict[str, float]()
     begun = time.perf_counter()
-    reference, initial = _initial(inputs, stage) if recipe.evaluate or recipe.probe_every else (None, Measured([], []))
-    timings["initial"] = time.perf_counter() - begun
-    base: dict[str, Any] = {
+    reference, base = _base(inputs, stage) if recipe.evaluate or recipe.probe_every else (None, Measured([], []))
+    timings["base"] = time.perf_counter() - begun
+    fields: dict[str, Any] = {
         "method": inputs.method.name,
         "label": inputs.method.label,
         "learning_rate": recipe.learning_rate,
@@ -131,13 +131,13 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         "recipe": recipe.override({"output": str(run)}).model_dump(mode="json"),
         "hashes": inputs.record_hashes,
         "data": inputs.data_figures,
-        "initial_scores": initial.scores,
+        "base_scores": base.scores,
         "sandbox": inputs.sandbox,
         **provenance(),
     }
 
     def failed(why: str) -> RunRecord:
-        return RunRecord(status="failed", error=why, timings=timings, curves=read_curves(run), **base)
+        return RunRecord(status="failed", error=why, timings=timings, curves=read_curves(run), **fields)
 
     begun = time.perf_counter()
     try:
@@ -158,28 +158,26 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
             mend = "; lower the learning rate" if BROKEN in str(error) else ""
             return failed(f"the tuned model: {error}{mend}")
         timings["evaluate"] = time.perf_counter() - begun
-        write_samples(run, initial.samples, measured.samples, measured.scores)
+        write_samples(run, base.samples, measured.samples, measured.scores)
         if has_weights(run):
-            card = _card(inputs, inputs.method.label, measured.scores, initial.scores)
+            card = _card(inputs, inputs.method.label, measured.scores, base.scores)
             write_text_atomic(run / "model" / "README.md", card)
     figures = read_json(run / FIGURES_FILE)
     if "train_seconds" in figures:  # training ended in an earlier call
         timings["train"] = figures.pop("train_seconds")
     more: dict[str, Any] = {"training": figures, "scores": measured.scores, "curves": read_curves(run)}
-    return RunRecord(status="complete", timings=timings, **more, **base)
+    return RunRecord(status="complete", timings=timings, **more, **fields)
 
 
-def _initial(inputs: Inputs, stage: Stage) -> tuple[Reference, Measured]:
-    """The initial model's answers and scores, from the cache where another run computed them."""
+def _base(inputs: Inputs, stage: Stage) -> tuple[Reference, Measured]:
+    """The base model's answers and scores, from the cache where another run computed them."""
     recipe = inputs.recipe
     inputs.base.load()
-    with inputs.alone(), of_model(f"the initial model {recipe.model}"):
+    with inputs.alone(), of_model(f"the base model {recipe.model}"):
         reference = reference_answers(inputs.base, recipe, stage=stage)
         if not recipe.evaluate:
             return reference, Measured([], [])
-        measured = measure(
-            inputs.base, inputs.data, recipe, reference, stage=lambda name: stage(f"initial model: {name}")
-        )
+        measured = measure(inputs.base, inputs.data, recipe, reference, stage=lambda name: stage(f"base model: {name}"))
     return reference, measured
 
 

@@ -50,8 +50,8 @@ class Line:
 class Probe:
     """What was measured, in seconds: loading, writing a checkpoint, a step of `step_rows` rows; bytes on disk.
 
-    `domain` is by held-out row, `drift` by general prompt, `answers` by prompt that the base model answers, `tasks`
-    by name and question.
+    `domain` is by held-out row, `own` by general prompt (its KL from base), `answers` by prompt that the base model
+    answers, `tasks` by name and question.
     """
 
     load: float
@@ -59,7 +59,7 @@ class Probe:
     step: float
     step_rows: int
     domain: Line
-    drift: Line
+    own: Line
     answers: Line
     tasks: Mapping[str, Line]
     model_bytes: int
@@ -69,8 +69,8 @@ class Probe:
         """Seconds to measure one model."""
         if not recipe.evaluate:
             return 0.0
-        own = self.domain.at(recipe.test_rows) + self.drift.at(recipe.general_prompts)
-        return own + sum(self.tasks[name].at(count) for name, count in questions.items() if name in self.tasks)
+        rows = self.domain.at(recipe.test_rows) + self.own.at(recipe.general_prompts)
+        return rows + sum(self.tasks[name].at(count) for name, count in questions.items() if name in self.tasks)
 
     def training(self, recipe: Recipe, rows: int) -> float:
         """Seconds to train on so many rows, checkpoints and probes included."""
@@ -79,7 +79,7 @@ class Probe:
         saves = steps // recipe.save_every
         return (
             steps * self.step * recipe.step_rows() / self.step_rows
-            + looks * self.drift.at(recipe.probe_rows)
+            + looks * self.own.at(recipe.probe_rows)
             + (saves * self.save)
         )
 
@@ -91,7 +91,7 @@ class Estimate:
     trials: int
     trainings: int
     seconds: float
-    initial_seconds: float
+    base_seconds: float
     kept_bytes: int
     peak_bytes: int
     probes: tuple[Probe, ...]
@@ -100,7 +100,7 @@ class Estimate:
         """What to tell the user: the figures, and where they come from."""
         head = (
             f"{self.trials} trials to run, {self.trainings} with a training of their own: about "
-            f"{_duration(self.seconds)} one at a time, {_duration(self.initial_seconds)} of it for the base model"
+            f"{_duration(self.seconds)} one at a time, {_duration(self.base_seconds)} of it for the base model"
         )
         if not self.probes:
             return ["nothing to run: every trial is complete"]
@@ -129,7 +129,7 @@ def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *,
     shared, probes = Shared(), dict[str, Probe]()
     left = [t for t in trials if not _done(t, output, shared)]
     training = {t.name for t in left if t.trains_like is None and not has_weights(output / t.name)}
-    seconds, initial, kept, peak = 0.0, 0.0, 0, 0
+    seconds, start, kept, peak = 0.0, 0.0, 0, 0
     keep = read_settings(study, where).keep_models
     for trial in left:
         recipe = trial.recipe
@@ -142,14 +142,14 @@ def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *,
         questions = {task.name: _questions(task, recipe) for task in resolve_tasks(recipe)} if recipe.evaluate else {}
         measuring = probe.measuring(recipe, questions)
         if not known and len(left) == len(trials):  # another trial has measured the base model already
-            initial += measuring + (probe.answers.at(recipe.general_prompts) if recipe.evaluate else 0)
+            start += measuring + (probe.answers.at(recipe.general_prompts) if recipe.evaluate else 0)
         seconds += probe.load + probe.save + measuring
         if trial.name in training:
             seconds += probe.training(recipe, len(inputs.train.rows))
         size = probe.model_bytes * (2 if parse_method(recipe.method).merge else 1)
         kept += size * keep
         peak = max(peak, probe.checkpoint_bytes * (recipe.keep_checkpoints + 1) + size)
-    return Estimate(len(left), len(training), seconds + initial, initial, kept, kept + peak, tuple(probes.values()))
+    return Estimate(len(left), len(training), seconds + start, start, kept, kept + peak, tuple(probes.values()))
 
 
 def _done(trial: Trial, output: Path, shared: Shared) -> bool:
@@ -161,17 +161,17 @@ def _done(trial: Trial, output: Path, shared: Shared) -> bool:
 def probe_trial(inputs: Inputs) -> Probe:
     """Time the parts of one trial. Raises `UserError` on bad input."""
     recipe, none = inputs.recipe, Line(0.0, 0.0)
-    domain, drift, answers, tasks = none, none, none, dict[str, Line]()
+    domain, own, answers, tasks = none, none, none, dict[str, Line]()
     begun = time.perf_counter()
     inputs.base.load()
     load = time.perf_counter() - begun
     with _elsewhere() as scratch:
         if recipe.evaluate:
-            domain, drift, answers = _time_measures(inputs)
+            domain, own, answers = _time_measures(inputs)
             tasks = {task.name: _time_task(inputs, task.name) for task in resolve_tasks(recipe)}
         step, save, checkpoint = _time_steps(inputs, scratch / "run")
     size = sum(file.stat().st_size for file in inputs.base.directory.glob("*.safetensors"))
-    return Probe(load, save, step, recipe.step_rows(), domain, drift, answers, tasks, size, checkpoint)
+    return Probe(load, save, step, recipe.step_rows(), domain, own, answers, tasks, size, checkpoint)
 
 
 def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
@@ -196,7 +196,7 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
 
 
 def _time_measures(inputs: Inputs) -> tuple[Line, Line, Line]:
-    """By held-out row, by prompt of drift, by prompt that the base model answers."""
+    """By held-out row, by prompt of KL from base, by prompt that the base model answers."""
     base, recipe = inputs.base, inputs.recipe
 
     def answer(count: int) -> int:
@@ -208,7 +208,7 @@ def _time_measures(inputs: Inputs) -> tuple[Line, Line, Line]:
     reference = reference_answers(base, recipe.override({"general_prompts": SIZES[1]}))
     single = reference_answers(base, one)
 
-    def drift(count: int) -> int:
+    def kl(count: int) -> int:
         how = {"pad_id": base.tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
         for own in (reference.sampled, reference.greedy):
             sequence_nll(base.model, own.rows[:count], **how)
@@ -220,7 +220,7 @@ def _time_measures(inputs: Inputs) -> tuple[Line, Line, Line]:
         measure(base.with_model(base.model, known_as=f"probe-{count}"), share, one, single)
         return len(share.test)
 
-    return _line(held_out), _line(drift), answers
+    return _line(held_out), _line(kl), answers
 
 
 def _time_task(inputs: Inputs, name: str) -> Line:

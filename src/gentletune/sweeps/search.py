@@ -51,7 +51,7 @@ class Objectives(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     domain: str | None = None
-    general: str = "drift_sampled/bits_per_token"
+    general: str = "kl_sampled/bits_per_token"
 
 
 class Search(BaseModel):

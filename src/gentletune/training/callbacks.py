@@ -111,7 +111,7 @@ def _finite(value: Any) -> bool:
 
 
 class ProbeCallback(TrainerCallback):
-    """Every `every` steps logs what the probe says of the model: domain NLL, general drift."""
+    """Every `every` steps logs what the probe says of the model: domain NLL, KL from base."""
 
     def __init__(self, probe: Probe, every: int) -> None:
         self.probe, self.every = probe, every

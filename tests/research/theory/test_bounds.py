@@ -148,7 +148,7 @@ def test_no_exchange_rate_without_a_gain() -> None:
 def test_noise_costs_at_most_its_bound(seed: int, depth: int, vocab: int, steps: int, way: float, width: float) -> None:
     tuning = setting(seed, depth, vocab)
     step = 1.0 - (1.0 - way) ** (1.0 / steps)
-    direction = np.random.default_rng(seed).uniform(-1, 1, tuning.initial.shape)
+    direction = np.random.default_rng(seed).uniform(-1, 1, tuning.base.shape)
     rise, gain = (float(x) for x in tuning.rise_and_gain(way))
     noisy_rise, noisy_gain = (
         float(x) for x in tuning.noisy_rise_and_gain(np.array(step), steps, direction, np.array(width))
@@ -165,7 +165,7 @@ def test_at_equal_gain_noise_costs_at_most_a_constant_times_lambda(
 ) -> None:
     tuning = setting(seed, depth, vocab)
     step = 1.0 - (1.0 - way) ** (1.0 / steps)
-    direction = np.random.default_rng(seed).uniform(-1, 1, tuning.initial.shape)
+    direction = np.random.default_rng(seed).uniform(-1, 1, tuning.base.shape)
     rise, gain = tuning.noisy_rise_and_gain(np.array(step), steps, direction, np.array(width))
     full_rise, full_gain = tuning.rise_and_gain(1.0)
     assume(0 <= gain < full_gain - 1e-4)

@@ -114,18 +114,18 @@ def test_refusals(trees: int, seed: int) -> None:
 
 def test_draws_cover_every_shape_and_kind() -> None:
     drawn = [draw(0, batch) for batch in range(len(SHAPES))]
-    assert {(d.tuning.depth, d.tuning.initial.shape[-1]) for d in drawn} == {
+    assert {(d.tuning.depth, d.tuning.base.shape[-1]) for d in drawn} == {
         (depth, vocab) for depth in (1, 2, 3, 4) for vocab in (2, 3, 4, 5, 6)
     }
     kinds = np.concatenate([d.kind for d in drawn])
     assert set(kinds.tolist()) == {OWN, NEAR, UNRELATED}
     for d in drawn:
-        for rows in (d.tuning.initial, d.tuning.target, d.tuning.general, d.tuning.domain):
+        for rows in (d.tuning.base, d.tuning.target, d.tuning.general, d.tuning.domain):
             np.testing.assert_allclose(rows.sum(axis=-1), 1.0, atol=1e-12)
-        np.testing.assert_array_equal(d.tuning.general[d.kind == OWN], d.tuning.initial[d.kind == OWN])
+        np.testing.assert_array_equal(d.tuning.general[d.kind == OWN], d.tuning.base[d.kind == OWN])
         assert (d.mix == 1.0).any()
         assert (d.mix < 1.0).any()
-    peaks = np.concatenate([d.tuning.initial.max(axis=-1).mean(axis=-1) for d in drawn])
+    peaks = np.concatenate([d.tuning.base.max(axis=-1).mean(axis=-1) for d in drawn])
     assert peaks.min() < 0.4
     assert peaks.max() > 0.9  # from flat to peaked
 
@@ -133,7 +133,7 @@ def test_draws_cover_every_shape_and_kind() -> None:
 def test_hard_shares_are_set_and_nothing_else() -> None:
     drawn = draw(0, 9)
     few, many = with_hard_share(drawn, 0.25), with_hard_share(drawn, 0.75)
-    q, m = few.initial, drawn.mix[:, None, None]
+    q, m = few.base, drawn.mix[:, None, None]
     hard = q < drawn.threshold[:, None, None]
     both = hard.any(axis=-1) & ~hard.all(axis=-1)
     for tuning, share in ((few, 0.25), (many, 0.75)):

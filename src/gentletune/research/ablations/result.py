@@ -27,13 +27,13 @@ _PREDICTIONS = tuple(CALIBRATION)
 class Row:
     """A setting's complete runs, one a seed, and the label of the row it is compared with (None: with none).
 
-    With `initial` the runs stand for the base model they began from. `failed` says what went wrong, by seed.
+    With `base` the runs stand for the base model they began from. `failed` says what went wrong, by seed.
     """
 
     label: str
     records: tuple[RunRecord, ...]
     baseline: str | None = None
-    initial: bool = False
+    base: bool = False
     failed: tuple[str, ...] = ()
 
     @property
@@ -43,7 +43,7 @@ class Row:
 
     def scores(self, key: str) -> dict[int, Score]:
         """The score of each seed that has it."""
-        found = {seed: record.score(key, self.initial) for seed, record in self.by_seed.items()}
+        found = {seed: record.score(key, self.base) for seed, record in self.by_seed.items()}
         return {seed: score for seed, score in found.items() if score is not None}
 
     def runs(self, key: str) -> list[Run]:
@@ -54,14 +54,14 @@ class Row:
         found: dict[Hashable, Run] = {}
         for seed, score in self.scores(key).items():
             sample = None if score.side == "general" else self.by_seed[seed].hashes.get("test")
-            run = Run((score,), None if self.initial else seed, sample)
-            found.setdefault(sample if self.initial else seed, run)
+            run = Run((score,), None if self.base else seed, sample)
+            found.setdefault(sample if self.base else seed, run)
         return list(found.values())
 
     @property
     def norms(self) -> dict[int, float]:
         """‖θ - θ⁰‖ of the final weights, by seed; 0 for the base model."""
-        if self.initial:
+        if self.base:
             return dict.fromkeys(self.by_seed, 0.0)
         return {seed: r.training["update_norm"] for seed, r in self.by_seed.items() if "update_norm" in r.training}
 
@@ -112,7 +112,7 @@ class Ablation:
         seed.
         """
         if key not in self._changes:
-            pool = seed_pool([row.runs(key) for row in self.rows if not row.initial])
+            pool = seed_pool([row.runs(key) for row in self.rows if not row.base])
             pairs = {r.label: (r.runs(key), self._rows[r.baseline].runs(key)) for r in self.rows if r.baseline}
             found = [compare(a, b, pool=pool) if a and b else None for a, b in pairs.values()]
             self._changes[key] = dict(zip(pairs, holm(found), strict=True))
@@ -145,7 +145,7 @@ class Ablation:
         """A row a setting, numbers; each score with its error, its difference and that one's interval."""
         lines = []
         for row in self.rows:
-            first, norm = None if row.initial or not row.records else row.records[0], self.norm(row)
+            first, norm = None if row.base or not row.records else row.records[0], self.norm(row)
             line: dict[str, Any] = {
                 "setting": row.label,
                 "against": row.baseline,

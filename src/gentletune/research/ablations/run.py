@@ -128,7 +128,7 @@ class _Study:
             failed = tuple(f"seed {r.seed}: {r.error}" for r in records if r.status == "failed")
             rows.append(Row(setting.label, complete, setting.baseline, failed=failed))
         begun = {record.seed: record for row in rows for record in row.records}
-        return (Row(BASE, tuple(begun.values()), initial=True), *rows)
+        return (Row(BASE, tuple(begun.values()), base=True), *rows)
 
     def match(self, change: Change, target: float, known: Sequence[Known], start: float | None, tries: int) -> Match:
         """The rate at which a change's training moves the weights by `target`, from trainings without measurement."""

@@ -118,21 +118,21 @@ class TokenDynamicsCallback(TrainerCallback):
         self.pad_id, self.batch_tokens, self.edges = pad_id, batch_tokens, tuple(map(float, edges))
         self.sequence_weights = sequence_weights
         self.trainer: Any = None
-        self.initial: TokenFigures | None = None
+        self.base: TokenFigures | None = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.initial = self._look(kwargs["model"])
+            self.base = self._look(kwargs["model"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        if self.initial is None:
+        if self.base is None:
             raise RuntimeError("give the TokenDynamicsCallback to the trainer's constructor: it needs the base model")
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
         write_text_atomic(self.path, _lines(kept if state.global_step else []))
         if not state.global_step:
-            self._record(0, self.initial)
+            self._record(0, self.base)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = state.global_step % self.every == 0 or state.global_step == state.max_steps
@@ -145,9 +145,9 @@ class TokenDynamicsCallback(TrainerCallback):
     def _record(self, step: int, now: TokenFigures) -> None:
         if not bool(torch.isfinite(now.nll).all()):
             raise TrainingDivergedError(f"the NLL of a probe token is not finite at step {step}")
-        assert self.initial is not None
+        assert self.base is not None
         weights = self.weights(now)
-        bins = probability_bins(self.initial.nll, self.edges)
+        bins = probability_bins(self.base.nll, self.edges)
         found = bin_figures(now, weights, bins, step=step, edges=self.edges)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_lines([asdict(figures) for figures in found]))

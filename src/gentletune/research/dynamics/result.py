@@ -88,7 +88,7 @@ class TokenDynamics:
                 words.sentence(
                     method=method,
                     row=mine[0].at(0)[number],
-                    first=mean_of(nll_runs(mine, 0, number, initial=True)),
+                    first=mean_of(nll_runs(mine, 0, number, base=True)),
                     last=mean_of(ends[method]),
                     fall=falls[method],
                     learned=mean_over_seeds([run.at(last_step(mine))[number].learned for run in mine]),
@@ -154,17 +154,17 @@ def bin_name(low: float, high: float) -> str:
     return f"{f'{low:g} < ' if low else ''}p ≤ {high:g}"
 
 
-def nll_runs(runs: Sequence[MethodRun], step: int, number: int, *, initial: bool = False) -> list[Run]:
+def nll_runs(runs: Sequence[MethodRun], step: int, number: int, *, base: bool = False) -> list[Run]:
     """Mean NLL of a bin's tokens after a step, nats, a run for each seed; the items are the probe rows.
 
-    With `initial` the step is that of the model they all began from, which is one and has no seed.
+    With `base` the step is that of the model they all began from, which is one and has no seed.
     """
     kind: dict[str, Any] = {"task": "nll", "side": "domain", "metric": "nats_per_token", "higher_is_better": False}
     found = []
-    for run in runs[:1] if initial else runs:
+    for run in runs[:1] if base else runs:
         row = run.at(step)[number]
         score = ratio_score(row.sequence_nll, row.sequence_tokens, **kind)
-        found.append(Run((score,), None if initial else run.seed))
+        found.append(Run((score,), None if base else run.seed))
     return found
 
 
@@ -175,7 +175,7 @@ def last_step(runs: Sequence[MethodRun]) -> int:
 
 def nll_change(runs: Sequence[MethodRun], number: int) -> Change:
     """Final minus initial mean NLL of a bin's tokens, nats, with a 95 % interval over probe rows and seeds."""
-    return compare(nll_runs(runs, last_step(runs), number), nll_runs(runs, 0, number, initial=True))
+    return compare(nll_runs(runs, last_step(runs), number), nll_runs(runs, 0, number, base=True))
 
 
 def _template() -> Any:

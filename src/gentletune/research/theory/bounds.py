@@ -45,9 +45,9 @@ def rise_bound(tuning: Tuning) -> RiseBound:
     (0.0, 0.2177)
     """
     ratio = tuning.log_ratio
-    slope = ((tuning.initial - tuning.general) * ratio).sum(axis=-1)
-    above = tuning.target - tuning.initial * (1.0 + ratio)
-    one_sided = np.where(ratio >= 0, above, tuning.initial * ratio**2 / 2).sum(axis=-1)
+    slope = ((tuning.base - tuning.general) * ratio).sum(axis=-1)
+    above = tuning.target - tuning.base * (1.0 + ratio)
+    one_sided = np.where(ratio >= 0, above, tuning.base * ratio**2 / 2).sum(axis=-1)
     curvature = np.minimum(np.ptp(ratio, axis=-1) ** 2 / 8, one_sided)
     return RiseBound(tuning.over_general(slope) / LN2, tuning.over_general(curvature) / LN2)
 
@@ -57,7 +57,7 @@ def pinsker_slope(tuning: Tuning) -> FloatArray:
 
     ε_c = KL(P₁(·|c) ‖ q(·|c)) in nats. Source: Pinsker's inequality (Cover and Thomas, Lemma 11.6.1).
     """
-    divergence = np.maximum(rel_entr(tuning.general, tuning.initial).sum(axis=-1), 0.0)
+    divergence = np.maximum(rel_entr(tuning.general, tuning.base).sum(axis=-1), 0.0)
     return tuning.over_general(np.ptp(tuning.log_ratio, axis=-1) * np.sqrt(divergence / 2)) / LN2
 
 
@@ -172,7 +172,7 @@ def safe_lambda(bound: RiseBound, budget: Number) -> FloatArray:
     return np.asarray(np.where(bound.at(1.0) <= room, 1.0, np.minimum(1.0, largest)))
 
 
-def hard_tokens(initial: FloatArray, rows: FloatArray, threshold: Number) -> FloatArray:
+def hard_tokens(base: FloatArray, rows: FloatArray, threshold: Number) -> FloatArray:
     """What `rows` give to the hard tokens {x : q(x | c) < δ} of every node: (…, M, v) to (…, M).
 
     With the domain's rows this is the hard share h_c, with q's own the hard mass q(H_c).
@@ -180,16 +180,16 @@ def hard_tokens(initial: FloatArray, rows: FloatArray, threshold: Number) -> Flo
     >>> hard_tokens(np.array([[0.1, 0.9]]), np.array([[0.75, 0.25]]), 0.2).tolist()
     [0.75]
     """
-    hard = initial < np.asarray(threshold)[..., None, None]
+    hard = base < np.asarray(threshold)[..., None, None]
     mass: FloatArray = np.where(hard, rows, 0.0).sum(axis=-1)
     return mass
 
 
-def shortfall(general: FloatArray, initial: FloatArray) -> FloatArray:
+def shortfall(general: FloatArray, base: FloatArray) -> FloatArray:
     """ρ_c = max(0, max_x 1 - P₁(x | c)/q(x | c)): the least ρ with P₁ ≥ (1-ρ) q; (…, M, v) to (…, M).
 
     >>> shortfall(np.array([[0.4, 0.6]]), np.array([[0.5, 0.5]])).round(3).tolist()
     [0.2]
     """
-    short: FloatArray = np.maximum(0.0, (1.0 - general / initial).max(axis=-1))
+    short: FloatArray = np.maximum(0.0, (1.0 - general / base).max(axis=-1))
     return short

@@ -22,18 +22,18 @@ _HALVINGS = 45
 def check_identities(tally: Tally, drawn: Draw) -> None:
     """The proposition, the sum over nodes, and the composition of tilts."""
     tuning = drawn.tuning
-    laws = (tuning.initial, tuning.target, tuning.general)
+    laws = (tuning.base, tuning.target, tuning.general)
     log_q, log_p, log_general = (path_log_probs(rows, tuning.depth) for rows in laws)
     weights, one = np.exp(log_general), np.ones(BATCH)
     change = (weights * (log_q - log_p)).sum(axis=-1) / LN2
     after, before = ((weights * (log_general - log)).sum(axis=-1) / LN2 for log in (log_p, log_q))
     tally.equal("Proposition: ΔL = KL(P‖q₂) - KL(P‖q₁), to 1e-12", change, after - before, one, 1e-12)
     tally.equal("R(1) summed over nodes = ΔL over sequences", tuning.rise_and_gain(1.0)[0], change, one)
-    path = np.log(tuning.initial)
+    path = np.log(tuning.base)
     rate = drawn.step[:, None, None]
     for _ in range(drawn.steps):
         path = normalised((1.0 - rate) * path + rate * np.log(tuning.target))
-    once = normalised(np.log(tuning.initial) + drawn.way[:, None, None] * tuning.log_ratio)
+    once = normalised(np.log(tuning.base) + drawn.way[:, None, None] * tuning.log_ratio)
     apart = np.abs(path - once).max(axis=(-2, -1))
     tally.equal("Composition: K tilts by λ = one by 1-(1-λ)^K, log-probabilities", apart, 0.0 * apart, drawn.step)
 
@@ -117,8 +117,8 @@ def check_hard_token_range(tally: Tally, drawn: Draw) -> None:
         for label, trees in (("P₁ = q", own), ("P₁ ≠ q", other)):
             tally.at_most(f"2 safe λ at {budget:g} bits, {label}: up to the exact one", safe, exact, safe, trees)
     rise, _ = curves(tuning)
-    mass = bounds.hard_tokens(tuning.initial, tuning.initial, drawn.threshold)
-    share = bounds.hard_tokens(tuning.initial, drawn.pull, drawn.threshold)
+    mass = bounds.hard_tokens(tuning.base, tuning.base, drawn.threshold)
+    share = bounds.hard_tokens(tuning.base, drawn.pull, drawn.threshold)
     reach = tuning.general_reach
     very = [bounds.very_hard_token_bound(reach, mass, share, m, drawn.threshold, x * one) for x in LAMBDAS]
     tally.at_most("2 very hard tokens, P₁ = q", rise, np.stack(very, axis=-1), lam, own)
@@ -140,8 +140,8 @@ def _mix(drawn: Draw) -> FloatArray:
 def hard_bound(drawn: Draw, mix: FloatArray, threshold: bounds.Number) -> bounds.RiseBound:
     """Theorem 2's bound for the drawn settings at another threshold than theirs, or theirs."""
     tuning = drawn.tuning
-    share = bounds.hard_tokens(tuning.initial, drawn.pull, threshold)
-    short = bounds.shortfall(tuning.general, tuning.initial)
+    share = bounds.hard_tokens(tuning.base, drawn.pull, threshold)
+    short = bounds.shortfall(tuning.general, tuning.base)
     return bounds.hard_token_bound(tuning.general_reach, share, mix, threshold, short)
 
 
@@ -150,7 +150,7 @@ def with_hard_share(drawn: Draw, share: float) -> Tuning:
 
     Within either kind the domain's law stays as drawn, so that nothing else changes.
     """
-    q = drawn.tuning.initial
+    q = drawn.tuning.base
     hard = q < drawn.threshold[:, None, None]
     parts = [np.where(side, drawn.pull, 0.0) for side in (hard, ~hard)]
     masses = [part.sum(axis=-1, keepdims=True) for part in parts]

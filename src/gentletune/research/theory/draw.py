@@ -47,7 +47,7 @@ class Draw:
 def draw(seed: int, batch: int) -> Draw:
     """Batch number `batch` of `seed`: the shape and the number of noisy steps follow from `batch`.
 
-    >>> draw(0, 3).tuning.depth, draw(0, 3).tuning.initial.shape
+    >>> draw(0, 3).tuning.depth, draw(0, 3).tuning.base.shape
     (4, (25, 15, 2))
     """
     rng = np.random.default_rng([seed, batch])
@@ -68,22 +68,20 @@ def draw(seed: int, batch: int) -> Draw:
         """One fair coin a tree, to choose between node rows."""
         return (rng.random(BATCH) < 0.5)[:, None, None]
 
-    initial, pull = rows(), rows()
+    base, pull = rows(), rows()
     # Half the domains lean to what q finds improbable: without that, hard tokens would be rare in them.
-    leaning = pull * np.where(coin(), initial**-0.5, 1.0)
+    leaning = pull * np.where(coin(), base**-0.5, 1.0)
     pull = leaning / leaning.sum(axis=-1, keepdims=True)
     mix = np.where(rng.random(BATCH) < 1 / 3, 1.0, log_uniform(0.01, 0.9))
-    target = _between(initial, pull, mix)
+    target = _between(base, pull, mix)
     kind = rng.integers(0, 3, BATCH)
     other = rows()
-    general = _between(
-        initial, other, np.select([kind == OWN, kind == NEAR], [0.0, rng.uniform(0.01, 0.3, BATCH)], 1.0)
-    )
+    general = _between(base, other, np.select([kind == OWN, kind == NEAR], [0.0, rng.uniform(0.01, 0.3, BATCH)], 1.0))
     domain = np.where(coin(), target, pull)
     way = rng.uniform(0.05, 0.95, BATCH)
     steps = STEPS[(batch // len(SHAPES)) % len(STEPS)]
     return Draw(
-        Tuning(initial, target, general, domain, depth),
+        Tuning(base, target, general, domain, depth),
         pull,
         mix,
         threshold=log_uniform(0.02, 0.5),

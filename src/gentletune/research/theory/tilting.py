@@ -34,43 +34,43 @@ def node_reach(rows: FloatArray, depth: int) -> FloatArray:
 class Tuning:
     """Fine-tuning as theory sees it: from model q towards p₂, judged on general and on domain data.
 
-    `initial` (q), `target` (p₂), `general` (P₁) and `domain` (P₂) are node rows of shape (…, M, v), of trees of depth
+    `base` (q), `target` (p₂), `general` (P₁) and `domain` (P₂) are node rows of shape (…, M, v), of trees of depth
     `depth`; the leading axes, if any, number the trees of a batch. Raises `ValueError` when shapes differ, do not fit
     `depth`, or when q or p₂ excludes a token (P₁ and P₂ may).
     """
 
-    initial: FloatArray
+    base: FloatArray
     target: FloatArray
     general: FloatArray
     domain: FloatArray
     depth: int
 
     def __post_init__(self) -> None:
-        shapes = {rows.shape for rows in (self.initial, self.target, self.general, self.domain)}
+        shapes = {rows.shape for rows in (self.base, self.target, self.general, self.domain)}
         if len(shapes) > 1:
             raise ValueError(f"the four models differ in shape: {sorted(shapes)}")
-        nodes, vocab = self.initial.shape[-2:]
+        nodes, vocab = self.base.shape[-2:]
         if self.depth < 1 or nodes != sum(vocab**d for d in range(self.depth)):
             raise ValueError(f"{nodes} nodes over {vocab} tokens are no complete tree of depth {self.depth}")
-        if not ((self.initial > 0).all() and (self.target > 0).all()):
+        if not ((self.base > 0).all() and (self.target > 0).all()):
             raise ValueError("the base model and the target must give every token a positive probability")
 
     @classmethod
     def from_trees(
-        cls, initial: TokenTree, target: TokenTree, general: TokenTree, domain: TokenTree | None = None
+        cls, base: TokenTree, target: TokenTree, general: TokenTree, domain: TokenTree | None = None
     ) -> Tuning:
         """One setting from trees; the domain's law P₂ is the target unless given.
 
-        Raises `ValueError` when the trees differ in shape, or `initial` or `target` has a zero.
+        Raises `ValueError` when the trees differ in shape, or `base` or `target` has a zero.
         """
         law = target if domain is None else domain
-        check_same_shape(initial, target, general, law)
-        return cls(initial.rows, target.rows, general.rows, law.rows, initial.depth)
+        check_same_shape(base, target, general, law)
+        return cls(base.rows, target.rows, general.rows, law.rows, base.depth)
 
     @cached_property
     def log_ratio(self) -> FloatArray:
         """s_c(x) = log(p₂(x | c) / q(x | c)), nats: shape (…, M, v)."""
-        return np.log(self.target) - np.log(self.initial)
+        return np.log(self.target) - np.log(self.base)
 
     @cached_property
     def general_reach(self) -> FloatArray:
@@ -96,7 +96,7 @@ class Tuning:
 
         ψ is convex with ψ(0) = ψ(1) = 0, hence ≤ 0 on [0, 1].
         """
-        return _log_sum_exp(np.log(self.initial) + _per_tree(lam) * self.log_ratio)
+        return _log_sum_exp(np.log(self.base) + _per_tree(lam) * self.log_ratio)
 
     def rise_and_gain(self, lam: float | FloatArray) -> tuple[FloatArray, FloatArray]:
         """R(λ) = ΔL(P₁) and G(λ) = -ΔL(P₂) from q to q_λ, bits per sequence: shape (…) each.
@@ -129,7 +129,7 @@ class Tuning:
         are averaged. Each node has its own signs in Theorem 1b; R and G are sums over nodes, so giving all nodes the
         same ones leaves the expectations as they are.
         """
-        log_initial, log_target = np.log(self.initial), np.log(self.target)
+        log_start, log_target = np.log(self.base), np.log(self.target)
         noise, rate = _per_tree(width) / 2 * direction, _per_tree(step)
 
         def walk(logits: FloatArray, left: int) -> Iterator[FloatArray]:
@@ -140,10 +140,10 @@ class Tuning:
                 for sign in (1.0, -1.0):
                     yield from walk((1.0 - rate) * logits + rate * (log_target + sign * noise), left - 1)
 
-        total = np.zeros(self.initial.shape)
-        for logits in walk(log_initial, steps):
+        total = np.zeros(self.base.shape)
+        for logits in walk(log_start, steps):
             total += normalised(logits)
-        change = log_initial - total / 2.0**steps  # E[log q - log q_K]
+        change = log_start - total / 2.0**steps  # E[log q - log q_K]
         rise = self.over_general((self.general * change).sum(axis=-1))
         return rise / LN2, -self.over_domain((self.domain * change).sum(axis=-1)) / LN2
 
