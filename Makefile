@@ -6,6 +6,10 @@ STAMP := $(VENV)/.installed
 # A worker a core; the tests of a file share what they train, so they stay together.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
+# The model of the demo's second part: a directory, a bundled alias or a hub name.
+MODEL ?= smollm2-135m
+DEMO := gentletune demo: what a small learning rate keeps
+
 .PHONY: help venv demo test test-attack test-all check bench clean
 .DEFAULT_GOAL := help
 
@@ -31,9 +35,12 @@ venv: $(STAMP)
 	@echo "==> $(VENV) is ready: source $(BIN)/activate"
 
 demo: $(STAMP)
-	@echo "==> Demo: 4 trainings of SmolLM2-135M on clinic notes, 2 weight averages, 7 measurements (about 17 min on 2 cores)"
-	@$(BIN)/gentletune sweep -c recipes/demo.yaml --output demo
-	@$(BIN)/gentletune report demo --title "gentletune demo: SmolLM2-135M on clinic notes" --open
+	@echo "==> Demo, part 1 of 2: six methods at four learning rates on the lab, a tiny base model"
+	@$(BIN)/gentletune sweep -c recipes/lab.yaml --executor pool --workers 2 --output demo/lab
+	@$(BIN)/gentletune report demo --title "$(DEMO)" --refresh 20 --open >/dev/null
+	@echo "==> Demo, part 2 of 2: $(MODEL) learns to route helpdesk messages, at a small and a large learning rate"
+	@$(BIN)/gentletune sweep -c recipes/demo.yaml --executor pool --workers 2 --model "$(MODEL)" --output "demo/$(notdir $(MODEL))"
+	@$(BIN)/gentletune report demo --title "$(DEMO)"
 
 test: $(STAMP)
 	@echo "==> Quick tests"
