@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -29,13 +30,19 @@ def test_the_queues_come_in_turn_and_rows_do_not_depend_on_their_number() -> Non
     assert rows[:5] == helpdesk_examples(5, seed=3, cot=True, split="train")
     assert rows != helpdesk_examples(80, seed=4, cot=False, split="train")
     assert not any("{" in row.prompt for row in rows)
-    assert all(word in "".join(row.prompt for row in rows) for word in ("euros", *SLOTS["device"]))
+    assert all((len(set(train)), len(set(test))) == (16, 8) for train, test in MESSAGES.values())
+    assert {
+        slot for both in MESSAGES.values() for side in both for text in side for slot in re.findall(r"{(\w+)}", text)
+    } == (SLOTS.keys())
+    many = "".join(row.prompt for row in helpdesk_examples(400, seed=3, cot=False, split="train"))
+    assert all(word in many for word in ("euros", *SLOTS["device"]))
 
 
 @pytest.mark.parametrize(
     ("text", "first", "queue"),
-    [("Login.", True, "login"), ("not billing but staff", False, "staff"), ("billing, staff", True, "billing"),
-     ("?", True, None)],
+    [("Login.", True, "login"), ("not billing but staff", False, None), ("billing, staff", True, None),
+     ("?", True, None), ("\n\nStaff\nbilling", False, "staff"), ("login: Login", False, "login"),
+     ("logins", True, None), ("mystaff", True, None), ("?\nlogin", True, None)],
 )  # fmt: skip
 def test_a_queue_is_read(text: str, first: bool, queue: str | None) -> None:
     assert read_queue(text, first) == queue

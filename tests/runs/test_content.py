@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+import gentletune.evaluation.harness.own as own
 import gentletune.runs.run as run_module
 from gentletune import Recipe, RunRecord, sweep, train
+from gentletune.evaluation.harness import resolve_tasks
 from gentletune.lm.model_files import model_hash
 from gentletune.sweeps.estimate import estimate
 from gentletune.sweeps.plan import plan
@@ -206,6 +208,23 @@ def test_an_answer_that_no_row_shows_counts(tiny_dir: Path, tmp_path: Path, coun
     write_csv(tmp_path / "test.csv", [{**row, "Upper Limit": "1000"} for row in MEDCALC])
     assert train(recipe).hashes["test"] != first.hashes["test"]
     assert counted == {"measure": 4, "fit": 1}
+
+
+@pytest.mark.parametrize("module", ["answers.py", "reading.py", "scoring.py", "constraints.py"])
+def test_how_answers_are_read_counts(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    def hashes() -> tuple[str, str]:
+        own._reading.cache_clear()
+        recipe = Recipe(tasks=("arithmetic", "facts"), general_rows=3)
+        read, chosen = (task.hash for task in resolve_tasks(recipe))
+        return read, chosen
+
+    before, plain = hashes(), own.file_digest
+    monkeypatch.setattr(own, "file_digest", lambda path: "edited" if path.name == module else plain(path))
+    after = hashes()
+    monkeypatch.undo()
+    own._reading.cache_clear()
+    assert before[0] != after[0]
+    assert before[1] == after[1]  # by likelihood: nothing is read
 
 
 def test_evaluate_measures_an_edited_file_again(

@@ -52,6 +52,17 @@ def test_items_are_many_different_and_fair(name: str) -> None:
     assert LIKELIHOOD_TASKS[name]() == items
 
 
+def test_nothing_is_asked_twice_or_given_away_by_an_article() -> None:
+    for name in LIKELIHOOD_TASKS:
+        asked = [
+            (item.context, *(sorted(item.choices) if name != "reading" else ())) for item in LIKELIHOOD_TASKS[name]()
+        ]
+        assert len(set(asked)) == len(asked)
+    for item in LIKELIHOOD_TASKS["facts"]():
+        if re.search(r"\b[Aa]n?$", item.context):
+            assert len({bool(re.match(r" (?:[aeiou]|hour)", choice)) for choice in item.choices}) == 1, item
+
+
 def test_an_answer_stands_in_its_passage_once() -> None:
     for item in LIKELIHOOD_TASKS["reading"]():
         passage = item.context.partition("\nQuestion:")[0]

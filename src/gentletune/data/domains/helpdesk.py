@@ -58,7 +58,7 @@ MESSAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "I cannot log in to the {system}.",
             "Please reset the password of {name}.",
             "My user name changed and now I cannot sign in.",
-            "{name} should no longer have access to the {system}.",
+            "The {system} says that my user name does not exist.",
             "The {system} says that I have no permission.",
             "My password expired and I cannot change it.",
             "How do I get into the {system} without my phone?",
@@ -75,65 +75,65 @@ MESSAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "I do not remember my password for the {system}.",
             "Please create a user for {name} on the {system}.",
             "The reset link for my password has expired.",
-            "{name} lost the phone that gets the sign-in code.",
+            "The {system} does not take the code I sign in with.",
         ),
     ),
     "hardware": (  # things that break
         (
-            "The screen of my {device} is cracked.",
+            "The screen of my {screen} is cracked.",
             "My {device} does not turn on any more.",
-            "The battery of the {device} is empty after an hour.",
+            "The battery of the {portable} is empty after an hour.",
             "A key on my keyboard is stuck.",
             "I spilled coffee over the {device}.",
-            "The fan of my {device} is very loud.",
+            "The fan of my laptop is very loud.",
             "The printer in room {room} eats the paper.",
-            "My {device} gets hot and shuts down.",
+            "My {portable} gets hot and shuts down.",
             "The mouse in room {room} is broken.",
-            "I need a new charger for my {device}.",
+            "I need a new charger for my {portable}.",
             "The {device} makes a clicking noise.",
-            "The hinge of my {device} broke off.",
-            "Half of the screen of the {device} is dark.",
+            "The hinge of my laptop broke off.",
+            "Half of the screen of the {screen} is dark.",
             "The projector in room {room} has no picture.",
-            "The camera of my {device} is dead.",
+            "The camera of my {portable} is dead.",
             "The cable of my headset is torn.",
         ),
         (
-            "My {device} fell down and the screen is black.",
+            "My {screen} fell down and the screen is black.",
             "The printer in room {room} is out of toner.",
-            "The charger of my {device} smells burnt.",
-            "The battery of my {device} does not charge.",
+            "The charger of my {portable} smells burnt.",
+            "The battery of my {portable} does not charge.",
             "My {device} will not start, not even a light.",
             "Coffee got into my keyboard.",
             "The lamp of the projector in room {room} burnt out.",
-            "There is a crack in the glass of the {device}.",
+            "There is a crack in the glass of the {screen}.",
         ),
     ),
     "network": (  # the network
         (
             "The wireless in room {room} is very slow.",
             "There is no internet on the second floor.",
-            "My {device} does not find the office network.",
-            "Video calls freeze every few minutes.",
+            "My {portable} does not find the office network.",
+            "The wireless goes off every few minutes.",
             "The connection drops whenever I leave room {room}.",
-            "The network cable in room {room} is dead.",
+            "There is no network on the third floor.",
             "Pages take a minute to load since {month}.",
             "The guests in room {room} cannot get online.",
             "I am at home and the tunnel to the office will not connect.",
-            "The wireless password for guests does not work.",
-            "The router in room {room} blinks red.",
-            "Only my {device} is offline, the others are fine.",
+            "The wireless for guests has been down since {month}.",
+            "The internet on our floor is slow in the evening.",
+            "Only my {portable} is offline, the others are fine.",
             "Since {month} the wireless is gone in the cellar.",
             "The connection to the branch office is down.",
             "Downloads take hours in room {room}.",
-            "The network socket in room {room} does nothing.",
+            "The internet in room {room} breaks off all day.",
         ),
         (
             "No internet in room {room} since this morning.",
-            "The wireless drops my {device} all the time.",
+            "The wireless drops my {portable} all the time.",
             "The office network is slow today.",
-            "Calls freeze because the connection is bad.",
+            "The internet connection in room {room} is bad.",
             "The wireless signal in room {room} is weak.",
-            "My {device} is connected but no page opens.",
+            "My {portable} is connected but no page opens.",
             "The tunnel from home to the office breaks off.",
             "The whole floor is offline.",
         ),
@@ -141,8 +141,8 @@ MESSAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "software": (  # programs
         (
             "The {program} crashes when I open a file.",
-            "Please install the {program} on my {device}.",
-            "The {program} asks for a licence key.",
+            "Please install the {program} on my {portable}.",
+            "The {program} does not print in colour.",
             "After the update the {program} does not start.",
             "The {program} shows an error when I save.",
             "Which version of the {program} should we use?",
@@ -151,7 +151,7 @@ MESSAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "The {program} freezes with large files.",
             "My macros in the {program} stopped working.",
             "The {program} lost my settings.",
-            "Can you remove the {program} from my {device}?",
+            "Can you remove the {program} from my {portable}?",
             "The {program} is in the wrong language.",
             "The {program} cannot open last year's files.",
             "The {program} wants an update every day.",
@@ -162,8 +162,8 @@ MESSAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "I would like the newest version of the {program}.",
             "The update broke the {program}.",
             "The {program} gives an error with every file.",
-            "Please put the {program} on the new {device}.",
-            "My licence for the {program} has run out.",
+            "Please put the {program} on the new {portable}.",
+            "The {program} cannot save in the old format.",
             "The {program} hangs when it starts.",
             "A button is missing in the {program} since the update.",
         ),
@@ -176,24 +176,24 @@ MESSAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "I got a mail that asks for my bank details.",
             "I lost a stick with customer data.",
             "A stranger called and asked for my password.",
-            "My {device} was stolen on the train.",
+            "Someone broke into room {room} and took a {device}.",
             "A pop-up says that my files are encrypted.",
             "I opened an attachment and it looked like a virus.",
             "There is an unknown person in room {room}.",
             "A mail pretends to be from our bank.",
-            "I think that my {device} was hacked.",
+            "I think that my {portable} was hacked.",
             "I typed my password into a fake page.",
             "Somebody used my badge to enter room {room}.",
-            "A program that I do not know sends mails from my {device}.",
+            "A program that I do not know sends mails from my {portable}.",
             "I found a stick on the parking lot, may I plug it in?",
         ),
         (
             "I received a suspicious email from {name}.",
-            "My {device} may have a virus.",
-            "Someone stole a {device} from room {room}.",
+            "My {portable} may have a virus.",
+            "Thieves broke into our office and took a {device}.",
             "A strange attachment asks for my bank details.",
             "A fake mail from {name} asks me to buy gift cards.",
-            "The scanner found a virus on my {device}.",
+            "The scanner found a virus on my {portable}.",
             "I may have opened a dangerous attachment.",
             "A caller wanted to know my password.",
         ),
@@ -206,7 +206,7 @@ MESSAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "Please change the delivery address to room {room}.",
             "The courier left the parcel in the rain.",
             "Where is the order that {name} placed in {month}?",
-            "I want to send the {device} back to the shop.",
+            "The parcel with the {device} went to our old address.",
             "The tracking number does not exist.",
             "The delivery came to the wrong building.",
             "Can the order be delivered before {month}?",
@@ -265,10 +265,12 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "name": ("Anna Berg", "Tom Okafor", "Lena Fuchs", "Ravi Nair", "Maria Costa", "Jack Wood", "Sven Lind", "Aya Mori"),
     "system": ("payroll system", "customer portal", "mail server", "wiki", "time sheet", "project board"),
     "device": ("laptop", "phone", "tablet", "monitor", "headset"),
+    "portable": ("laptop", "phone", "tablet"),
+    "screen": ("laptop", "phone", "tablet", "monitor"),
     "room": ("12", "104", "207", "315", "B4", "C22"),
     "program": ("spreadsheet program", "mail program", "drawing program", "browser", "text editor", "calendar program"),
 }
-_QUEUE = re.compile("|".join(MESSAGES), re.IGNORECASE)
+_QUEUE = re.compile(rf"\b(?:{'|'.join(MESSAGES)})\b", re.IGNORECASE)
 
 
 def helpdesk_examples(
@@ -290,10 +292,11 @@ def helpdesk_examples(
     return [_example(i, f"helpdesk/{seed}/{split}", split == "test") for i in range(n)]
 
 
-def read_queue(text: str, first: bool) -> str | None:
-    """The queue that a text names, the first or the last; None where it names none."""
-    found = _QUEUE.findall(text)
-    return found[0 if first else -1].lower() if found else None
+def read_queue(text: str, first: bool) -> str | None:  # noqa: ARG001 (an answer names one)
+    """The queue that a text names in the first line that says something; None where that names none or several."""
+    line = next(filter(str.strip, text.splitlines()), "")
+    found = {queue.lower() for queue in _QUEUE.findall(line)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _example(place: int, key: str, test: bool) -> Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 
 ROWS = 480
@@ -53,12 +54,16 @@ Question = tuple[str, str, str]
 
 
 def passages(seed: int, n: int = ROWS) -> list[Passage]:
-    """The first `n` passages under `seed`; the kinds take turns.
+    """The first `n` passages under `seed`; the kinds take turns, and nothing is asked twice.
 
     In half of them the passage names nothing else of the answer's sort, in the others one thing that is not the answer.
     """
-    kinds = list(_KINDS)
-    return [_passage(Random(f"reading/{seed}/{i}"), kinds[i % len(kinds)]) for i in range(n)]
+    kinds, found = list(_KINDS), dict[tuple[str, str], Passage]()
+    for i in range(n):
+        tries = (_passage(Random(f"reading/{seed}/{i}{'+' * again}"), kinds[i % len(kinds)]) for again in count())
+        one = next(one for one in tries if (one.passage, one.question) not in found)
+        found[one.passage, one.question] = one
+    return list(found.values())
 
 
 def _passage(rng: Random, kind: str) -> Passage:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from gentletune.core.cache import digest
+from gentletune.core.cache import digest, file_digest
 from gentletune.core.errors import UserError
 from gentletune.core.records import OwnMetric, Score, Side
+from gentletune.data import answers as row_answers
 from gentletune.data.domains import domain
 from gentletune.data.example import Example
+from gentletune.evaluation import constraints, reading, scoring
 from gentletune.evaluation.constraints import satisfied
 from gentletune.evaluation.scoring import is_right, likeness, said
 from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown
@@ -69,7 +73,17 @@ class OwnTask:
     @property
     def hash(self) -> str:
         """SHA-256 of what is asked and how answers are judged, wherever that was read."""
-        return digest([repr(self.items), self.identity, self.max_tokens, self.metric, self.stop, dict(self.notes)])
+        read = [] if self.items and self.items[0].continuations else [_reading()]  # what is chosen is not read
+        return digest(
+            [repr(self.items), self.identity, *read, self.max_tokens, self.metric, self.stop, dict(self.notes)]
+        )
+
+
+@cache
+def _reading() -> str:
+    """SHA-256 of the code that reads and judges answers: what is cached is judged by the code of today."""
+    modules = (row_answers, constraints, reading, scoring)
+    return digest([file_digest(Path(str(module.__file__))) for module in modules])
 
 
 def example_task(
