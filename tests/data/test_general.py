@@ -130,6 +130,11 @@ def test_instruction_rows_are_short_and_name_their_demands() -> None:
         for one in row.constraints:
             if one.kind in ("contains", "not_contains", "starts_with", "ends_with", "repeat"):
                 assert str(one.argument) in row.prompt
+            elif one.kind == "only":
+                assert "nothing else" in row.prompt
+            elif one.kind == "json":
+                ((key, value),) = json.loads(str(one.argument)).items()
+                assert f'the key "{key}" with the value "{value}"' in row.prompt
             elif one.argument is not None:
                 assert re.search(rf"\b{one.argument}\b", row.prompt)
     assert len({row.prompt for row in rows}) > 800

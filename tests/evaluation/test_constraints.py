@@ -20,6 +20,12 @@ CASES: list[tuple[Constraint, list[str], list[str]]] = [
         ["1. a\n2. b\n3. c", "Here:\n1) a\n2) b\n3) c"],
         ["1. a\n2. b", "1. a\n2. b\n3. c\n4. d", "1. a\n3. b\n2. c", "- a\n- b\n- c", "1. a\n1. b\n1. c"],
     ),
+    (
+        Constraint("only", "bullets"),
+        ["- red\n\n* blue", "- a"],
+        ["Colours:\n- red", "- red\n- blue\nThat is all.", "-"],
+    ),
+    (Constraint("only", "numbered"), ["1. red\n 2) blue"], ["1. red\nblue", "- red"]),
     (Constraint("contains", "sand"), ["Warm Sand everywhere.", "sand"], ["A sandwich.", "thousand", "Gold."]),
     (Constraint("contains", "c++"), ["I like C++ best."], ["I like c best."]),
     (Constraint("not_contains", "sand"), ["A sandwich."], ["The sand is hot.", "SAND!"]),
@@ -40,6 +46,11 @@ CASES: list[tuple[Constraint, list[str], list[str]]] = [
         Constraint("json"),
         ['{"a": [1, 2]}', "{}\n"],
         ["[1]", '"a"', "{'a': 1}", '{"a": NaN}', '```json\n{"a": 1}\n```', 'Sure: {"a": 1}', '{"a": 1'],
+    ),
+    (
+        Constraint("json", '{"name": "sea"}'),
+        ['{"name": "sea"}', '{"age": [1], "name": "sea"}'],
+        ['{"name": "Sea"}', '{"title": "sea"}', "{}", '[{"name": "sea"}]', '{"name": ["sea"]}'],
     ),
     (Constraint("json", "name"), ['{"name": "sea"}'], ['{"title": "sea"}', "{}"]),
     (

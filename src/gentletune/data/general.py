@@ -192,15 +192,20 @@ def _listed(rng: Random, topic: _Topic, *, numbered: bool) -> Task:
     words = rng.sample(topic.words, k)
     if numbered:
         ask = f"Write a numbered list of {k} things that go with {topic.name}, like '1. thing', and nothing else."
-        return ask, "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1)), (Constraint("numbered", k),)
+        return ask, "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1)), _only("numbered", k)
     ask = f"List exactly {k} things that go with {topic.name}. Start each line with '- ' and write nothing else."
-    return ask, "\n".join(f"- {word}" for word in words), (Constraint("bullets", k),)
+    return ask, "\n".join(f"- {word}" for word in words), _only("bullets", k)
+
+
+def _only(kind: str, items: int) -> tuple[Constraint, ...]:
+    return Constraint(kind, items), Constraint("only", kind)
 
 
 def _json(rng: Random, topic: _Topic) -> Task:
     key = rng.choice(("topic", "title", "subject", "name"))
     ask = f'Reply with only a JSON object that has the key "{key}" with the value "{topic.name}".'
-    return ask, json.dumps({key: topic.name}), (Constraint("json", key),)
+    text = json.dumps({key: topic.name})
+    return ask, text, (Constraint("json", text),)
 
 
 def _repeat(rng: Random, topic: _Topic) -> Task:

@@ -48,11 +48,19 @@ def _json(text: str, argument: Argument) -> bool:
         value = json.loads(text, parse_constant=_refuse)
     except ValueError:
         return False
-    return isinstance(value, dict) and (argument is None or _text(argument) in value)
+    if not isinstance(value, dict) or argument is None:
+        return isinstance(value, dict)
+    wanted = _text(argument)
+    return json.loads(wanted).items() <= value.items() if wanted.startswith("{") else wanted in value
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _only(text: str, kind: Argument) -> bool:
+    item = {"bullets": BULLET, "numbered": NUMBERED}[_text(kind)]
+    return all(item.match(line) for line in text.splitlines() if line.strip())
 
 
 def _contains(text: str, argument: Argument) -> bool:
@@ -71,6 +79,8 @@ CHECKERS: dict[str, Checker] = {
     "bullets": lambda text, n: len(BULLET.findall(text)) == _count(n),
     # The lines that begin with `N. ` or `N) ` and go on run from 1 to exactly this number.
     "numbered": lambda text, n: [int(i) for i in NUMBERED.findall(text)] == list(range(1, _count(n) + 1)),
+    # There is nothing beside the items of such a list, `bullets` or `numbered`.
+    "only": _only,
     # The word or phrase stands in it as whole words, in any case.
     "contains": _contains,
     "not_contains": lambda text, words: not _contains(text, words),
@@ -81,7 +91,8 @@ CHECKERS: dict[str, Checker] = {
     "max_words": lambda text, n: len(text.split()) <= _count(n),
     "min_words": lambda text, n: len(text.split()) >= _count(n),
     "no_commas": lambda text, _: "," not in text,
-    # The whole of it, with no fence around, is one strict JSON object; with an argument, one that has this key.
+    # The whole of it, with no fence around, is one strict JSON object; with an argument, one that has this key, or
+    # all of this JSON object.
     "json": _json,
     # It is this text, character by character.
     "repeat": lambda text, words: text == _text(words).strip(),
