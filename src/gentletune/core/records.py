@@ -23,10 +23,7 @@ FROM_BASE = (
 )  # tasks that compare with the base model: it scores 0, and each is a change already
 Side = Literal["domain", "general"]
 OwnMetric = Literal["accuracy", "balanced_accuracy", "chrf"]
-OWN_SCORES = (
-    "kl_sampled", "nll_greedy", "kl_sampled", "nll_greedy", "reference", "own_answers", "general_mean",
-    "domain_mean",
-)  # fmt: skip
+OWN_SCORES = ("kl_sampled", "nll_greedy", "reference", "own_answers", "general_mean", "domain_mean")
 """What scores of our own are called, which no data file and no task may be."""
 
 

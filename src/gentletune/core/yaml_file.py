@@ -32,7 +32,7 @@ class _Reader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own table, which subclasses share otherwise
 
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         """As PyYAML, which keeps the last of a key that is given twice; here that is refused."""
         node = super().compose_mapping_node(anchor)
         known = set[tuple[str, str]]()
