@@ -17,10 +17,7 @@ from gentletune.core.errors import NotFiniteError, UserError
 
 RECORD_FILE = "record.json"
 SCHEMA = 2
-FROM_BASE = (
-    "kl_sampled",
-    "nll_greedy",
-)  # tasks that compare with the base model: it scores 0, and each is a change already
+FROM_BASE = ("kl_sampled", "nll_greedy")  # tasks that are changes from the base model already: it scores 0
 Side = Literal["domain", "general"]
 OwnMetric = Literal["accuracy", "balanced_accuracy", "chrf"]
 OWN_SCORES = ("kl_sampled", "nll_greedy", "reference", "own_answers", "general_mean", "domain_mean")

@@ -32,7 +32,7 @@ class Change:
 
     `seed_effect` says what is known of the chance of the training seed: `none` where nothing was trained, `known` from
     these seeds, `borrowed` from a pool of settings, or `unknown`: then all else holds for these weights only, and
-    another seed may do better or worse by an amount that the data cannot tell. `seed_share` is the share of stderr²
+    another seed may do better or worse by an amount that the data do not show. `seed_share` is the share of stderr²
     that more seeds would make smaller.
 
     `p_family` is how Holm adjusts it among `family` comparisons (`family.holm`); None outside a family. It starts from

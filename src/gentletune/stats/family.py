@@ -29,7 +29,7 @@ def holm(changes: Sequence[Change | None]) -> list[Change | None]:
     """The changes of one family, each with its `p_family`; those without a p-value are not counted.
 
     Decisions (`Change.significant`) then hold together: the chance of any false one is at most 5 %, whatever the
-    comparisons have in common. The intervals stay each by itself: one may leave out 0 where the family cannot tell.
+    comparisons have in common. The intervals stay each by itself: one may leave out 0 where the family does not.
     Intervals that hold together are those at level 1 - 0.05/m for m comparisons (Bonferroni); they leave out 0 only
     where Holm rejects.
     """
