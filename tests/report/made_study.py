@@ -59,7 +59,7 @@ def _samples(record: RunRecord) -> list[Sample]:
 
 
 def _run(method: str, rate: float, seed: int, gain: float, harm: float, recipe: dict[str, Any]) -> RunRecord:
-    noise = random.Random(f"{method} {rate} {seed}")
+    noise = random.Random(f"{method} {rate} {seed} 16")
     reach = gain * (1 - math.exp(-rate / 6e-6)) + noise.gauss(0, 0.02)
     kl = harm * (rate / 1e-4) ** 0.7 * 1.4 * math.exp(noise.gauss(0, 0.05))
     failed = method == "sft" and rate == RATES[-1] and seed == 1

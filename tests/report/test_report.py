@@ -344,9 +344,9 @@ def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_cards_say_gain_price_and_how_sure(tmp_path: Path) -> None:
     page = Page(report(made_study(), tmp_path, margin=0.1).html.read_text(encoding="utf-8"))
     head = " ".join(page.text.split("The trade-off")[0].split())
-    assert "Safe choice ✚ sft+wise_ft(alpha=0.5) at learning rate 5e-6 Domain 0.183 → 0.479 +0.296 [+0.2" in head
-    assert "Safe: the interval leaves out a loss larger than the margin." in head
-    assert "Most domain gain ▼ lora at learning rate 2e-5" in head
+    assert "Safe choice ● sft at learning rate 5e-6 Domain 0.183 → 0.488 +0.304 [+0.2" in head
+    assert "A small loss, shown to lie within the margin." in head
+    assert "Most domain gain ■ talr at learning rate 2e-5" in head
     assert "A significant loss of general skill." in head
     assert head.count("of training a run; mean of 2 seeds") == 2
     bars = [a for tag, a in page.tags if tag == "rect" and a.get("class") in ("within", "interval")]
@@ -361,7 +361,7 @@ def test_without_a_safe_choice_the_card_says_what_to_try(tmp_path: Path) -> None
     page = Page(report(made_study(), tmp_path).html.read_text(encoding="utf-8"))
     head = " ".join(page.text.split("The trade-off")[0].split())
     assert "No safe choice Nothing that gained on the domain is shown to keep general skill within the margin." in head
-    assert "Try a learning rate between 1e-6 and 5e-6;" in head
+    assert "Try a learning rate below the smallest tried, such as 3e-7;" in head
     assert "Least harmful:" in head
 
 
@@ -376,7 +376,7 @@ def test_sample_answers_are_on_the_page_and_all_of_them_in_it(tmp_path: Path) ->
     found = json.loads(gzip.decompress(base64.b64decode(page.scripts[1])))["s0"]
     assert len(found["questions"]) == 40
     assert len(found["runs"]) == 47
-    assert found["runs"][0][0].startswith("sft+wise_ft(alpha=0.5) 5e-6")  # the safe choice leads
+    assert found["runs"][0][0].startswith("sft 5e-6")  # the safe choice leads
     assert all(len(rows) == 40 for _, rows in found["runs"])
     assert "Before and after" not in Page(report(made_study(), tmp_path / "bare").html.read_text(encoding="utf-8")).text
 
@@ -426,7 +426,7 @@ def test_the_model_card_of_the_safe_choice_says_why(tmp_path: Path) -> None:
     assert told == sorted(found.safe.indices)
     assert len(told) == 2
     said = cards[told[0]].read_text(encoding="utf-8")
-    assert f"Safe choice: {found.safe.name} (mean of 2 seeds): domain 0.183 → 0.479" in said
+    assert f"Safe choice: {found.safe.name} (mean of 2 seeds): domain 0.183 → 0.488" in said
     assert "Margin: 0.1 share correct." in said
     report(records, tmp_path / "report")  # where nothing is safe
     assert {card.read_text(encoding="utf-8") for card in cards} == {"# A model\n"}
