@@ -172,7 +172,7 @@ def test_a_task_of_a_model_without_probabilities(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     task = harness_task(tmp_path) if tasks == "pick" else tasks
-    call = ["evaluate", "--model", str(nan_dir), "--tasks", task, "--backend", backend_name, *SMALL]
+    call = ["evaluate", "--model", str(nan_dir), *SMALL, "--tasks", task, "--backend", backend_name]
     assert run(monkeypatch, *call) == 2
     assert last_line(capfd).startswith(f"gentletune: {nan_dir}: task '{task}': {NO_NUMBERS}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gentletune import Recipe, evaluate, report, train
@@ -117,6 +117,7 @@ RESPONSES: list[tuple[str, list[str], str, float | None]] = [
     ("numbers", ["{i}"], "29", 1),
     ("numbers", ["{i}"], "It is 29.0 kg.\nquestion: 7", 1),
     ("numbers", ["{i}"], "29.1", 0),
+    ("numbers", ["{i}"], "It is 29, I am 100% sure.", 1),
     ("numbers", ["{i}"], "many", None),
     ("decimals", ["{i}.50"], "29.7", 1),
     ("decimals", ["{i}.50"], "29.9", 0),
@@ -157,11 +158,37 @@ def test_a_response_is_judged_as_said(
     assert score.value == (right or 0) or (name == "long" and 0.1 < score.value < 0.9)
 
 
-@given(st.text(), st.sampled_from(["numeric", "exact", "text", "choice"]))
-def test_no_text_breaks_the_judge(text: str, metric: Any) -> None:
-    scoring = choose_scoring(["1", "22"], metric, "f")
-    task = example_task("t", "domain", [Example("q", "1", scoring.answer("1"))], max_tokens=9, metric="accuracy")
+@given(
+    st.text() | st.text(alphabet="AB ab İſ-.,(*_$\n"),
+    st.sampled_from(["numeric", "exact", "text", "choice"]),
+    st.sampled_from([("1", "22"), ("A", "B"), ("is", "Is not"), ("Answer: A", "Answer: as B")]),
+)
+def test_no_text_breaks_the_judge(text: str, metric: Any, answers: tuple[str, str]) -> None:
+    assume(metric != "numeric" or answers[0] == "1")
+    scoring = choose_scoring(answers, metric, "f")
+    one = Example("q", answers[0], scoring.answer(answers[0]))
+    task = example_task("t", "domain", [one], max_tokens=9, metric="accuracy")
     assert 0 <= own_scores(task, [text])[0].value <= 1
+
+
+NUMBER = r"[-+−]?(\d{1,3}(,\d{3}){1,2}|\d{1,9})?(\.\d{1,5}|(?<=\d))([eE][-+]?\d{1,2})?"
+TEXT = st.text(alphabet="aB 1.?-*_`$\\{}()[]\"'ß", min_size=1, max_size=12).filter(str.strip)
+
+
+@given(
+    st.lists(
+        TEXT | st.from_regex(rf"[$~#]?{NUMBER} ?([a-z%°][a-z²/]{{0,3}})?\.?", fullmatch=True).filter(str.strip),
+        min_size=1, max_size=9,
+    ),
+    st.sampled_from(["{}", "So it is.\nAnswer: {}", "So.\n#### {}", "It is $\\boxed{{{}}}$ where $x\\in\\{{1\\}}$"]),
+)  # fmt: skip
+def test_every_gold_completion_is_right(answers: list[str], form: str) -> None:
+    rows = [form.format(answer) for answer in answers] * 3
+    scoring = choose_scoring(rows, "auto", "f")
+    examples = [Example("q", row, scoring.answer(row)) for row in rows]
+    if scoring.metric != "text":
+        for score in own_scores(example_task("t", "domain", examples, max_tokens=9), rows):
+            assert (score.value, score.details.get("unreadable", 0)) == (1, 0), scoring
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,12 @@ def test_the_library_says_which_configurations_and_splits_there_are(
     assert "data_split" in complaint("openai/gsm8k", config="main", split="dev")
 
 
+def test_a_class_is_called_by_its_name(hub: Hub) -> None:
+    made = datasets.Dataset.from_list([{"text": f"t{i}", "label": i % 3 - 1} for i in range(3)])
+    hub.rows = made.cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))  # type: ignore[assignment]
+    assert [row["label"] for row in read_rows("owner/reviews")] == [None, "neg", "pos"]
+
+
 def test_where_the_hub_does_not_answer_the_library_is_told_that_it_is_offline(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,8 @@ ENDS = " .,:;!?*\"'`()[]"
 """Punctuation that does not count at the ends of an answer."""
 
 _NUMBER = re.compile(
-    r"(?P<before>[^\w\s.,+/^-]{0,2} ?)(?P<number>[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?)"
+    r"(?P<before>[^\w\s.,+/÷^−–-]{0,2} ?)"
+    r"(?P<number>[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?)"
     r"(?P<after> ?(?:(?![xX] ?\d)[^\W\d]|[%°])[^\s,;]{0,11}|)\.?"
 )
 _CODE = re.compile(r"\D*0\d|(?:[^\d.]*\d){16}(?!.*\.\d)")  # 007, 4012345678901234: names made of digits
@@ -132,17 +133,19 @@ def stated(text: str, place: Place) -> Stated:
     for mark in _MARKS.get(place, (_ANSWER,)):
         if found := [*mark.finditer(text)]:
             rest = text[found[-1].end() :]
-            if found[-1][0].endswith("{"):
-                return Stated(_unwrapped(_IN_LATEX.sub(r"\1", _braced(rest)).strip()), True)
-            return Stated(_unwrapped(_first_line(rest)), True)
+            boxed = found[-1][0].endswith("{")
+            said = _unwrapped(_IN_LATEX.sub(r"\1", _braced(rest)).strip() if boxed else _first_line(rest))
+            if said or place != "first_line":
+                return Stated(said, True)
     return Stated(_unwrapped(text.strip()), False)
 
 
 def _first_line(text: str) -> str:
-    """The first line that says something."""
-    line = next((line for line in text.splitlines() if line.strip(" \t*_`$[]\\#")), "").strip()
+    """The first line that says something, else the first that is not blank."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = next((line for line in lines if line.strip(" \t*_`$[]\\#")), lines[0] if lines else "")
     if line.count("**") % 2:  # the rest of **Answer: 5**
-        line = line.removeprefix("**").removesuffix("**").strip()
+        line = line.removeprefix("**").removesuffix("**").strip() or line
     return line
 
 

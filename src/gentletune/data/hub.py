@@ -63,7 +63,19 @@ def hub_rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
             f"data set '{name}' ({asked}) cannot be loaded ({type(error).__name__}: {reason}); "
             "give data_config and data_split that it has, or a file"
         ) from error
-    return [dict(row) for row in loaded]
+    names = {key: kind.names for key, kind in _features(loaded).items() if isinstance(kind, datasets.ClassLabel)}
+    return [{key: _named(value, names.get(key)) for key, value in row.items()} for row in loaded]
+
+
+def _features(loaded: Any) -> dict[str, Any]:
+    return getattr(loaded, "features", None) or {}
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    """A class by its name, as people write it, not by its number; -1 is none."""
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if value >= 0 else None
 
 
 @contextmanager

@@ -102,10 +102,11 @@ def read_choice(text: str, choices: Sequence[str], *, first: bool) -> str | None
     if (alone := plain(text)) in names:
         return names[alone]
     text = re.sub(r"(?<!\w)_+|_+(?!\w)", "", text)
-    found = [*re.finditer("|".join(map(_mention, sorted(choices, key=len, reverse=True))), text, re.MULTILINE)]
+    longest = sorted(choices, key=len, reverse=True)
+    found = [*re.finditer("|".join(f"({_mention(choice)})" for choice in longest), text, re.MULTILINE)]
     if not first:
         found = [m for m in found[::-1] if not _NEGATED.search(text, max(0, m.start() - 24), m.start())]
-    return names[plain(found[0][0])] if found else None
+    return longest[(found[0].lastindex or 1) - 1] if found else None
 
 
 def _mention(choice: str) -> str:
@@ -140,6 +141,7 @@ _REWRITES = [
     (re.compile(r"(?<![\w)*])\*\*(?=[^\s*])([^*\n]+)\*\*(?![\w(*])"), r"\1"),  # bold, not a power
     (re.compile(r"(?<=\d) ?[xX] ?(?=\d)"), "*"),
     (re.compile(r"(?:/|\bper) ?1\.73 ?m(?:\^?2|²)?"), ""),  # the unit of a filtration rate
+    (re.compile(r"\b\d+ ?% (?:sure|certain|confident)\b", re.IGNORECASE), ""),
     (re.compile(r"(?<=\d) out of (?:a total of )?\d+"), ""),
 ]
 

@@ -83,6 +83,7 @@ def test_how_answers_are_read(
         ("extract: choice", "extract: guess", "extract:"),
         ("max_tokens: 9", "max_tokens: 0", "max_tokens:"),
         ("max_tokens: 9", "colour: red", "colour:"),
+        ("metric: balanced_accuracy", "metric: chrf", "metric: Input should be 'accuracy' or 'balanced_accuracy'"),
         ("file: rows.jsonl", "file: gone.jsonl", "no such data file"),
         ("{{note}}", "{{note", "template"),
         ("{{note}}", "{{ 1 // 0 }}", "row 1: template 'Note: "),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gentletune.core.errors import UserError, check_text
 from gentletune.core.paths import user_path
-from gentletune.core.records import OwnMetric, Side
+from gentletune.core.records import Side
 from gentletune.core.yaml_file import read_yaml
 from gentletune.data.answers import plain, stated
 from gentletune.data.files import read_rows
@@ -36,7 +36,7 @@ class UserTask(BaseModel):
     pattern: str | None = None
     choices: tuple[str, ...] = ()
     tolerance: float = Field(0.0, ge=0, strict=True, allow_inf_nan=False)
-    metric: OwnMetric = "accuracy"
+    metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"
     side: Side = "domain"
     max_tokens: int = Field(128, ge=1, strict=True)
     stop: tuple[str, ...] = ()
