@@ -132,6 +132,24 @@ def test_an_argument_that_is_no_text(
     assert not list(tmp_path.iterdir())
 
 
+# --- paths that can be none
+
+
+@pytest.mark.parametrize(
+    "flag", ["--data", "--test-path", "--reference-path", "--chat-template", "--tasks", "--config"]
+)
+@pytest.mark.parametrize(("folder", "words"), [("~nobodyhere", "nobody here has the home"), ("x" * 300, "too long")])
+def test_a_path_that_can_be_none(
+    flag: str, folder: str, words: str, tiny_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = write(tmp_path / "d.jsonl", GOOD)
+    name = f"{folder}/a{'.yaml' if flag in ('--tasks', '--config') else '.jsonl'}"
+    call = ["train", "--model", str(tiny_dir), "--data", data, *SMALL, "--output", str(tmp_path / "o"), flag, name]
+    assert words in refused(monkeypatch, capfd, *call)
+    assert not (tmp_path / "o").exists()
+
+
 # --- numbers that are none
 
 

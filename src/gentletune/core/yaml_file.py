@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from gentletune.core.errors import UserError
+from gentletune.core.paths import user_path
 
 # The scalars that are no text, with the characters they may begin with ("": an empty value).
 _SCALARS = {
@@ -68,6 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     >>> yaml.load("choices: [yes, no, on, true]", Loader=_Reader)
     {'choices': ['yes', 'no', 'on', True]}
     """
+    path = user_path(str(path))
     if not path.is_file():
         raise UserError(f"no such file: {path}; give a YAML file")
     try:

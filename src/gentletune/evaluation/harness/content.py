@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.core.cache import digest, file_digest
+from gentletune.core.paths import user_path
 
 _LONGEST_PATH = 4096
 _DATA_KEYS = ("data_files", "data_dir")  # of `dataset_kwargs`
@@ -46,7 +47,7 @@ def _data(value: Any) -> Any:
         return {str(key): _data(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_data(part) for part in value]
-    path = Path(str(value)).expanduser()
+    path = user_path(str(value))
     places = [path] if path.exists() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     files = {file for place in places for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()}
     return [file_digest(file) for file in sorted(files)] or str(value)
