@@ -39,7 +39,7 @@ demo: $(STAMP)
 	@$(BIN)/gentletune sweep -c recipes/lab.yaml --executor pool --workers 2 --output demo/lab
 	@$(BIN)/gentletune report demo --title "$(DEMO)" --refresh 20 --open >/dev/null
 	@echo "==> Demo, part 2 of 2: $(MODEL) learns to route helpdesk messages, at a small and a large learning rate"
-	@$(BIN)/gentletune sweep -c recipes/demo.yaml --executor pool --workers 2 --model "$(MODEL)" --output "demo/$(notdir $(MODEL))"
+	@$(BIN)/gentletune sweep -c recipes/demo.yaml --executor pool --workers 2 --model "$(MODEL)" --output demo/real
 	@$(BIN)/gentletune report demo --title "$(DEMO)"
 
 test: $(STAMP)

@@ -230,6 +230,29 @@ def test_a_merge_that_was_tried_is_halved_and_a_rate_that_did_not_gain_is_a_boun
     )
 
 
+def test_where_training_made_the_domain_worse_no_larger_rate_is_proposed() -> None:
+    found = recommend([items("sft", rate, (0, 40), (0, 90)) for rate in (1e-3, 3e-3)])
+    assert found.reason == "no_gain"
+    assert found.try_next == ("a learning rate below the smallest tried, such as 3e-4", "more test rows")
+    costly = recommend([items("sft", rate, (3, 3), (0, 90)) for rate in (1e-5, 1e-4)])
+    assert costly.try_next[0].startswith("longer training at the smallest learning rate tried")
+
+
+def test_what_the_choice_has_before_a_setting_as_good_is_true() -> None:
+    found = recommend([items("talr", 1e-5, (90, 0), (1, 2)), items("l2", 1e-5, (90, 0), (2, 1))])
+    assert found.safe is not None
+    assert found.safe.name.startswith("l2")
+    assert "which kept more general skill by the estimate" in found.excluded[0].text
+
+
+def test_runs_on_another_configuration_of_the_data_are_not_compared() -> None:
+    runs = [
+        items("sft", 1e-5, (90, 0), (1, 1), recipe={"data_path": "owner/name", "data_config": name}) for name in "ab"
+    ]
+    with pytest.raises(UserError, match="owner/name a .*owner/name b"):
+        recommend(runs)
+
+
 def test_no_significant_gain_names_nothing() -> None:
     found = recommend([items("sft", 1e-6, (3, 1), (1, 1)), items("talr", 1e-6, (0, 9), (1, 1))])
     assert (found.safe, found.most_gain, found.least_harmful, found.reason) == (None, None, None, "no_gain")

@@ -18,6 +18,7 @@ from gentletune import train
 from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, write_bytes_atomic
+from gentletune.core.samples import SAMPLES_FILE, read_samples
 from gentletune.report import Report, report
 from gentletune.report.axes import both_axes
 from gentletune.report.picture import pareto_png
@@ -445,6 +446,15 @@ def test_of_a_real_run_the_command_shows_its_answers_and_its_plain_loss(
     assert "Training NLL, unweighted (nats per token)" in page.text
     found = json.loads(gzip.decompress(base64.b64decode(page.scripts[1])))["s0"]
     assert len(found["questions"]) == 4 + 3
+
+
+def test_answers_may_hold_any_line_end(tmp_path: Path) -> None:
+    records = write_study(tmp_path, made_study()[:1])
+    file = tmp_path / "00" / SAMPLES_FILE
+    whole = read_samples(records[0])
+    odd = whole[0].model_copy(update={"tuned": "a\u2028b\x85c"})
+    file.write_text("".join(sample.model_dump_json() + "\n" for sample in [odd, *whole[1:]]), encoding="utf-8")
+    assert read_samples(records[0]) == [odd, *whole[1:]]
 
 
 def test_a_small_loss_within_the_margin_is_called_one(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Score(BaseModel):
     Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     task: str
     side: Side

@@ -73,8 +73,9 @@ def read_samples(record: RunRecord) -> list[Sample]:
     path = record.directory / SAMPLES_FILE if record.directory else None
     if path is None or not path.exists():
         return []
+    lines = path.read_text(encoding="utf-8").split("\n")  # JSON leaves other line ends in an answer as they are
     try:
-        return [Sample.model_validate(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Sample.model_validate(json.loads(line)) for line in lines if line]
     except ValueError:
         return []
 

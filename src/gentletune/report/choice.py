@@ -171,7 +171,7 @@ class Choice:
         bound = -RULED_OUT * self.margin
         null = bound if self.general.higher_is_better else -bound
         changes = self._general_changes(self.gained, null)
-        known = {i: c for i in self.gained if (c := changes[i]) is not None and c.p is not None}
+        known = {i: c for i in self.gained if (c := changes[i]) is not None and c.p_cautious is not None}
         ps = [_one_sided(c, oriented(self.general, c)[0] > bound) for c in known.values()]
         return dict.fromkeys(self.gained, 1.0) | dict(zip(known, adjusted(ps), strict=True))
 
@@ -276,6 +276,6 @@ def _one_sided(change: Change, above: bool) -> float:
 
     Of one seed it counts twice, since what another seed would change is in no error.
     """
-    p = 1.0 if change.p is None else change.p
+    p = 1.0 if change.p_cautious is None else change.p_cautious
     alone = 1 if change.seed_effect_known else 2
     return min(alone * (p / 2 if above else 1 - p / 2), 1.0)

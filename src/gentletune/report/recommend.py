@@ -113,8 +113,21 @@ def _excluded(choice: Choice, i: int) -> Excluded:
         "best": choice.name(choice.best[0]) if choice.best else "",
         "claim": choice.claims.get(i),
         "chosen_claim": None if choice.safe is None else choice.claims[choice.safe],
+        "preferred": _preferred(choice, i) if reason == "no_difference" else "",
     }
     return Excluded(choice.index(i), choice.name(i), reason, excluded_words(reason, facts))
+
+
+def _preferred(choice: Choice, i: int) -> str:
+    """What the choice has before a setting as good on the domain."""
+    if choice.safe is None:
+        return ""
+    mine, other = choice.settings[choice.safe], choice.settings[i]
+    if mine.plain != other.plain or mine.parts != other.parts:
+        return "is simpler"
+    if mine.learning_rate != other.learning_rate:
+        return "has a smaller learning rate"
+    return "kept more general skill by the estimate"
 
 
 def _without_scores(

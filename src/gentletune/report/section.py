@@ -14,7 +14,7 @@ from gentletune.report.recommend import find
 from gentletune.report.settings import Setting, settings_of
 from gentletune.report.words import answer
 
-_DATA = ("data", "data_path", "test_path", "cot")
+_DATA = ("data", "data_path", "data_config", "data_split", "test_path", "cot")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,10 @@ def _name(record: RunRecord | None) -> str:
     if record is None:
         return "no runs"
     recipe = record.recipe
-    data = " ".join(str(recipe[name]) for name in ("data", "data_path") if recipe.get(name)) or "unnamed data"
+    data = (
+        " ".join(str(recipe[name]) for name in ("data", "data_path", "data_config") if recipe.get(name))
+        or "unnamed data"
+    )
     tested = f", tested on {recipe['test_path']}" if recipe.get("test_path") else ""
     how = ", label only" if recipe.get("cot") is False else ""
     return f"{recipe.get('model') or 'unnamed model'} on {data}{tested}{how}"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gentletune.report.choice import Choice
+from gentletune.report.choice import Choice, oriented
 from gentletune.report.words import say
 
 Idea = tuple[str, Mapping[str, Any]]
@@ -24,9 +24,31 @@ def try_next(choice: Choice) -> tuple[str, ...]:
 
 
 def _stronger(choice: Choice) -> Iterator[Idea]:
-    yield "larger_rate", {"rate": _round(3 * max(s.learning_rate for s in choice.settings))}
+    """More training where nothing gained; not where training has already made the domain worse, or cost the rest."""
+    if all(change is None or change.p is None for change in choice.gains):
+        yield "base_scores", {}
+        return
+    places = range(len(choice.settings))
+    largest = max(s.learning_rate for s in choice.settings)
+    strongest = [i for i in places if choice.settings[i].learning_rate == largest]
+    if all(_worse(choice, i) for i in strongest):
+        yield "smaller_rate", {"rate": _round(min(s.learning_rate for s in choice.settings) / 3)}
+        yield "domain_items", {}
+        return
+    costs = [cost for i in strongest if (cost := choice.cost(i)) is not None]
+    if costs and all(oriented(choice.general, cost)[0] < -choice.margin for cost in costs):
+        yield "longer_gently", {}
+        yield "domain_items", {}
+        return
+    yield "larger_rate", {"rate": _round(3 * largest)}
     yield "longer", {}
     yield "domain_items", {}
+
+
+def _worse(choice: Choice, i: int) -> bool:
+    """Whether a setting's domain score is significantly below the base model's, by itself: a warning."""
+    change = choice.gains[i]
+    return change is not None and bool(change.excludes_zero) and oriented(choice.domain, change)[0] < 0
 
 
 def _gentler(choice: Choice) -> Iterator[Idea]:
