@@ -249,7 +249,7 @@ def test_runs_on_another_configuration_of_the_data_are_not_compared() -> None:
     runs = [
         items("sft", 1e-5, (90, 0), (1, 1), recipe={"data_path": "owner/name", "data_config": name}) for name in "ab"
     ]
-    with pytest.raises(UserError, match="owner/name a .*owner/name b"):
+    with pytest.raises(UserError, match=r"owner/name a; .*owner/name b"):
         recommend(runs)
 
 
