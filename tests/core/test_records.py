@@ -115,3 +115,9 @@ def test_a_corrupt_record_is_named(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UserError, match=r"record\.json is not a run record") as caught:
         load_records([tmp_path])
     assert "\n" not in str(caught.value)
+
+
+def test_a_record_with_a_value_that_is_no_number_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"schema_version": 2, "scores": [{"value": NaN}]}', encoding="utf-8")
+    with pytest.raises(UserError, match="is not a run record: NaN is no number"):
+        read_record(tmp_path)

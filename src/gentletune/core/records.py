@@ -38,7 +38,7 @@ class Score(BaseModel):
     Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     side: Side
@@ -181,13 +181,17 @@ def read_record(directory: Path) -> RunRecord | None:
         return None
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text)
+        values = json.loads(text, parse_constant=_no_number)
         if not isinstance(values, dict) or values.get("schema_version") == SCHEMA:
             return RunRecord.model_validate_json(text)
     except ValueError as error:
         raise UserError(f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again") from error
     other = values.get("schema_version", "none")
     raise UserError(f"{path} is not a record of this gentletune (schema {other}, not {SCHEMA}); delete it to run again")
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def load_records(directories: Iterable[Path]) -> list[RunRecord]:
