@@ -50,7 +50,7 @@ def test_a_queue_is_read(text: str, first: bool, queue: str | None) -> None:
 
 def test_another_split_is_refused() -> None:
     with pytest.raises(UserError, match="split"):
-        helpdesk_examples(1, seed=0, cot=False, split="dev")  # type: ignore[arg-type]
+        helpdesk_examples(1, seed=0, cot=False, split="dev")
 
 
 def test_a_run_is_scored_by_accuracy_with_each_queue_apart(tiny_dir: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_the_library_says_which_configurations_and_splits_there_are(
 
 def test_a_class_is_called_by_its_name(hub: Hub) -> None:
     made = datasets.Dataset.from_list([{"text": f"t{i}", "label": i % 3 - 1} for i in range(3)])
-    hub.rows = made.cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))  # type: ignore[assignment]
+    hub.rows = made.cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))
     assert [row["label"] for row in read_rows("owner/reviews")] == [None, "neg", "pos"]
 
 

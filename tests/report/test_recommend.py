@@ -28,7 +28,7 @@ from .report_records import failed, pair, run
 
 def names(found: Findings) -> tuple[str | None, str | None]:
     """The safe choice and the most domain gain, by method and rate."""
-    return tuple(None if p is None else p.name.replace("at learning rate ", "") for p in (found.safe, found.most_gain))  # type: ignore[return-value]
+    return tuple(None if p is None else p.name.replace("at learning rate ", "") for p in (found.safe, found.most_gain))
 
 
 def reasons(found: Findings) -> dict[int, str]:
@@ -46,7 +46,7 @@ def items(
         start = [1] * base + [0] * (n - base)
         end = [1] * (base - lost) + [0] * lost + [1] * gained + [0] * (n - base - gained)
         made = (accuracy_score(right, task=task, side=side) for right in (end, start))
-        return tuple(s.model_copy(update={"skills": (skills or {}).get(task, ())}) for s in made)  # type: ignore[return-value]
+        return tuple(s.model_copy(update={"skills": (skills or {}).get(task, ())}) for s in made)
 
     pairs = both("clinic", "domain", domain), both("facts", "general", general)
     known = {"scores": [end for end, _ in pairs], "base_scores": [start for _, start in pairs]}

@@ -250,7 +250,8 @@ def _sum_at(text: str, at: int) -> tuple[str | None, int]:
         if not operand_next and depth == 0:
             best, end = len(tokens), at
     else:
-        return None, _REST.match(text, at).end()  # type: ignore[union-attr]  # too long to be an answer: none of it
+        rest = _REST.match(text, at)  # too long to be an answer: none of it
+        return None, rest.end() if rest else at
     if best == 3 and tokens[1] == "-" and _is_range(tokens[0], tokens[2]):
         best = 1
     return (" ".join(tokens[:best]) if best else None), end
@@ -284,7 +285,8 @@ def _evaluate(source: str) -> float | None:
         if isinstance(node, ast.UnaryOp):
             return -value(node.operand) if isinstance(node.op, ast.USub) else value(node.operand)
         assert isinstance(node, ast.Constant)
-        return float(node.value)  # type: ignore[arg-type]  # only numbers were written
+        assert isinstance(node.value, int | float)  # only numbers were written
+        return float(node.value)
 
     try:
         number = value(ast.parse(source, mode="eval").body)

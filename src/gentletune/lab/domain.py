@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from random import Random
+from typing import Any
 
 from gentletune.core.errors import UserError
 from gentletune.data.domains import Domain, register_domain
@@ -52,7 +53,7 @@ class Knobs:
         return round(self.hard * self.formulas)
 
 
-def lab_domain(**knobs: float) -> Domain:
+def lab_domain(**knobs: Any) -> Domain:
     """The domain with these knobs.
 
     >>> lab_domain(noise=0.3).name
@@ -63,7 +64,7 @@ def lab_domain(**knobs: float) -> Domain:
     if strange := next((name for name in knobs if name not in Knobs.__dataclass_fields__), None):
         raise UserError(f"data: lab has no knob '{strange}'; known: {', '.join(Knobs.__dataclass_fields__)}")
     try:
-        chosen = Knobs(**knobs)  # type: ignore[arg-type]
+        chosen = Knobs(**knobs)
     except ValueError as error:
         raise UserError(f"data: lab: {error}") from error
     return Domain(

@@ -125,9 +125,9 @@ class PoolExecutor:
 
     def finished(self) -> Finished:
         """The next job to end; the worker of one that died is replaced when it is needed."""
-        busy = {worker.connection: worker for worker in self.workers if worker.job is not None}
-        ready = wait(list(busy))
-        worker = busy[ready[0]]  # type: ignore[index]  # only connections were given
+        busy = [worker for worker in self.workers if worker.job is not None]
+        ready = wait([worker.connection for worker in busy])
+        worker = next(worker for worker in busy if worker.connection is ready[0])
         found = worker.result()
         if not worker.process.is_alive():
             self.workers.remove(worker)

@@ -214,12 +214,13 @@ class Questions:
         recipe = Recipe.parse(record.recipe)
         domain = domain_name(recipe)
         keys = self.search.objectives.domain or f"{domain}/bits_per_token", self.search.objectives.general
-        scores = [record.score(key) for key in keys]
-        for key, score in zip(keys, scores, strict=True):
-            if score is None:
+        scores = list[Score]()
+        for key in keys:
+            if (score := record.score(key)) is None:
                 known = ", ".join(s.key for s in record.scores)
                 raise UserError(f"{self.where}: search: no score '{key}' in the records; known: {known}")
-        return scores[0], scores[1]  # type: ignore[return-value]  # no None is left
+            scores.append(score)
+        return scores[0], scores[1]
 
     def _asked(self, values: dict[str, Any], record: RunRecord | None) -> Asked:
         if record is None or record.status == "failed":

@@ -245,7 +245,8 @@ def _forward_of(original: Any, autocast: bool) -> Callable[..., Any]:
 
     # Trainers read the signature to choose columns.
     signature, first = inspect.signature(original), inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    forward.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # type: ignore[attr-defined]
+    shown: Any = forward  # functions have the attribute, their type has not
+    shown.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
     if not autocast:  # accelerate unwraps along `__wrapped__`: as far as ours, or through ours to what it had wrapped
         del forward.__wrapped__
     return forward

@@ -118,7 +118,8 @@ class Working:
 
         *named, last = _parsed(steps).body
         for line in named:
-            assert isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)  # noqa: PT018
+            assert isinstance(line, ast.Assign)
+            assert isinstance(line.targets[0], ast.Name)
             known[line.targets[0].id] = result(line.value)
         assert isinstance(last, ast.Expr)
         result(last.value, places)
