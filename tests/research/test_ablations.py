@@ -29,7 +29,7 @@ from gentletune.research.ablations.result import BASE, Ablation, Row
 from gentletune.research.ablations.run import ablation
 from gentletune.stats import mean_score, ratio_score
 from gentletune.training import fit
-from gentletune.training.trainer import training_arguments
+from gentletune.training.arguments import training_arguments
 from tests.conftest import make_model
 from tests.helpers import tiny_recipe
 

@@ -16,8 +16,9 @@ from gentletune.core.errors import UserError
 from gentletune.core.locks import HOLDER_FILE, LOCK_FILE, SOFT_LOCK_FILE
 from gentletune.core.records import RECORD_FILE, read_record
 from gentletune.core.samples import SAMPLES_FILE
+from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.callbacks import read_metrics
-from gentletune.training.trainer import CHECKPOINTS, METRICS_FILE, last_checkpoint
+from gentletune.training.trainer import METRICS_FILE, last_checkpoint
 
 STATE_FILE = "state.json"  # what the files in the directory were made from
 FIGURES_FILE = "training.json"

@@ -14,7 +14,7 @@ from gentletune.core.errors import RunFailedError, UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.training import TrainingDivergedError
-from gentletune.training.trainer import CHECKPOINTS
+from gentletune.training.arguments import CHECKPOINTS
 
 WORKER = "gentletune.runs.worker"
 

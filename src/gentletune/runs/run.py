@@ -41,7 +41,8 @@ from gentletune.runs.directory import (
 from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
 from gentletune.training import TrainingDivergedError, fit
-from gentletune.training.trainer import CHECKPOINTS, last_checkpoint
+from gentletune.training.arguments import CHECKPOINTS
+from gentletune.training.trainer import last_checkpoint
 
 
 class _SourceFailedError(Exception):

@@ -23,7 +23,7 @@ from gentletune.runs.directory import has_weights
 from gentletune.runs.inputs import Inputs
 from gentletune.sweeps.plan import Trial, read_settings
 from gentletune.training import fit
-from gentletune.training.trainer import CHECKPOINTS
+from gentletune.training.arguments import CHECKPOINTS
 
 STEPS = 2  # the first is slower: it touches its memory for the first time
 SIZES = (2, 8)  # two, since a batch of many rows costs less a row

@@ -29,7 +29,7 @@ from gentletune.research.dynamics.result import MethodRun, TokenDynamics
 from gentletune.runs.directory import one_line_errors
 from gentletune.runs.inputs import Inputs
 from gentletune.training import TrainingDivergedError, fit
-from gentletune.training.trainer import CHECKPOINTS
+from gentletune.training.arguments import CHECKPOINTS
 
 RESULT_FILE = "result.json"
 

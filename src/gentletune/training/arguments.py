@@ -1,0 +1,76 @@
+"""A recipe as TRL's configuration: optimiser, schedule, precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers.integrations import get_available_reporting_integrations
+from trl import SFTConfig
+
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
+from gentletune.lm.loaded import device
+
+CHECKPOINTS = "checkpoints"
+
+
+def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:
+    """The recipe as TRL's configuration. Raises `UserError` where a `report_to` is not installed."""
+    for name in recipe.report_to:
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"report_to: '{name}' is unknown or not installed; pip install it, or leave it out")
+    schedule = "cosine" if recipe.schedule == "cosine" else "constant_with_warmup"
+    # AdamW is left to be the libraries' default. SGD there has no momentum.
+    optimizer = {"optim": "sgd"} if recipe.optimizer == "sgd" else {}
+    arguments = SFTConfig(
+        output_dir=str(run / CHECKPOINTS),
+        learning_rate=recipe.learning_rate,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        lr_scheduler_type=schedule,
+        warmup_steps=recipe.warmup,  # a share, since it is below 1
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=use_bf16(recipe),
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        use_cpu=device().type == "cpu",
+        logging_steps=recipe.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=recipe.save_every,
+        save_total_limit=recipe.keep_checkpoints,
+        report_to=list(recipe.report_to) or "none",
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        disable_tqdm=True,
+        dataloader_pin_memory=device().type != "cpu",
+        **optimizer,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU: transformers would wrap in nn.DataParallel
+    return arguments
+
+
+def use_bf16(recipe: Recipe) -> bool:
+    """Whether to train under bf16 autocast.
+
+    `auto` says yes where bf16 has matrix units: a GPU that supports it, a CPU with AMX. A CPU that has AVX-512
+    bf16 alone was slower with it than in fp32 (docs/log.md). Raises `UserError` where bf16 is asked for and the
+    GPU lacks it.
+    """
+    if device().type == "cuda":
+        supported = torch.cuda.is_bf16_supported()
+        if recipe.precision == "bf16" and not supported:
+            raise UserError("precision: bf16 is not supported by this GPU; use fp32")
+        return recipe.precision != "fp32" and supported
+    return recipe.precision == "bf16" or (recipe.precision == "auto" and _cpu_has_amx())
+
+
+def _cpu_has_amx() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "amx_bf16" in info.read_text(encoding="utf-8", errors="replace")
