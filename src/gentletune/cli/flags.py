@@ -30,7 +30,7 @@ def recipe_command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]
             key: _flag(key, Recipe.model_fields[key], group)
             for group, keys in groups().items()
             for key in keys
-            if key not in own.parameters
+            if key not in own.parameters and key != "mixture"  # which data is written as
         }
 
         @functools.wraps(function)
@@ -89,8 +89,11 @@ def _default(key: str, field: FieldInfo) -> str:
 
 
 def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _metavar(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
-        return "<text>,…"
+        parts = get_args(annotation)
+        return "<text>,…" if Ellipsis in parts else ",".join(map(_metavar, parts))
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
@@ -100,6 +103,6 @@ def _metavar(annotation: Any) -> str:
 def _read(key: str, value: Any) -> Any:
     """Comma-separated lists and `none`, as the field's type wants them; pydantic parses the rest."""
     annotation = Recipe.model_fields[key].annotation
-    if get_origin(annotation) is tuple:
+    if value != "none" and any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation))):
         return tuple(part for part in value.split(",") if part)
     return None if value == "none" and NoneType in get_args(annotation) else value

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gentletune.core.errors import UserError, check_text, unknown
+from gentletune.core.sources import DOMAIN_NAME, Source, sources_of, sources_text
 from gentletune.core.yaml_file import read_yaml
 
 ALIASES = {"lr": "learning_rate"}
@@ -33,7 +33,6 @@ _BEGINS = {
 DATE = "2024-07-26"  # the default of Llama 3.1's and 3.2's own templates where no clock is at hand
 Processes = int | Literal["auto"]
 DomainMetric = Literal["auto", "choice", "numeric", "exact", "text", "loss"]
-_DOMAIN_NAME = re.compile(r"\w+(\(.*\))?")  # what is written otherwise (mine.jsonl, owner/name) is a file or the hub's
 
 
 class Recipe(BaseModel):
@@ -51,16 +50,27 @@ class Recipe(BaseModel):
 
     # --- data
     data: str | None = Field(
-        None, description="A domain (clinic, medcalc, …), a file (mine.jsonl) or a data set of the hub (owner/name)."
+        None,
+        description="A domain (clinic, medcalc, …), a file (mine.jsonl) or a data set of the hub (owner/name); several "
+        "with weights: a.jsonl:7,b.jsonl:3.",
     )
     data_path: str | None = Field(None, description="File or data set of the hub that the domain's rows are made from.")
     data_split: str = Field("train", description="Split to train on, where data_path is a hub name.")
     data_config: str | None = Field(None, min_length=1, description="Configuration (subset) of a hub data set.")
+    mixture: str | None = Field(None, min_length=1, description="What data becomes where it names several sources.")
     test_path: str | None = Field(None, description="Held-out file; None splits data_path by group (patient note).")
     test_rows: int = Field(64, ge=1, description="Held-out rows the domain side is measured on.")
     train_rows: int | None = Field(None, ge=1, description="Use only this many training rows (None: all).")
     cot: bool = Field(True, description="Train on the worked chain of thought (false: on the label only).")
-    max_length: int | None = Field(None, ge=8, description="Longest row in tokens; longer rows are dropped, counted.")
+    max_length: int | None = Field(
+        None, ge=8, description="Longest row in tokens. None: 4096, or the model's context where that is shorter."
+    )
+    truncate: Literal["drop", "left", "right"] = Field(
+        "drop", description="A longer row: dropped and counted, or cut on the left (its end stays) or on the right."
+    )
+    labels: Literal["assistant", "last", "all"] = Field(
+        "assistant", description="Trained on in a row: all turns of the assistant, its last turn alone, or every token."
+    )
     chat_template: str | None = Field(
         None,
         min_length=1,
@@ -135,12 +145,26 @@ class Recipe(BaseModel):
         renamed = {ALIASES.get(key, key): value for key, value in values.items()}
         if len(renamed) != len(values):
             raise ValueError("give learning_rate or lr, not both")
+        if sources := sources_of(renamed.get("data")):
+            if said := [key for key in ("data_path", "mixture") if renamed.get(key) is not None]:
+                raise ValueError(f"data names its sources itself; leave out {said[0]}")
+            renamed |= sources[0].fields | {"mixture": sources_text(sources)}
         data, path = renamed.get("data"), renamed.get("data_path")
-        if isinstance(data, str) and data and not _DOMAIN_NAME.fullmatch(data):
+        if isinstance(data, str) and data and not DOMAIN_NAME.fullmatch(data):
             if path is not None and path != data:
                 raise ValueError(f"data: {data} is a file or a data set of the hub, so data_path says nothing more")
             renamed |= {"data": None, "data_path": data}
         return renamed
+
+    @model_validator(mode="after")
+    def _whole_mixture(self) -> Self:
+        if self.mixture is not None:
+            sources = self.sources
+            if not sources or sources[0].fields != {key: getattr(self, key) for key in sources[0].fields}:
+                raise ValueError("mixture is what data becomes; give data, as a list of {path: …, weight: …}")
+            if any(source.streaming for source in sources) and self.max_steps is None:
+                raise ValueError("data: a streaming source is not counted; give max_steps")
+        return self
 
     @field_validator("processes", mode="before")
     @classmethod
@@ -195,9 +219,15 @@ class Recipe(BaseModel):
     def override(self, values: Mapping[str, Any]) -> Self:
         """A copy with `values` replaced, validated."""
         mine, data = self.model_dump(), values.get("data")
-        if data is not None and (self.data is None or not _DOMAIN_NAME.fullmatch(str(data))):
-            del mine["data_path"]  # another file, or none, takes its place
+        if data is not None and (self.mixture or self.data is None or not DOMAIN_NAME.fullmatch(str(data))):
+            for key in ("data_path", "mixture", *(("data_split", "data_config") if self.mixture else ())):
+                del mine[key]  # another file, or none, takes its place
         return self.parse({**mine, **_renamed(values, "recipe")})
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources of a mixture, the one that is measured first; none where `data` is a single one."""
+        return sources_of(self.mixture)
 
     def step_rows(self, processes: int = 1) -> int:
         """Rows that one optimiser step takes in."""

@@ -11,6 +11,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import RunRecord
 
 _ALWAYS = ("model", "data", "data_path", "method", "learning_rate", "seed")
+_SOURCE = ("mixture", "data_path", "data_split", "data_config")
 _SHORT = {"learning_rate": "lr"}
 _NAMED = 3  # runs named beside a value that not all share
 _VALUES = 6  # distinct values shown of one entry
@@ -28,11 +29,13 @@ def command(record: RunRecord) -> str:
     """
     if not record.recipe:
         return ""
-    words = ["gentletune", "train"]
+    words, recipe = ["gentletune", "train"], record.recipe
+    if mixture := recipe.get("mixture"):  # data is written so
+        recipe = {key: value for key, value in recipe.items() if key not in _SOURCE} | {"data": mixture}
     names = [*_ALWAYS, *(name for name in Recipe.model_fields if name not in (*_ALWAYS, "output"))]
     for name in names:
         default = Recipe.model_fields[name].get_default(call_default_factory=True)
-        value = record.recipe.get(name, default)
+        value = recipe.get(name, default)
         if value is None and default is None:
             continue
         if name in ("model", "method", "learning_rate") or _plain(value) != _plain(default):

@@ -14,7 +14,7 @@ from gentletune.report.recommend import find
 from gentletune.report.settings import Setting, settings_of
 from gentletune.report.words import answer
 
-_DATA = ("data", "data_path", "data_config", "data_split", "test_path", "cot")
+_DATA = ("data", "data_path", "data_config", "data_split", "test_path", "cot")  # a mixture makes a setting
 
 
 @dataclass(frozen=True)
