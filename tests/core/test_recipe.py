@@ -60,6 +60,8 @@ TRAINING: dict[str, Any] = {
     "method": "talr",
     "learning_rate": 3e-6,
     "optimizer": "sgd",
+    "betas": (0.9, 0.95),
+    "momentum": 0.5,
     "epochs": 2.0,
     "max_steps": 7,
     "batch_size": 2,
@@ -69,11 +71,13 @@ TRAINING: dict[str, Any] = {
     "warmup": 0.0,
     "weight_decay": 0.1,
     "max_grad_norm": 0.5,
+    "weights": "bf16",
     "precision": "fp32",
     "gradient_checkpointing": True,
     "head": "chunked",
     "seed": 1,
 }
+NEEDED: dict[str, dict[str, Any]] = {"momentum": {"optimizer": "sgd"}}  # keys that go with another alone
 
 
 def mistake(values: dict[str, Any], where: str = "recipe") -> str:
@@ -141,8 +145,10 @@ OUT_OF_BOUNDS = [
     *(("probe_every", v) for v in (-1,)),
     ("max_length", 7),
     *(("schedule", v) for v in ("linear", 1)),
-    *(("optimizer", v) for v in ("adam", 1)),
-    *((key, "x") for key in ("precision", "head", "cot", "evaluate", "calibration")),
+    *(("optimizer", v) for v in ("adam", "lomo", "adamw_torch_xla", 1)),
+    *(("momentum", v) for v in (-0.1, 1.0, "much", True)),
+    ("betas", 0.9),
+    *((key, "x") for key in ("precision", "weights", "head", "cot", "evaluate", "calibration")),
     *(("model", v) for v in ("", 5, None)),
     ("method", ""),
     ("data_path", ["a", "b"]),
@@ -237,7 +243,8 @@ def test_the_three_kinds_of_field_are_all_fields() -> None:
 
 @pytest.mark.parametrize(("key", "value"), (BOOKKEEPING | MEASUREMENT | TRAINING).items())
 def test_result_and_training_fields_change_with_what_they_name(key: str, value: Any) -> None:
-    plain, changed = Recipe(), Recipe.parse({key: value})
+    needed = NEEDED.get(key, {})
+    plain, changed = Recipe.parse(needed), Recipe.parse(needed | {key: value})
     assert changed != plain
     assert (changed.result_fields() == plain.result_fields()) == (key in BOOKKEEPING)
     assert (changed.training_fields() == plain.training_fields()) == (key not in TRAINING)

@@ -103,6 +103,7 @@ def _metavar(annotation: Any) -> str:
 def _read(key: str, value: Any) -> Any:
     """Comma-separated lists and `none`, as the field's type wants them; pydantic parses the rest."""
     annotation = Recipe.model_fields[key].annotation
-    if value != "none" and any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation))):
-        return tuple(part for part in value.split(",") if part)
-    return None if value == "none" and NoneType in get_args(annotation) else value
+    if value == "none" and NoneType in get_args(annotation):
+        return None
+    listed = any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation)))
+    return tuple(part for part in value.split(",") if part) if listed else value

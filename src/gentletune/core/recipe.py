@@ -10,10 +10,11 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from gentletune.core import optimizers
 from gentletune.core.errors import UserError, check_text, unknown
 from gentletune.core.sources import DOMAIN_NAME, Source, sources_of, sources_text
 from gentletune.core.yaml_file import read_yaml
@@ -32,6 +33,7 @@ _BEGINS = {
 
 DATE = "2024-07-26"  # the default of Llama 3.1's and 3.2's own templates where no clock is at hand
 Processes = int | Literal["auto"]
+Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 DomainMetric = Literal["auto", "choice", "numeric", "exact", "text", "loss"]
 
 
@@ -83,7 +85,12 @@ class Recipe(BaseModel):
 
     # --- optimisation
     learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="Peak learning rate.")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD without momentum.")
+    optimizer: str = Field(
+        optimizers.DEFAULT,
+        description="By transformers' name: adamw_torch, adamw_8bit, adafactor, lion_8bit, schedule_free_adamw, sgd, …",
+    )
+    betas: tuple[Beta, Beta] | None = Field(None, description="Of Adam's and Lion's kind (None: the optimiser's own).")
+    momentum: Beta | None = Field(None, description="Of sgd and rmsprop (None: 0).")
     epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps.")
     max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
     batch_size: int = Field(8, ge=1, description="Rows per process and micro-batch.")
@@ -97,7 +104,10 @@ class Recipe(BaseModel):
         0.0, ge=0, allow_inf_nan=False, description="Weight decay: AdamW's is decoupled, SGD's is not."
     )
     max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="Gradient clipping norm.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 is autocast over fp32 weights.")
+    weights: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="How weights are held; bf16 halves them. auto: fp32 where it fits, else bf16, said so."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="What is computed in; bf16 by autocast.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seeds data order, splits, adapters and sampling.")
@@ -191,6 +201,15 @@ class Recipe(BaseModel):
             raise ValueError(str(error).removeprefix(": ")) from error
         return value
 
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        try:
+            optimizers.named(value)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return value
+
     @field_validator("date", mode="before")
     @classmethod
     def _a_day(cls, value: Any) -> Any:
@@ -198,6 +217,16 @@ class Recipe(BaseModel):
             return datetime.date.fromisoformat(str(value)).isoformat()  # YAML reads one without quotes as a date
         except ValueError as error:
             raise ValueError(f"must be a day such as {DATE}") from error
+
+    @model_validator(mode="after")
+    def _optimizer_keys(self) -> Self:
+        try:
+            optimizers.check_keys(self.optimizer, self.betas, self.momentum, self.schedule)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        if self.weights == "bf16" and self.precision == "fp32":
+            raise ValueError("weights: bf16 cannot be computed with in precision: fp32; leave one of them out")
+        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Self:

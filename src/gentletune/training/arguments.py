@@ -11,18 +11,22 @@ from trl import SFTConfig
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.lm.loaded import device
+from gentletune.training.optimizers import check_optimizer, optimizer_fields
 
 CHECKPOINTS = "checkpoints"
 
 
-def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:
-    """The recipe as TRL's configuration. Raises `UserError` where a `report_to` is not installed."""
+def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.float32) -> SFTConfig:
+    """The recipe as TRL's configuration, for trained weights that are held in `dtype`.
+
+    Raises:
+        UserError: a `report_to` is not installed, or the optimiser cannot run here.
+    """
+    check_optimizer(recipe)
     for name in recipe.report_to:
         if name not in get_available_reporting_integrations():
             raise UserError(f"report_to: '{name}' is unknown or not installed; pip install it, or leave it out")
     schedule = "cosine" if recipe.schedule == "cosine" else "constant_with_warmup"
-    # AdamW is left to be the libraries' default. SGD there has no momentum.
-    optimizer = {"optim": "sgd"} if recipe.optimizer == "sgd" else {}
     arguments = SFTConfig(
         output_dir=str(run / CHECKPOINTS),
         learning_rate=recipe.learning_rate,
@@ -50,7 +54,7 @@ def training_arguments(recipe: Recipe, run: Path) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
         dataloader_pin_memory=device().type != "cpu",
-        **optimizer,
+        **optimizer_fields(recipe, dtype),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU: transformers would wrap in nn.DataParallel
     return arguments

@@ -29,6 +29,7 @@ from gentletune.training.arguments import CHECKPOINTS, training_arguments
 from gentletune.training.callbacks import MetricsCallback, Probe, ProbeCallback, ProgressCallback, read_metrics
 from gentletune.training.loss import remove_token_nll
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
+from gentletune.training.optimizers import own_optimizer, trained_dtype
 
 METRICS_FILE = "metrics.jsonl"
 PREVIOUS_FILE = "previous_sequence_nll.pt"
@@ -175,9 +176,11 @@ def fit(
     called: list[Any] = [MetricsCallback(run / METRICS_FILE), progress, *callbacks]
     if probe is not None:
         called.append(ProbeCallback(probe, recipe.probe_every))
+    dtype = trained_dtype(wrapped)
+    arguments = training_arguments(recipe, run, dtype)
     trainer = GentleTrainer(
         wrapped,
-        training_arguments(recipe, run),
+        arguments,
         method=method,
         backend=recipe.head,
         base=base,
@@ -185,6 +188,7 @@ def fit(
         processing_class=tokenizer,
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
         callbacks=called,
+        optimizer_cls_and_kwargs=own_optimizer(recipe, arguments, dtype),
     )
     for shown_twice in (PlainProgress, PrinterCallback):
         trainer.remove_callback(shown_twice)

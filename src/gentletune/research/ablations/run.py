@@ -210,7 +210,7 @@ def _tau(study: _Study, taus: Sequence[float]) -> Ablation:
 
 def _optimizer(study: _Study) -> Ablation:
     study.base |= {"max_grad_norm": UNCLIPPED}
-    adamw, seed = _trio(study, ", adamw", study.recipe.learning_rate, optimizer="adamw"), study.seeds[0]
+    adamw, seed = _trio(study, ", adamw", study.recipe.learning_rate, optimizer="adamw_torch_fused"), study.seeds[0]
     plain = _complete(study.rows(adamw)[1], seed)
     target, lengths = plain.training["update_norm"], [norm for _, norm in plain.curves.get("grad_norm", [])]
     # At most the sum of the steps' lengths, as if all went one way: a start on the low side.

@@ -1,0 +1,119 @@
+"""The optimisers a recipe may name, by transformers' names: what makes each, and which keys it takes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from gentletune.core.errors import UserError, unknown
+
+DEFAULT = "adamw_torch_fused"  # transformers' own default
+BF16_BETAS = (0.9, 0.99)  # the largest second moment's memory that bf16 holds: it loses changes below 2⁻⁸
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What is to be known of an optimiser before it is made.
+
+    `module` is the package that makes it (None: torch or transformers) and `install` what pip calls that. `state` is
+    what it holds for each trained weight, in bytes, beside fp32 weights. `bf16` says what keeps a small update of a
+    bf16 weight: `kahan`, `stochastic`, or nothing.
+    """
+
+    module: str | None = None
+    install: str = ""
+    state: int = 8
+    betas: bool = True
+    momentum: bool = False
+    bf16: str | None = None
+
+
+def _of(module: str, install: str, names: Iterable[str], **more: bool | int | str) -> dict[str, Optimizer]:
+    return {name: Optimizer(module, install, **more) for name in names}  # type: ignore[arg-type]
+
+
+_EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "ademamix_8bit", "paged_ademamix_8bit")
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw_torch": Optimizer(bf16="kahan"),
+    "adamw_torch_fused": Optimizer(bf16="kahan"),
+    "sgd": Optimizer(state=0, betas=False, momentum=True, bf16="kahan"),
+    "adafactor": Optimizer(state=0, betas=False),
+    "adagrad": Optimizer(state=4, betas=False),
+    "rmsprop": Optimizer(state=4, betas=False, momentum=True),
+    **_of("optimi", "torch-optimi", ["stable_adamw"], bf16="kahan"),
+    **_of("torchao", "gentletune[lowbit]", ["adamw_torch_8bit"], state=2, bf16="stochastic"),
+    **_of("torchao", "gentletune[lowbit]", ["adamw_torch_4bit"], state=1, bf16="stochastic"),
+    **_of("bitsandbytes", "bitsandbytes", _EIGHT_BIT, state=2),
+    **_of("bitsandbytes", "bitsandbytes", ["paged_adamw_32bit", "ademamix", "paged_ademamix_32bit"]),
+    **_of("bitsandbytes", "bitsandbytes", ["lion_8bit", "paged_lion_8bit"], state=1),
+    **_of("bitsandbytes", "bitsandbytes", ["lion_32bit", "paged_lion_32bit"], state=4),
+    **_of("bitsandbytes", "bitsandbytes", ["rmsprop_bnb", "rmsprop_bnb_32bit"], state=4, betas=False),
+    **_of("bitsandbytes", "bitsandbytes", ["rmsprop_bnb_8bit"], state=1, betas=False),
+    **_of("schedulefree", "schedulefree", ["schedule_free_adamw", "schedule_free_radam"]),
+    **_of("schedulefree", "schedulefree", ["schedule_free_sgd"], state=4, betas=False),
+    **_of("galore_torch", "galore-torch", ["galore_adamw", "galore_adamw_8bit", "galore_adafactor"], betas=False),
+    **_of("apollo_torch", "apollo-torch", ["apollo_adamw"]),
+    **_of("grokadamw", "grokadamw", ["grokadamw"], betas=False),
+}
+# They take their step within the backward pass, before a gradient is whole.
+_EARLY = ("lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise",
+          "apollo_adamw_layerwise")  # fmt: skip
+# Of machines and packages that nothing here can be tried on.
+_ELSEWHERE = ("adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision")
+
+
+def named(name: str) -> Optimizer:
+    """The optimiser of that name.
+
+    Raises:
+        UserError: an unknown name, with the nearest known one, or one that cannot serve here.
+
+    >>> named("sgd").momentum
+    True
+    """
+    if name in _EARLY:
+        raise UserError(
+            f"'{name}' steps within the backward pass, before normalization, penalty and clipping have seen the whole "
+            "gradient; take adafactor, or adamw_8bit, to save memory"
+        )
+    if name in _ELSEWHERE:
+        raise UserError(f"'{name}' is for machines or packages that are not supported; take {DEFAULT}")
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+    return OPTIMIZERS[name]
+
+
+def check_keys(name: str, betas: object, momentum: object, schedule: str) -> None:
+    """Raises `UserError` where the optimiser has no use for a key that was given."""
+    optimizer = named(name)
+    if betas is not None and not optimizer.betas:
+        mend = "give momentum, or leave it out" if optimizer.momentum else "leave it out"
+        raise UserError(f"optimizer '{name}' has no betas; {mend}")
+    if momentum is not None and not optimizer.momentum:
+        mend = "its first beta is one: give betas" if optimizer.betas else "leave it out"
+        raise UserError(f"optimizer '{name}' has no momentum key; {mend}")
+    if name.startswith("schedule_free") and schedule != "constant":
+        raise UserError(f"optimizer '{name}' averages in the place of a schedule; set schedule: constant")
+
+
+def check_installed(name: str) -> None:
+    """Raises `UserError`, with the line for pip, where the optimiser's package is not installed."""
+    optimizer = named(name)
+    if optimizer.module is not None and find_spec(optimizer.module) is None:
+        raise UserError(f"optimizer '{name}' needs {optimizer.module}; pip install '{optimizer.install}'")
+
+
+def betas_of(name: str, given: tuple[float, float] | None, bf16: bool) -> tuple[float, float]:
+    """The two betas in force: those given, else the optimiser's own.
+
+    Lion's are 0.9 and 0.99. So are those of moments held in bf16 beside bf16 weights, which would lose the changes
+    of a longer memory.
+
+    >>> betas_of("adamw_torch", None, bf16=False), betas_of("adamw_torch", None, bf16=True)
+    ((0.9, 0.999), (0.9, 0.99))
+    """
+    if given is not None:
+        return given
+    short = "lion" in name or (bf16 and OPTIMIZERS[name].bf16 == "kahan")
+    return BF16_BETAS if short else (0.9, 0.999)

@@ -1,0 +1,72 @@
+"""The recipe's optimiser for weights as they are held: transformers' own, or one that keeps what bf16 would round away.
+
+torch-optimi's optimisers add what a bf16 weight could not take to the next update (Kahan summation), torchao's round
+up or down at random so that it is right on average; both keep small updates that plain rounding loses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Trainer
+from trl import SFTConfig
+
+from gentletune.core.errors import UserError
+from gentletune.core.optimizers import betas_of, check_installed, named
+from gentletune.core.recipe import Recipe
+from gentletune.lm.loaded import device
+
+
+def check_optimizer(recipe: Recipe) -> None:
+    """Raises `UserError` where the optimiser's package is not installed, or where it cannot run on this device."""
+    check_installed(recipe.optimizer)
+    if recipe.optimizer.startswith("paged_") and device().type == "cpu":
+        plain = recipe.optimizer.removeprefix("paged_")
+        raise UserError(f"optimizer '{recipe.optimizer}' pages between a GPU and the host; without a GPU take {plain}")
+
+
+def trained_dtype(model: Any) -> torch.dtype:
+    """What the trained weights are held in: bf16 where some are."""
+    trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    return torch.bfloat16 if torch.bfloat16 in trained else torch.float32
+
+
+def optimizer_fields(recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
+    """What `SFTConfig` is to know of the optimiser, where the trained weights are held in `dtype`."""
+    name, bf16, options = recipe.optimizer, dtype == torch.bfloat16, dict[str, float | bool]()
+    if recipe.momentum is not None:
+        options["momentum"] = recipe.momentum
+    if bf16 and named(name).bf16 == "stochastic":
+        options["bf16_stochastic_round"] = True
+    first, second = betas_of(name, recipe.betas, bf16)
+    return {
+        "optim": name,
+        "optim_args": ",".join(f"{key}={value}" for key, value in options.items()) or None,
+        "optim_target_modules": "all-linear" if name.startswith(("galore", "apollo")) else None,
+        "adam_beta1": first,
+        "adam_beta2": second,
+    }
+
+
+def own_optimizer(recipe: Recipe, arguments: SFTConfig, dtype: torch.dtype) -> tuple[Any, dict[str, Any]] | None:
+    """Class and keywords of an optimiser that transformers would make otherwise; None where its own is right.
+
+    AdamW and SGD of bf16 weights are torch-optimi's, with Kahan summation. Schedule-free optimisers warm up with
+    everything else, by the trainer's schedule: transformers would hand them our share of the steps as a number.
+    """
+    if recipe.optimizer.startswith("schedule_free"):
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        return kind, {key: value for key, value in options.items() if key != "warmup_steps"}
+    optimizer = named(recipe.optimizer)
+    if dtype != torch.bfloat16 or optimizer.bf16 != "kahan" or optimizer.module is not None:
+        return None
+    import optimi
+
+    rate = {"lr": arguments.learning_rate, "kahan_sum": True}
+    if recipe.optimizer == "sgd":
+        return optimi.SGD, rate | {"momentum": recipe.momentum or 0.0}
+    return optimi.AdamW, rate | {
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+    }
