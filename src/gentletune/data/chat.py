@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import jinja2
@@ -13,8 +13,10 @@ import jinja2
 from gentletune.core.errors import UserError
 from gentletune.data.forms import tool_name
 from gentletune.data.templates import has_marks, training_template
+from gentletune.data.turns import Written, shared, without_texts, without_turns
 
 Message = dict[str, Any]
+Labels = Literal["assistant", "last", "all"]
 _USUAL_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<turn|>", "<|end_of_turn|>")
 _PROBE = "Zq7x"  # a text that no template holds
 _PROBE_CALL: Message = {"name": "zq7x", "arguments": {}}
@@ -48,14 +50,22 @@ _FORMS: WeakKeyDictionary[Any, dict[str, _Form]] = WeakKeyDictionary()
 
 
 def encode_chat(
-    messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any] | None = None, given: int = 0
+    messages: Sequence[Message],
+    tokenizer: Any,
+    tools: Sequence[Any] | None = None,
+    given: int = 0,
+    *,
+    silent: Sequence[int] = (),
+    labels: Labels = "assistant",
 ) -> Said:
     """Token ids of a chat, and which of them are labels: what the assistant says, up to the end of each turn.
 
     Rendered by TRL's training variant of the template where there is one. What the assistant says stands between the
     template's `{% generation %}` marks; without marks it is what an assistant message adds to the text before it.
     Never a label: what the prompt for an answer already holds, and what follows the token that ends the turn.
-    Where nothing ends the last turn, the end token is appended. Nor is what the first `given` messages say a label.
+    Where nothing ends the last turn, the end token is appended. Nor is what the first `given` messages say a label,
+    nor what those at the places `silent` do. With `labels` of `last` only the assistant's last turn is one, with `all`
+    every token up to the last end but what `silent` messages say.
 
     Raises:
         UserError: the template refuses the chat, leaves out its tools or their calls, or does not tell who says what.
@@ -68,12 +78,50 @@ def encode_chat(
     messages = chat.accepted(messages)
     text = chat.render(messages)
     _check_tools(chat, messages, text)
-    said = _ended(chat, _said(chat, messages, text), messages[-1]["role"] == "assistant")
+    unsaid = set(silent)
+    if labels == "all":
+        return _every(chat, messages, text, unsaid)
+    if labels == "last":
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        unsaid.update(answers)
+        unsaid -= {i for i in answers if i not in silent and not any(j > i and j not in silent for j in answers)}
+    said = _answers(chat, messages, text)
+    said = Said(said.ids, _less(chat, said, messages, text, unsaid))
     if not given:
         return said
     prompt = tokenizer(chat.render(messages[:given], prompt=True), add_special_tokens=False)["input_ids"]
-    stop = _shared(prompt, said.ids)
+    stop = shared(prompt, said.ids)
     return Said(said.ids, [False] * stop + said.mask[stop:])
+
+
+def _answers(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
+    """Labels on what the assistant says, each turn with its end."""
+    return _ended(chat, _said(chat, messages, text), messages[-1]["role"] == "assistant")
+
+
+def _less(chat: _Chat, said: Said, messages: Sequence[Message], text: str, silent: set[int]) -> list[bool]:
+    """The labels of `_answers` without the turns at the places `silent`."""
+    if not any(messages[i]["role"] == "assistant" for i in silent):
+        return said.mask
+    written = Written.of(chat.tokenizer, messages, text, said.ids)
+    return without_turns(said.mask, silent, written, chat.render, _ends(chat))
+
+
+def _every(chat: _Chat, messages: Sequence[Message], text: str, silent: set[int]) -> Said:
+    """Labels on every token up to the last end, less what the messages at the places `silent` say."""
+    ids = list(chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+    every = _ended(chat, Said(ids, [True] * len(ids)), messages[-1]["role"] == "assistant")
+    if not silent:
+        return every
+    mine = {i for i in silent if messages[i]["role"] == "assistant"}
+    written = Written.of(chat.tokenizer, messages, text, every.ids)
+    mask = without_texts(every.mask, silent - mine, written, chat.render)
+    if mine:
+        said = _answers(chat, messages, text)
+        less = _less(chat, said, messages, text, mine)
+        lost = {i for i, (before, after) in enumerate(zip(said.mask, less, strict=True)) if before and not after}
+        mask = [held and i not in lost for i, held in enumerate(mask)]
+    return Said(every.ids, mask)
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: Any, tools: Sequence[Any] | None = None) -> str:
@@ -246,7 +294,7 @@ def _by_marks(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
     for start in (i for i in range(len(ids)) if mask[i] and not (i and mask[i - 1])):
         place, header = places[start][0], chat.form.header
         if ids[start] in chat.form.named and not text[:place].endswith(header):
-            inside = range(start, bisect_right(ends, place + _shared(header, text[place:])))
+            inside = range(start, bisect_right(ends, place + shared(header, text[place:])))
             mask[start : inside.stop] = [False] * len(inside)
     return Said(ids, mask)
 
@@ -294,14 +342,8 @@ def _given(chat: _Chat, before: Sequence[Message], prompt: str, text: str) -> in
     """How many characters of a chat's text the prompt after the messages `before` holds; None: it rewrites them."""
     if text.startswith(prompt):
         return len(prompt)
-    held = _shared(prompt, text)
-    return held if held >= _shared(prompt, chat.render(before)) else None
-
-
-def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many characters (or tokens) two texts have in common from their start."""
-    same = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(same, min(len(one), len(other)))
+    held = shared(prompt, text)
+    return held if held >= shared(prompt, chat.render(before)) else None
 
 
 def _tail(chat: _Chat, said: Said, stop: int) -> range:
@@ -328,7 +370,7 @@ def _ended(chat: _Chat, said: Said, answers: bool) -> Said:
     """Each run of labels up to the token that ends its turn; `answers`: the last message is the assistant's."""
     said = _extended(chat, said)
     ids, mask, named = list(said.ids), list(said.mask), chat.form.named
-    ends = {chat.tokenizer.eos_token_id, chat.form.inner, chat.form.final}
+    ends = _ends(chat)
     open_at = None  # the end of a run that no token ends
     for stop in _stops(said.mask):
         tail = _tail(chat, said, stop)
@@ -340,6 +382,11 @@ def _ended(chat: _Chat, said: Said, answers: bool) -> Said:
     if answers and open_at is not None and not chat.tokenizer.decode(ids[open_at:]).strip():
         ids, mask = [*ids[:open_at], chat.tokenizer.eos_token_id], [*mask[:open_at], True]
     return Said(ids, mask)
+
+
+def _ends(chat: _Chat) -> set[int | None]:
+    """The tokens that end a turn of the assistant."""
+    return {chat.tokenizer.eos_token_id, chat.form.inner, chat.form.final}
 
 
 def _stops(mask: Sequence[bool]) -> list[int]:

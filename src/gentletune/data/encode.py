@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gentletune.core.errors import UserError
-from gentletune.data.chat import encode_chat, render_prompt
+from gentletune.data.chat import Labels, encode_chat, render_prompt
 from gentletune.data.forms import Row
 
 IGNORE = -100  # the label that torch's losses skip
+Truncate = Literal["drop", "left", "right"]
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,45 @@ class Encoded:
         """Label tokens that something predicts (the first token of a sequence has no context)."""
         return sum(label != IGNORE for label in self.labels[1:])
 
+    def cut(self, length: int, side: Truncate) -> Encoded:
+        """The row without what is too much on the left or the right, labels alike.
+
+        >>> Encoded([1, 2, 3], [IGNORE, 2, 3]).cut(2, "left")
+        Encoded(input_ids=[2, 3], labels=[2, 3])
+        """
+        kept = slice(-length, None) if side == "left" else slice(length)
+        return Encoded(self.input_ids[kept], self.labels[kept])
+
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """What became of a list of rows. `kept` holds the index of each encoded row in the list."""
+    """What became of a list of rows. `kept` holds the index of each encoded row in the list; `cut` were longer."""
 
     rows: list[Encoded]
     kept: list[int]
     too_long: int
     no_label: int
+    cut: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
         """Counts for the record."""
-        return {"rows": len(self.rows), "dropped_too_long": self.too_long, "dropped_no_label": self.no_label}
+        dropped = {"dropped_too_long": self.too_long, "dropped_no_label": self.no_label}
+        return {"rows": len(self.rows), **dropped} | ({"truncated": self.cut} if self.cut else {})
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Any, *, max_length: int, where: str = "data") -> EncodedRows:
+def encode_rows(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    where: str = "data",
+    truncate: Truncate = "drop",
+    labels: Labels = "assistant",
+) -> EncodedRows:
     """Encode rows of any shape; rows longer than `max_length` tokens or without a label are dropped and counted.
+
+    `truncate` says which side of a longer row is cut instead, `labels` what of a row is trained on.
 
     Raises:
         UserError: nothing is left, or the chat template does not tell what the assistant says, refuses a row or leaves
@@ -50,34 +72,39 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, *, max_length: int, where: 
     """
     kept: list[int] = []
     encoded: list[Encoded] = []
-    too_long = no_label = 0
+    too_long = no_label = cut = 0
     for number, row in enumerate(rows):
         try:
-            one = encode_row(row, tokenizer)
+            one = encode_row(row, tokenizer, labels)
         except UserError as error:
             raise UserError(f"{where}: row {number + 1} of {len(rows)}: {error}") from error
-        if len(one.input_ids) > max_length:
+        longer = len(one.input_ids) > max_length
+        if longer and truncate == "drop":
             too_long += 1
-        elif one.label_count == 0:
+            continue
+        one = one.cut(max_length, truncate) if longer else one
+        if one.label_count == 0:
             no_label += 1
         else:
             encoded.append(one)
             kept.append(number)
+            cut += longer
     if not encoded:
         raise UserError(
             f"{where}: no row left to use: {too_long} longer than max_length {max_length} tokens, "
             f"{no_label} without a label token; raise max_length or look at the rows"
         )
-    return EncodedRows(encoded, kept, too_long, no_label)
+    return EncodedRows(encoded, kept, too_long, no_label, cut)
 
 
-def encode_row(row: Row, tokenizer: Any) -> Encoded:
+def encode_row(row: Row, tokenizer: Any, labels: Labels = "assistant") -> Encoded:
     """One row as ids and labels.
 
     `messages`, and `prompt`/`completion` where the tokenizer has a chat template, are rendered by it (with the row's
     `tools`, if any), and what the assistant says up to and including the end of its turn is the label. Without a
     template the completion is appended to the prompt (and the row's `joint`), followed by the end token. In `text`
-    every token is a label. Of `messages`, the first `given` are the prompt, and no labels.
+    every token is a label. Of `messages`, the first `given` are the prompt, and no labels, nor are the turns at the
+    places `silent`. `labels` of `last` leaves the assistant's last turn alone a label, `all` makes the prompt one, too.
     """
     if "messages" in row:
         if not tokenizer.chat_template:
@@ -85,17 +112,17 @@ def encode_row(row: Row, tokenizer: Any) -> Encoded:
                 "the rows are chat messages, but the tokenizer has no chat template; use another model, or give "
                 "chat_template"
             )
-        return _encode_chat(row["messages"], tokenizer, row.get("tools"), row.get("given", 0))
+        return _encode_chat(row, row["messages"], tokenizer, labels)
     end = tokenizer.eos_token_id
     if "text" in row:
         ids = [*_without_ends(tokenizer(row["text"])["input_ids"], end), end]
         return Encoded(ids, list(ids))
     if tokenizer.chat_template:
-        return _encode_chat(as_messages(row["prompt"], row["completion"]), tokenizer, row.get("tools"))
+        return _encode_chat(row, as_messages(row["prompt"], row["completion"]), tokenizer, labels)
     prompt = encode_prompt(row["prompt"] + row.get("joint", ""), tokenizer)
     completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
     completion = [*_without_ends(completion, end), end]
-    return Encoded(prompt + completion, [IGNORE] * len(prompt) + completion)
+    return Encoded(prompt + completion, (prompt if labels == "all" else [IGNORE] * len(prompt)) + completion)
 
 
 def as_messages(prompt: str, completion: str | None = None) -> list[dict[str, str]]:
@@ -121,6 +148,7 @@ def _without_ends(ids: list[int], end: int) -> list[int]:
     return ids[:stop]
 
 
-def _encode_chat(messages: list[Any], tokenizer: Any, tools: list[Any] | None, given: int = 0) -> Encoded:
-    ids, mask = encode_chat(messages, tokenizer, tools, given)
+def _encode_chat(row: Row, messages: list[Any], tokenizer: Any, labels: Labels) -> Encoded:
+    given, silent = row.get("given", 0), row.get("silent", ())
+    ids, mask = encode_chat(messages, tokenizer, row.get("tools"), given, silent=silent, labels=labels)
     return Encoded(ids, [token if said else IGNORE for token, said in zip(ids, mask, strict=True)])

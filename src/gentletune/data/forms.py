@@ -120,8 +120,9 @@ def _turn(turn: Row, place: str) -> Row:
     """One of ShareGPT's turns as a message."""
     said, text = turn["from"], turn.get("value")
     role = _SHAREGPT.get(said, said) if isinstance(said, str) else said
+    flags = {flag: turn[flag] for flag in _FLAGS if flag in turn}
     if said != "function_call":
-        return {"role": role, "content": text}
+        return {"role": role, "content": text} | flags
     try:
         calls = json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError) as error:
@@ -130,7 +131,7 @@ def _turn(turn: Row, place: str) -> Row:
         call if isinstance(call, dict) and "function" in call else {"type": "function", "function": call}
         for call in (calls if isinstance(calls, list) else [calls])
     ]
-    return {"role": role, "content": None, "tool_calls": calls}
+    return {"role": role, "content": None, "tool_calls": calls} | flags
 
 
 def _alpaca(values: list[tuple[str, Any]], place: str) -> Row:
@@ -179,6 +180,7 @@ def _text(value: Any, column: str, place: str) -> str:
 
 
 _TOOLS = ("tools",)
+_FLAGS = ("weight", "train")  # of a message: OpenAI's word, and axolotl's
 # The first that fits counts: what asks for more columns stands before what asks for fewer of them.
 _FORMS = (
     _Form("of chat messages", "messages", (("messages",),), (_TOOLS,), _chat),
@@ -198,7 +200,10 @@ _FORMS = (
 
 
 def _checked_chat(messages: Any, tools: Any, column: str, place: str) -> Row:
-    """The chat, if it is one. `tools` come as a list and are left out where there are none; so is what is null."""
+    """The chat, if it is one. `tools` come as a list and are left out where there are none; so is what is null.
+
+    `silent` holds the places of the messages that the file marks as not to be trained on.
+    """
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{place}: '{column}' must be a non-empty list")
     for message in messages:
@@ -208,9 +213,29 @@ def _checked_chat(messages: Any, tools: Any, column: str, place: str) -> Row:
         raise UserError(f"{place}: no assistant message, so nothing to learn; drop the row")
     if any(_empty(answer) and not answer.get("tool_calls") for answer in answers):
         raise UserError(f"{place}: an assistant message is empty; drop the row or fill it")
+    silent = [i for i, message in enumerate(messages) if not _trained(message, place)]
+    messages = [{k: v for k, v in message.items() if k not in _FLAGS} for message in messages]
     kept = [{k: v for k, v in m.items() if v is not None and (k != "tool_calls" or v)} for m in messages]
     found = _tools(tools, place)
-    return {"messages": kept} | ({"tools": found} if found else {})
+    return {"messages": kept} | ({"tools": found} if found else {}) | ({"silent": silent} if silent else {})
+
+
+def _trained(message: Row, place: str) -> bool:
+    """Whether a message may be trained on: what its `weight` (0 or 1) or `train` (true or false) says, else yes."""
+    weight, train = (message.get(flag) for flag in _FLAGS)
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise UserError(f"{place}: a message's 'weight' must be 0 or 1, got {weight!r}; other weights are not known")
+    if train is not None and not isinstance(train, bool):
+        raise UserError(f"{place}: a message's 'train' must be true or false, got {train!r}")
+    said = {bool(value) for value in (weight, train) if value is not None}
+    if len(said) > 1:
+        raise UserError(f"{place}: a message has 'weight' {weight} and 'train' {str(train).lower()}; give one of them")
+    if True in said and message["role"] != "assistant":
+        raise UserError(
+            f"{place}: a message of role '{message['role']}' is marked to be trained on; only the assistant's may be "
+            "(labels: all trains on every turn), so leave the mark out"
+        )
+    return False not in said
 
 
 def _check_message(message: Any, place: str) -> None:
