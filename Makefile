@@ -37,7 +37,7 @@ venv: $(STAMP)
 demo: $(STAMP)
 	@echo "==> Demo, part 1 of 2: six methods at four learning rates on the lab, a tiny base model"
 	@$(BIN)/gentletune sweep -c recipes/lab.yaml --executor pool --workers 2 --output demo/lab
-	@$(BIN)/gentletune report demo --title "$(DEMO)" --refresh 20 --open >/dev/null
+	@test -e demo/real/.settled.json || $(BIN)/gentletune report demo --title "$(DEMO)" --refresh 20 --open >/dev/null
 	@echo "==> Demo, part 2 of 2: $(MODEL) learns to route helpdesk messages, at a small and a large learning rate"
 	@$(BIN)/gentletune sweep -c recipes/demo.yaml --executor pool --workers 2 --model "$(MODEL)" --output demo/real
 	@$(BIN)/gentletune report demo --title "$(DEMO)"

@@ -20,7 +20,7 @@ from gentletune import Recipe, UserError, load_recipe, load_records
 from gentletune.advice import Proposal, advise
 from gentletune.advice.method import base_method
 from gentletune.core.records import RunRecord, write_json_atomic
-from gentletune.lm.loaded import keep_freed_memory
+from gentletune.lm.loaded import settle_memory
 from gentletune.report import recommend
 from gentletune.report.axes import both_axes
 
@@ -107,7 +107,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    keep_freed_memory()
+    settle_memory()
     try:
         records = load_records([options.study])
         recipe = recipe_of(records, options.config, options.method)

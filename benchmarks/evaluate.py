@@ -22,7 +22,7 @@ from gentletune import Recipe
 from gentletune.data.general import instruction_examples
 from gentletune.evaluation.harness import resolve_tasks
 from gentletune.evaluation.harness.backend import GentleLM
-from gentletune.lm.loaded import Loaded, keep_freed_memory
+from gentletune.lm.loaded import Loaded, settle_memory
 
 VARIANTS = ("lm_eval_hf_1", "lm_eval_hf_4", "lm_eval_hf_8", "ours")
 
@@ -49,7 +49,7 @@ def requests_of(spec: dict[str, Any], lm: Any) -> tuple[list[Instance], list[Ins
 
 
 def setup(spec: dict[str, Any]) -> harness.Run:
-    keep_freed_memory()
+    settle_memory()
     base = Loaded(spec["model"])
     model, tokenizer = base.hand_over(), base.tokenizer
     if spec["variant"] == "ours":

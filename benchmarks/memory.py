@@ -60,9 +60,9 @@ def child(method: str) -> None:
     from transformers.trainer import DEFAULT_CALLBACKS
 
     import gentletune
-    from gentletune.lm.loaded import keep_freed_memory
+    from gentletune.lm.loaded import settle_memory
 
-    keep_freed_memory()  # as the command line does
+    settle_memory()  # as the command line does
     peaks, found = Peaks(), dict[str, Any]()
 
     class Training(TrainerCallback):

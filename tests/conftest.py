@@ -45,6 +45,7 @@ gc.disable()  # until all is imported
 
 
 def pytest_collection_finish() -> None:
+    gc.freeze()  # the libraries' objects: collecting walks them each time
     gc.enable()
 
 

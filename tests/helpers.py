@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def tiny_study(model: Path, **changes: Any) -> dict[str, Any]:
         "also": [{"method": "wise_ft(alpha=0.25)", "learning_rate": 1e-3}],
     }
     return study | changes
+
+
+def edit_config(directory: Path, **changes: Any) -> None:
+    """Change keys of a saved model's config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def comparable(record: RunRecord) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,7 @@ from gentletune.lm import loaded
 from gentletune.lm.loaded import Loaded, device, hidden_states, lm_head, load_model, load_tokenizer
 from gentletune.losses import Head, token_nll
 from tests.conftest import make_model, make_tokenizer
-
-
-def edit_config(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.fixture
-def copy(tiny_dir: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_dir, tmp_path / "copy"))
-
+from tests.helpers import edit_config
 
 # --- a model by name
 

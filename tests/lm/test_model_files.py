@@ -23,6 +23,7 @@ from gentletune.core.cache import cache_root
 from gentletune.core.errors import UserError
 from gentletune.lm import model_files
 from gentletune.lm.model_files import BUNDLES, Bundle, model_hash, resolve_model
+from tests.helpers import edit_config
 
 ALIAS, TERMS_ALIAS = "smollm2-135m", "gemma3-270m"
 
@@ -49,16 +50,6 @@ def refusal(name: str, **options: Any) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
-
-
-def edit_config(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.fixture
-def copy(tiny_dir: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_dir, tmp_path / "copy"))
 
 
 def test_a_local_directory_goes_before_an_alias_and_the_cache(tiny_dir: Path, empty_cache: Path) -> None:
@@ -330,3 +321,9 @@ def another_template(copy: Path) -> None:
 def test_the_hash_changes_with_what_the_model_says(tiny_dir: Path, copy: Path, change: Any) -> None:
     change(copy)
     assert model_hash(copy) != model_hash(tiny_dir)
+
+
+def test_a_folder_of_results_named_like_an_alias_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert (resolve_model("lab") / "config.json").is_file()

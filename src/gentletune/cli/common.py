@@ -58,10 +58,10 @@ def seed_list(text: str) -> list[int]:
 
 def prepare() -> None:
     """Quiet the libraries' own chatter and keep memory; before any model is touched."""
-    from gentletune.lm.loaded import keep_freed_memory
+    from gentletune.lm.loaded import settle_memory
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    keep_freed_memory()
+    settle_memory()
 
 
 def say(line: str) -> None:

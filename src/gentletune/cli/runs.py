@@ -145,11 +145,16 @@ def sweep_command(
       gentletune sweep -c study.yaml --executor pool --workers 4
     """
     check_study(config, output, model=model, files=probe or not dry_run)
-    from gentletune.sweeps.estimate import estimate
     from gentletune.sweeps.plan import read_study
-    from gentletune.sweeps.sweep import Queue, sweep
+    from gentletune.sweeps.settled import settled
 
     study = read_study(config, model)
+    if not dry_run and (done := settled(study, output)) is not None:
+        _say_sweep(done, output)
+        return
+    from gentletune.sweeps.estimate import estimate
+    from gentletune.sweeps.sweep import Queue, sweep
+
     if dry_run:
         trials = Queue(study, output, str(config)).preview()
         for trial in trials:
@@ -167,6 +172,11 @@ def sweep_command(
             study, output, where=str(config), stage=stage, say=say,
             executor=executor, workers=workers, ray_address=ray_address,
         )  # fmt: skip
+    _say_sweep(records, output)
+
+
+def _say_sweep(records: list[RunRecord], output: Path) -> None:
+    """What came of a study. Raises `typer.Exit` with 1 where a trial failed."""
     say(f"{sum(record.status == 'complete' for record in records)} of {len(records)} trials complete under {output}")
     print_answer(records)
     if failed := [record for record in records if record.status == "failed"]:

@@ -15,10 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gentletune.core.cache import Shared
+from gentletune.core.cache import Shared, digest
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import DATE, Recipe
 from gentletune.data.templates import prompted_hash, set_chat_template
+from gentletune.lm.held import how_held
 from gentletune.lm.model_files import model_hash, quiet, resolve_model
 from gentletune.losses import Head
 
@@ -29,8 +30,8 @@ class Loaded:
     """A model by its directory, bundled alias or hub name, as it is trained, asked and measured.
 
     `tokenizer` has a pad token, the chat template asked for, and the date that a dated template prints. `max_length` is
-    the longest row in tokens: what was asked for, else the model's context. Hashes are of the files as they lie there
-    when first asked for. `shared` keeps what several have in common.
+    the longest row in tokens: what was asked for, else the model's context. `dtype` is what the weights are held in.
+    Hashes are of the files as they lie there when first asked for. `shared` keeps what several have in common.
 
     Raises:
         UserError: no such model, files that lack or cannot be read, a `max_length` beyond the context.
@@ -48,10 +49,11 @@ class Loaded:
         date: str = DATE,
         max_length: int | None = None,
         trust_remote_code: bool = False,
+        dtype: torch.dtype = torch.float32,
         shared: Shared | None = None,
     ) -> None:
         once, self._trust, self._model = (shared or Shared()).once, trust_remote_code, None
-        self.name = name
+        self.name, self.dtype = name, dtype
         self.directory: Path = once(["model", name, self._trust], self._resolve)
         where = self._where = [str(self.directory), self._trust]
         self._once = once
@@ -66,11 +68,13 @@ class Loaded:
 
     @classmethod
     def of(cls, recipe: Recipe, name: str | None = None, shared: Shared | None = None) -> Loaded:
-        """The recipe's base model, or another by `name`, under the recipe's template, date, limit and trust."""
-        return cls(
+        """The recipe's base model, or another by `name`, under its template, date, limit, trust and way of holding."""
+        loaded = cls(
             name or recipe.model, chat_template=recipe.chat_template, date=recipe.date, max_length=recipe.max_length,
             trust_remote_code=recipe.trust_remote_code, shared=shared,
         )  # fmt: skip
+        loaded.dtype = how_held(recipe, loaded.directory).dtype
+        return loaded
 
     @cached_property
     def files_hash(self) -> str:
@@ -79,8 +83,9 @@ class Loaded:
 
     @cached_property
     def hash(self) -> str:
-        """Hash of the files and of the template that prompts are written with: what the model's answers depend on."""
-        return prompted_hash(self.files_hash, self.tokenizer)
+        """Hash of the files, the template that prompts are written with and the dtype: what answers depend on."""
+        found = prompted_hash(self.files_hash, self.tokenizer)
+        return found if self.dtype == torch.float32 else digest([found, str(self.dtype)])
 
     @property
     def model(self) -> Any:
@@ -90,7 +95,7 @@ class Loaded:
     def load(self) -> Loaded:
         """Itself, the model loaded now, so that what is wrong with its weights is told now."""
         if self._model is None:
-            self._model = load_model(self.directory, trust_remote_code=self._trust)
+            self._model = load_model(self.directory, self.dtype, trust_remote_code=self._trust)
         return self
 
     def hand_over(self) -> Any:
@@ -150,8 +155,8 @@ class Loaded:
         return wanted
 
 
-def load_model(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """The causal LM in `directory`, fp32, in eval mode, on the GPU where there is one."""
+def load_model(directory: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False) -> Any:
+    """The causal LM in `directory`, its weights in `dtype`, in eval mode, on the GPU where there is one."""
     from transformers import AutoModelForCausalLM
 
     problem = f"cannot load a causal language model from {directory}"
@@ -159,7 +164,7 @@ def load_model(directory: Path, *, trust_remote_code: bool = False) -> Any:
         with quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
                 directory,
-                dtype=torch.float32,
+                dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -180,7 +185,8 @@ def _check_head(model: Any, directory: Path) -> None:
         own = model(input_ids=ids).logits.float()
         head, hidden = lm_head(model), hidden_states(model, input_ids=ids)
         logits = head.logits(hidden)
-    if own.shape != logits.shape or not torch.allclose(own, logits, rtol=1e-3, atol=1e-3, equal_nan=True):
+    near = max(1e-3, 4 * torch.finfo(head.weight.dtype).eps)
+    if own.shape != logits.shape or not torch.allclose(own, logits.float(), rtol=near, atol=near, equal_nan=True):
         raise UserError(
             f"the model in {directory} computes its logits in a way gentletune does not know; report its type"
         )
@@ -339,16 +345,21 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next step instead of giving it back to the system.
+def settle_memory() -> None:
+    """Spare a process that is about to work what it need not do again and again; to call once all is imported.
 
-    Activations are hundreds of megabytes that come and go with every step; touching fresh pages for them took
-    up to a third of an evaluation's time on a CPU (docs/log.md). Elsewhere than on Linux with glibc it does nothing.
+    glibc keeps freed memory for the next step instead of giving it back to the system: activations are hundreds of
+    megabytes that come and go with every step, and touching fresh pages for them took up to a third of an
+    evaluation's time on a CPU. Elsewhere than on Linux with glibc that does nothing. And Python's garbage collector no
+    longer walks the hundreds of thousands of objects of the imported libraries, a third of a short training's time
+    (docs/log.md).
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    gc.collect()
+    gc.freeze()
 
 
 def give_back_memory() -> None:

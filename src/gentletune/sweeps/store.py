@@ -139,6 +139,9 @@ def _failed(job: Job, error: str) -> RunRecord:
         error=error,
         **provenance(),
     )
+    known = read_record(job.run)
+    if known is not None and known.status == "complete":
+        return record  # what a missing file or a renamed model spoils now must not cost a result that is there
     try:
         write_record(job.run, record)
     except OSError as problem:

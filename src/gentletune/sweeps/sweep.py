@@ -18,6 +18,7 @@ from gentletune.runs.run import refuse_launcher
 from gentletune.sweeps.executors import Executor, open_executor
 from gentletune.sweeps.plan import Trial, plan, read_settings
 from gentletune.sweeps.search import SEARCH, Questions, read_search
+from gentletune.sweeps.settled import settle
 from gentletune.sweeps.store import Finished, Job, drop_weights
 
 Say = Callable[[str], None]
@@ -55,7 +56,10 @@ def sweep(
         stage=stage, workers=workers, ray_address=ray_address,
     ) as running:  # fmt: skip
         _run(queue, running, say, keep_models=settings.keep_models)
-    return queue.records()
+    records = queue.records()
+    if len(records) == queue.total and all(record.status == "complete" for record in records):
+        settle(study, output, queue.trials)
+    return records
 
 
 def _run(queue: Queue, running: Executor, say: Say, *, keep_models: bool) -> None:
