@@ -93,8 +93,13 @@ class Recipe(BaseModel):
     momentum: Beta | None = Field(None, description="Of sgd and rmsprop (None: 0).")
     epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps.")
     max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
-    batch_size: int = Field(8, ge=1, description="Rows per process and micro-batch.")
-    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
+    batch_size: int | Literal["auto"] = Field(
+        8, description="Rows per process and micro-batch; auto: as many as fit, to fill global_batch up with."
+    )
+    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step, unless global_batch.")
+    global_batch: int | None = Field(
+        None, ge=1, description="Rows per optimiser step, over all processes, in as many micro-batches as that takes."
+    )
     processes: Processes = Field(
         1, description="Processes that train and sweep train in, each on a GPU of its own; auto: one a visible GPU."
     )
@@ -176,9 +181,9 @@ class Recipe(BaseModel):
                 raise ValueError("data: a streaming source is not counted; give max_steps")
         return self
 
-    @field_validator("processes", mode="before")
+    @field_validator("processes", "batch_size", mode="before")
     @classmethod
-    def _some_processes(cls, value: Any) -> Any:
+    def _some_or_auto(cls, value: Any) -> Any:
         text = str(value)
         if text != "auto" and not (text.isascii() and text.isdigit() and int(text)):
             raise ValueError("must be a whole number from 1, or auto")
@@ -228,6 +233,20 @@ class Recipe(BaseModel):
             raise ValueError("weights: bf16 cannot be computed with in precision: fp32; leave one of them out")
         return self
 
+    @model_validator(mode="after")
+    def _step_of_micro_batches(self) -> Self:
+        if self.global_batch is None:
+            if self.batch_size == "auto":
+                raise ValueError("batch_size: auto fills global_batch, the rows of one update; give it, such as 16")
+            return self
+        if self.gradient_accumulation != 1:
+            raise ValueError("global_batch says how many micro-batches are a step; leave gradient_accumulation out")
+        if self.batch_size != "auto" and self.global_batch % self.batch_size:
+            raise ValueError(
+                f"global_batch {self.global_batch} is no multiple of batch_size {self.batch_size}; set it to auto"
+            )
+        return self
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Self:
         """Validate `values`; every mistake becomes one `UserError` line that begins with `where`."""
@@ -260,7 +279,7 @@ class Recipe(BaseModel):
 
     def step_rows(self, processes: int = 1) -> int:
         """Rows that one optimiser step takes in."""
-        return self.batch_size * self.gradient_accumulation * processes
+        return self.global_batch or int(self.batch_size) * self.gradient_accumulation * processes
 
     def steps(self, rows: int, processes: int = 1) -> int:
         """Optimiser steps of a training on so many rows; the last of an epoch may be of fewer rows.

@@ -18,7 +18,9 @@ from gentletune.stats.numbers import rate
 
 # Recipe fields in which runs of one setting may differ: the seed, and what changes neither weights nor scores.
 _FREE = frozenset({"seed", "gradient_checkpointing", "eval_batch_tokens", "allow_unsafe_code", *groups()["output"]})
-_SPREAD = frozenset({"batch_size", "gradient_accumulation", "processes"})  # how the rows of a step are spread
+_SPREAD = frozenset(
+    {"batch_size", "gradient_accumulation", "global_batch", "processes"}
+)  # how the rows of a step are spread
 _ASKED = ("general_prompts", "general_tokens", "general_rows", "limit")  # what decides the general items
 
 
@@ -164,7 +166,8 @@ def _rest(record: RunRecord) -> dict[str, Any]:
     rest = {key: value for key, value in recipe.items() if key not in _FREE | _SPREAD}
     if "batch_size" in recipe:
         ranks = int(record.training.get("processes", 1))
-        rest["rows_per_step"] = recipe["batch_size"] * recipe.get("gradient_accumulation", 1) * ranks
+        spread = (recipe["batch_size"], recipe.get("gradient_accumulation", 1), ranks)
+        rest["rows_per_step"] = recipe.get("global_batch") or math.prod(spread)
     return rest
 
 

@@ -217,7 +217,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
 def _less_memory(inputs: Inputs, run: Path) -> str:
     """What to do where memory is too small to train in."""
     recipe, ways = inputs.recipe, list[str]()
-    if recipe.batch_size > 1:
+    if recipe.batch_size != "auto" and recipe.batch_size > 1:
         ways.append(f"lower batch_size (now {recipe.batch_size}) and raise gradient_accumulation as much")
     if not recipe.gradient_checkpointing:
         ways.append("set gradient_checkpointing: true")
