@@ -199,7 +199,7 @@ def squared_norm(value: Tensor) -> Tensor:
     import torch
     from torch.distributed.tensor import DTensor
 
-    norm = torch.linalg.vector_norm(value)
+    norm = torch.linalg.vector_norm(value.to(torch.promote_types(value.dtype, torch.float32)))  # bf16 has 3 digits
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).square()
 
 

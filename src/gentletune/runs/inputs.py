@@ -77,6 +77,7 @@ class Inputs:
         for name in ("model", "data_path", "test_path", "test_rows", "date"):  # their content counts, by its hash
             fields.pop(name)
         fields["chat_template"] = digest(self.base.tokenizer.chat_template)  # with the date, where it prints one
+        fields["weights"] = "bf16" if self.base.dtype == torch.bfloat16 else "fp32"  # what auto came to
         fields.pop("processes", None)
         ranks = {"processes": self.processes} if self.processes > 1 else {}
         return fields | ranks | {k: v for k, v in self.hashes.items() if k != "test"}
