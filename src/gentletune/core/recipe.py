@@ -103,6 +103,9 @@ class Recipe(BaseModel):
     processes: Processes = Field(
         1, description="Processes that train and sweep train in, each on a GPU of its own; auto: one a visible GPU."
     )
+    strategy: Literal["auto", "ddp", "fsdp2", "deepspeed"] = Field(
+        "auto", description="Of several processes each holds all (ddp, auto) or a share of weights and optimiser."
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
     warmup: float = Field(0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up.")
     weight_decay: float = Field(
