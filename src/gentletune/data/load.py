@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from gentletune.core.cache import digest
@@ -13,6 +14,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.paths import user_path
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import OWN_SCORES, OwnMetric
+from gentletune.core.sources import Source
 from gentletune.data.answers import Scoring, choose_scoring
 from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
@@ -20,6 +22,7 @@ from gentletune.data.files import read_rows
 from gentletune.data.forms import Row, shaped_rows
 from gentletune.data.general import general_prompts
 from gentletune.data.hub import data_name, is_hub_name
+from gentletune.data.mixture import Mixture, Pool, mix
 
 GENERATED_ROWS = 1000
 """Training rows of a domain that generates them, where the recipe does not say how many."""
@@ -36,7 +39,8 @@ class DomainData:
 
     `examples` are the held-out rows with an answer to judge (none where the domain side is bits per token alone),
     scored by `metric`. `leaked` counts training rows dropped because their group (patient note, query) is held out.
-    `recognised` and `scored` say in a line each how the rows of a user's own file were understood.
+    `recognised` and `scored` say in a line each how the rows of a user's own file were understood. `mixture` says which
+    source each training row is of, where there are several.
     """
 
     name: str
@@ -47,6 +51,7 @@ class DomainData:
     metric: OwnMetric = "accuracy"
     recognised: str = ""
     scored: str = ""
+    mixture: Mixture | None = None
 
     @property
     def train_hash(self) -> str:
@@ -62,12 +67,25 @@ class DomainData:
 def load_data(recipe: Recipe) -> DomainData:
     """The recipe's training rows and held-out rows, no group on both sides.
 
+    Of several sources, the held-out rows are of the first.
+
     Raises:
         UserError: anything wrong with the file, its columns or its rows.
     """
+    if not recipe.mixture:
+        return _alone(recipe)
+    first = _alone(recipe.model_copy(update={"train_rows": None}))
+    pools = [_pool(recipe, source, first, i) for i, source in enumerate(recipe.sources)]
+    mixed = mix(pools, len(first.train), recipe.train_rows, recipe.seed)
+    leaked = first.leaked + sum(pool.leaked for pool in pools)
+    said = "; ".join(filter(None, [first.recognised, *(pool.described for pool in pools), mixed.described]))
+    return replace(first, train=mixed.rows, leaked=leaked, mixture=mixed, recognised=said)
+
+
+def _alone(recipe: Recipe) -> DomainData:
+    """The rows of the one source that `data` and `data_path` name."""
     known = None if recipe.data is None else domain(recipe.data)
-    if recipe.data_config is not None and (recipe.data_path is None or not _on_hub(recipe.data_path)):
-        raise UserError("data_config is for a data set of the hub, and data names none; leave it out")
+    _check_config(recipe)
     if known is not None and recipe.domain_metric != "auto":
         raise UserError(f"domain_metric is for files of your own; data: {known.name} has its own scoring, leave it out")
     if known is not None and known.generate is not None:
@@ -78,6 +96,49 @@ def load_data(recipe: Recipe) -> DomainData:
         names = ", ".join(domain_names())
         raise UserError(f"no data; give data (--data): a file such as mine.jsonl, a hub's owner/name, or of {names}")
     return _plain(recipe, recipe.data_path) if known is None else _domain(recipe, known, recipe.data_path)
+
+
+def _pool(recipe: Recipe, source: Source, first: DomainData, number: int) -> Pool:
+    """What a mixture can draw from a source: rows that share no group with the held-out rows of the `first`."""
+    mine = recipe.model_copy(update=source.fields)
+    known = None if mine.data is None else domain(mine.data)
+    if known is not None and known.generate is not None:
+        generate = partial(known.generate, seed=recipe.seed, cot=recipe.cot, split="train")
+        return Pool(source, make=lambda count: [example.row() for example in generate(count)])
+    if number == 0:
+        return Pool(source, first.train)
+    _check_config(mine)
+    if mine.data_path is None:
+        raise UserError(f"data: {source.path} needs a file; give {{path: FILE, domain: {source.path}}}")
+    shaped, own, described = _shaped(mine, mine.data_path, known)
+    groups, held = groups_of([*first.test, *shaped]), {example.group for example in first.examples}
+    held |= set(groups[: len(first.test)])
+    theirs = zip(shaped, own, groups[len(first.test) :], strict=True)
+    clean = [row for row, name, group in theirs if not held & {name, group}]
+    if not clean:
+        raise UserError(
+            f"{mine.data_path}: every row shares its group with the held-out rows; nothing left to train on"
+        )
+    return Pool(source, clean, None, f"{mine.data_path}: {described}", len(shaped) - len(clean))
+
+
+def _shaped(recipe: Recipe, path: str, known: Domain | None) -> tuple[list[Row], list[str | None], str]:
+    """The training rows of a file, the group that a domain gives each, and how they came."""
+    rows = read_rows(path, split=recipe.data_split, config=recipe.data_config)
+    if parted := _parted(rows):
+        rows = parted.halves([parted.without(row) for row in rows])[0]
+    if known is not None:
+        examples = file_examples(known, rows, path, recipe)
+        return [e.row() for e in examples], [e.group for e in examples], f"{len(rows)} rows of {known.name}"
+    found = shaped_rows(rows, path)
+    for row in found.rows:
+        row.pop("context", None)  # it stands in the prompt, too
+    return found.rows, [None] * len(found.rows), found.described
+
+
+def _check_config(recipe: Recipe) -> None:
+    if recipe.data_config is not None and (recipe.data_path is None or not _on_hub(recipe.data_path)):
+        raise UserError("data_config is for a data set of the hub, and data names none; leave it out")
 
 
 def domain_name(recipe: Recipe) -> str:
@@ -230,8 +291,9 @@ def _asked(row: Row) -> tuple[list[Row], str | None]:
     """The messages up to a row's last answer, and the answer; None where that is no text."""
     if "messages" not in row:
         return [{"role": "user", "content": row["prompt"]}], row["completion"]
-    messages = row["messages"]
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    messages, silent = row["messages"], row.get("silent", ())
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    last = max([i for i in answers if i not in silent] or answers)
     answer = None if messages[last].get("tool_calls") else messages[last]["content"]
     return messages[:last], answer
 
