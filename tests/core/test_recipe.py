@@ -15,9 +15,12 @@ from gentletune.core.yaml_file import read_yaml
 
 BOOKKEEPING: dict[str, Any] = {
     "output": "runs/a",
+    "save": "adapter",
     "report_to": ("trackio",),
     "log_every": 2,
     "save_every": 3,
+    "evaluate_every": 4,
+    "evaluate_limit": 5,
     "keep_checkpoints": 2,
     "probe_every": 0,
     "probe_rows": 2,
@@ -72,10 +75,12 @@ TRAINING: dict[str, Any] = {
     "weight_decay": 0.1,
     "max_grad_norm": 0.5,
     "weights": "bf16",
+    "quantization": "4bit",
     "precision": "fp32",
     "gradient_checkpointing": True,
     "head": "chunked",
     "seed": 1,
+    "early_stop": "domain_nll(patience=5, min_delta=0)",
 }
 NEEDED: dict[str, dict[str, Any]] = {"momentum": {"optimizer": "sgd"}}  # keys that go with another alone
 
@@ -144,7 +149,11 @@ OUT_OF_BOUNDS = [
     ("train_rows", True),
     *(("probe_every", v) for v in (-1,)),
     ("max_length", 7),
-    *(("schedule", v) for v in ("linear", 1)),
+    *(("schedule", v) for v in ("lienar", 1, "wsd(decay=0)", "wsd(share=0.1)", "cosine(decay=0.1)")),
+    *(("early_stop", v) for v in ("domain_nlll", "domain_nll(patience=0)", "domain_nll(min_delta=-1)", 3)),
+    *(("save_every", v) for v in ("10 days", "0min", 2.5, True)),
+    *(("evaluate_every", v) for v in (-1, "often")),
+    ("evaluate_limit", 0),
     *(("optimizer", v) for v in ("adam", "lomo", "adamw_torch_xla", 1)),
     *(("momentum", v) for v in (-0.1, 1.0, "much", True)),
     ("betas", 0.9),

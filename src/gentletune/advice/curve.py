@@ -16,6 +16,7 @@ from statistics import NormalDist, median
 from typing import Literal
 
 from gentletune.core.records import Score
+from gentletune.core.schedule import Schedule
 from gentletune.stats import LEVEL, Change, compare, holm, zero_of
 
 PRIOR = (576, 1e-5)  # hidden size and a rate that is small there (docs/log.md); the paper's 1e-6 is at 2048 to 2560
@@ -117,16 +118,8 @@ def unit_movement(steps: int, total: int, warmup: float, schedule: str) -> float
     >>> unit_movement(10, 10, 0.0, "constant"), round(unit_movement(100, 100, 0.0, "cosine"), 1)
     (10.0, 50.5)
     """
-    rising = math.ceil(total * warmup)
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return step / rising
-        if schedule != "cosine":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
-
-    return math.fsum(factor(step) for step in range(steps))
+    read = Schedule.parse(schedule)
+    return math.fsum(read.factor(step, total, warmup) for step in range(steps))
 
 
 def stable_points(points: Sequence[ProbePoint], diverged: Sequence[float]) -> list[ProbePoint]:

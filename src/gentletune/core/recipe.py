@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from gentletune.core import optimizers
 from gentletune.core.errors import UserError, check_text, unknown
+from gentletune.core.schedule import EarlyStop, Schedule, save_interval
 from gentletune.core.sources import DOMAIN_NAME, Source, sources_of, sources_text
 from gentletune.core.yaml_file import read_yaml
 
@@ -31,6 +32,10 @@ _BEGINS = {
     "evaluate": "measurement",
 }
 
+# What the scores that can end a training early are measured on.
+_PROBED = ("probe_every", "probe_rows", "general_prompts", "general_tokens")
+_EVALUATED = ("evaluate_every", "evaluate_limit", "domain_metric", "domain_tokens", "task_tokens", "tasks", "limit",
+              "num_fewshot", "max_gen_toks", "apply_chat_template")  # fmt: skip
 DATE = "2024-07-26"  # the default of Llama 3.1's and 3.2's own templates where no clock is at hand
 Processes = int | Literal["auto"]
 Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -106,7 +111,10 @@ class Recipe(BaseModel):
     strategy: Literal["auto", "ddp", "fsdp2", "deepspeed"] = Field(
         "auto", description="Of several processes each holds all (ddp, auto) or a share of weights and optimiser."
     )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
+    schedule: str = Field(
+        "cosine",
+        description="After warm-up: cosine, linear, constant, inverse_sqrt, or wsd(decay=0.2): constant, then down.",
+    )
     warmup: float = Field(0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up.")
     weight_decay: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="Weight decay: AdamW's is decoupled, SGD's is not."
@@ -115,19 +123,32 @@ class Recipe(BaseModel):
     weights: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="How weights are held; bf16 halves them. auto: fp32 where it fits, else bf16, said so."
     )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None, description="LoRA's frozen base in 4 bits (nf4) or 8, by bitsandbytes: QLoRA. None: as weights says."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="What is computed in; bf16 by autocast.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seeds data order, splits, adapters and sampling.")
+    early_stop: str | None = Field(
+        None,
+        description="Stop where a score no longer gets better, and keep the best weights: "
+        "domain_nll(patience=3, min_delta=0).",
+    )
 
     # --- output: fields that change neither the trained weights nor any score
     output: str | None = Field(None, description="Run directory.")
+    save: Literal["merged", "adapter"] = Field(
+        "merged", description="What is saved: whole weights, or LoRA's adapter alone, which needs the base model."
+    )
     report_to: tuple[str, ...] = Field((), description="trackio, wandb, tensorboard, …")
     log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
-    save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    save_every: int | str = Field(50, description="Steps between checkpoints, or a time: 90s, 10min, 2h.")
     keep_checkpoints: int = Field(1, ge=1, description="Checkpoints kept while training.")
     probe_every: int = Field(10, ge=0, description="Steps between probes of domain NLL and KL from base (0: none).")
     probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
+    evaluate_every: int = Field(0, ge=0, description="Steps between looks at the tasks, both sides (0: none).")
+    evaluate_limit: int = Field(32, ge=1, description="Documents of each task in such a look.")
 
     # --- measurement: fields that change scores but not the trained weights
     evaluate: bool = Field(True, description="Measure the base and the tuned model after training.")
@@ -192,6 +213,15 @@ class Recipe(BaseModel):
             raise ValueError("must be a whole number from 1, or auto")
         return text if text == "auto" else int(text)
 
+    @field_validator("schedule", "early_stop", "save_every", mode="before")
+    @classmethod
+    def _canonical(cls, value: Any, field: ValidationInfo) -> Any:
+        if field.field_name == "save_every":
+            return save_interval(value)
+        if field.field_name == "schedule":
+            return str(Schedule.parse(str(value)))
+        return None if value is None else str(EarlyStop.parse(value if isinstance(value, Mapping) else str(value)))
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, field: ValidationInfo) -> Any:
@@ -234,6 +264,13 @@ class Recipe(BaseModel):
             raise ValueError(str(error)) from error
         if self.weights == "bf16" and self.precision == "fp32":
             raise ValueError("weights: bf16 cannot be computed with in precision: fp32; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _begin_and_end(self) -> Self:
+        Schedule.parse(self.schedule).check(self.warmup)
+        if self.early_stop is not None:
+            EarlyStop.parse(self.early_stop).check(self.probe_every, self.evaluate_every)
         return self
 
     @model_validator(mode="after")
@@ -293,8 +330,11 @@ class Recipe(BaseModel):
         return self.max_steps or max(1, math.ceil(self.epochs * math.ceil(rows / self.step_rows(processes))))
 
     def training_fields(self) -> dict[str, Any]:
-        """The fields that determine the trained weights."""
-        return self.model_dump(mode="json", exclude={*groups()["output"], *groups()["measurement"]})
+        """The fields that determine the trained weights; where a score ends training, also what it is measured on."""
+        beside = {*groups()["output"], *groups()["measurement"]}
+        if self.early_stop is not None:
+            beside -= set(_PROBED if EarlyStop.parse(self.early_stop).task is None else _EVALUATED)
+        return self.model_dump(mode="json", exclude=beside)
 
     def result_fields(self) -> dict[str, Any]:
         """The fields that determine weights and scores."""

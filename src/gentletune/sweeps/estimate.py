@@ -15,6 +15,7 @@ from unittest.mock import patch
 from gentletune.core.cache import Shared
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import read_record
+from gentletune.core.schedule import QUIET, seconds_of
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.harness import EvalTask, resolve_tasks, run_tasks
 from gentletune.evaluation.measure import measure, reference_answers, silent
@@ -76,7 +77,8 @@ class Probe:
         """Seconds to train on so many rows, checkpoints and probes included."""
         steps = recipe.steps(rows)
         looks = steps // recipe.probe_every if recipe.probe_every else 0
-        saves = steps // recipe.save_every
+        wait = seconds_of(recipe.save_every)
+        saves = steps * self.step / wait if wait else steps // int(recipe.save_every)
         return (
             steps * self.step * recipe.step_rows() / self.step_rows
             + looks * self.own.at(recipe.probe_rows)
@@ -183,7 +185,7 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
         ends.append(time.perf_counter())
         return {}
 
-    short = {"max_steps": STEPS, "save_every": STEPS, "probe_every": 1, "report_to": ()}
+    short = {"max_steps": STEPS, "save_every": STEPS, "probe_every": 1, "report_to": (), **QUIET}
     weights = [1.0] * len(inputs.train.rows) if inputs.method.sequence_weights else None
     base = inputs.base.weights if inputs.method.parameterisation.needs_base else None
     fit(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.core.recipe import Recipe
+from gentletune.core.schedule import QUIET
 from gentletune.data import Encoded
 from gentletune.methods import Method
 from gentletune.training import TrainingDivergedError, fit
@@ -39,7 +40,8 @@ def train_copy(
             raise _LastLookError
         return {}
 
-    recipe = recipe.override({"max_steps": steps, "probe_every": every, "save_every": steps + 1, "report_to": ()})
+    alone = {"max_steps": steps, "probe_every": every, "save_every": steps + 1, "report_to": (), **QUIET}
+    recipe = recipe.override(alone)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             fit(
