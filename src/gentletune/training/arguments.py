@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
@@ -10,10 +11,12 @@ from trl import SFTConfig
 
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
+from gentletune.core.schedule import SCHEDULES, Schedule
 from gentletune.lm.loaded import device
 from gentletune.training.optimizers import check_optimizer, optimizer_fields
 
 CHECKPOINTS = "checkpoints"
+_NEVER = 10**9  # steps between checkpoints, where a clock says when
 
 
 def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.float32) -> SFTConfig:
@@ -26,7 +29,7 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
     for name in recipe.report_to:
         if name not in get_available_reporting_integrations():
             raise UserError(f"report_to: '{name}' is unknown or not installed; pip install it, or leave it out")
-    schedule = "cosine" if recipe.schedule == "cosine" else "constant_with_warmup"
+    schedule, by_time = Schedule.parse(recipe.schedule), isinstance(recipe.save_every, str)
     arguments = SFTConfig(
         output_dir=str(run / CHECKPOINTS),
         learning_rate=recipe.learning_rate,
@@ -34,7 +37,8 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
         max_steps=recipe.max_steps or -1,
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
-        lr_scheduler_type=schedule,
+        lr_scheduler_type=SCHEDULES[schedule.name],
+        lr_scheduler_kwargs=scheduler_options(schedule),
         warmup_steps=recipe.warmup,  # a share, since it is below 1
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
@@ -47,7 +51,7 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=recipe.save_every,
+        save_steps=_NEVER if by_time else int(recipe.save_every),
         save_total_limit=recipe.keep_checkpoints,
         report_to=list(recipe.report_to) or "none",
         max_length=None,
@@ -58,6 +62,11 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU: transformers would wrap in nn.DataParallel
     return arguments
+
+
+def scheduler_options(schedule: Schedule) -> dict[str, Any]:
+    """What transformers' scheduler is to know besides; wsd's decay as a share, which the trainer turns into steps."""
+    return {"num_decay_steps": schedule.decay, "decay_type": schedule.shape} if schedule.name == "wsd" else {}
 
 
 def use_bf16(recipe: Recipe) -> bool:
