@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gentletune.cli.common import say
 from gentletune.core.errors import UserError
+from gentletune.core.optimizers import check_installed
 from gentletune.core.recipe import Recipe
 from gentletune.data.files import is_text, read_rows, read_text
 from gentletune.data.forms import shaped_rows
@@ -27,16 +28,19 @@ def check_recipe(
     models: Sequence[str] | None = None,
     data: bool = True,
     tasks: bool = False,
+    trains: bool = True,
 ) -> None:
     """Parse the methods, read the data, find the models and name the tasks, cheapest first.
 
     `methods` and `models` stand for the recipe's own where they are given; `data` and `tasks` say whether the command
-    reads the recipe's. Raises `UserError`.
+    reads the recipe's, and `trains` whether it trains. Raises `UserError`.
     """
     from gentletune.methods import parse_method
 
     for method in [recipe.method] if methods is None else methods:
         parse_method(method)
+    if trains:
+        check_installed(recipe.optimizer)
     if recipe.chat_template is not None:
         read_template(recipe.chat_template)
     if data:

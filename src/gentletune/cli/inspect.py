@@ -56,7 +56,7 @@ def inspect_command(
     recipe = load_recipe(config, given)
     outputs = [path for path in (html, csv, parquet, json_path) if path is not None]
     _check(outputs)
-    check_recipe(recipe)
+    check_recipe(recipe, trains=False)
     from gentletune.inspection import inspect, write_page
     from gentletune.inspection.summary import THRESHOLDS
 

@@ -105,7 +105,8 @@ def evaluate_command(
     recipe = load_recipe(config, given | ({"model": base} if base else {}))
     has_data = recipe.data is not None or recipe.data_path is not None
     name, alone = model or recipe.model, not (has_data or base)
-    check_recipe(recipe, models=[name] if alone else [name, recipe.model], data=has_data, tasks=True)
+    models = [name] if alone else [name, recipe.model]
+    check_recipe(recipe, models=models, data=has_data, tasks=True, trains=False)
     from gentletune.runs.evaluate import evaluate
 
     prepare()

@@ -104,7 +104,7 @@ def check_installed(name: str) -> None:
         raise UserError(f"optimizer '{name}' needs {optimizer.module}; pip install '{optimizer.install}'")
 
 
-def betas_of(name: str, given: tuple[float, float] | None, bf16: bool) -> tuple[float, float]:
+def betas_of(name: str, given: tuple[float, float] | None, *, bf16: bool) -> tuple[float, float]:
     """The two betas in force: those given, else the optimiser's own.
 
     Lion's are 0.9 and 0.99. So are those of moments held in bf16 beside bf16 weights, which would lose the changes

@@ -42,6 +42,7 @@ from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
+from gentletune.training.optimizers import check_optimizer
 from gentletune.training.trainer import last_checkpoint
 
 
@@ -87,6 +88,7 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
     if not has_weights(run):  # what is wrong is said before anything is measured or written
         if reuse is None:
             check_gpus(inputs.processes)
+            check_optimizer(inputs.recipe)
         inputs.base.load()
     with one_line_errors(run):
         for scrap in scraps(run):

@@ -119,6 +119,7 @@ class ProbeCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.every and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+            kwargs["optimizer"].eval()  # schedule-free optimisers train other weights than are to be measured
             due = control.should_log  # logging here must not cancel the step's own line
             self.trainer.log(self.probe(kwargs["model"]))
             control.should_log = due

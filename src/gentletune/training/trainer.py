@@ -28,6 +28,7 @@ from gentletune.methods.talr import talr
 from gentletune.training.arguments import CHECKPOINTS, training_arguments
 from gentletune.training.callbacks import MetricsCallback, Probe, ProbeCallback, ProgressCallback, read_metrics
 from gentletune.training.loss import remove_token_nll
+from gentletune.training.lost_updates import LostUpdates
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
 from gentletune.training.optimizers import own_optimizer, trained_dtype
 
@@ -52,12 +53,19 @@ class GentleTrainer(MethodMixin, SFTTrainer):
     """
 
     whole_method = True
+    lost_updates: LostUpdates | None = None
     _signature_columns: list[str] | None
     _staging: str | None = None
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = [*dict.fromkeys([*(self._signature_columns or []), "sequence_weight"])]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the share of updates that bf16 weights have lost."""
+        if "loss" in logs and self.lost_updates is not None:
+            logs |= self.lost_updates.take()
+        super().log(logs, start_time)
 
     # --- checkpoints
 
@@ -72,6 +80,7 @@ class GentleTrainer(MethodMixin, SFTTrainer):
 
         The ranks wait for each other before and after: each adds its random state to the one directory.
         """
+        self.optimizer.eval()  # the weights to be measured: schedule-free optimisers train others
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             raise TrainingDivergedError(f"the weights are not finite at step {self.state.global_step}")
         output, first = Path(self.args.output_dir), self.accelerator.is_main_process
@@ -173,7 +182,8 @@ def fit(
     if base is None and method.parameterisation.needs_base:
         base = base_weights(wrapped)
     progress = ProgressCallback(title)
-    called: list[Any] = [MetricsCallback(run / METRICS_FILE), progress, *callbacks]
+    lost = LostUpdates(recipe, progress.console)
+    called: list[Any] = [MetricsCallback(run / METRICS_FILE), progress, lost, *callbacks]
     if probe is not None:
         called.append(ProbeCallback(probe, recipe.probe_every))
     dtype = trained_dtype(wrapped)
@@ -190,6 +200,7 @@ def fit(
         callbacks=called,
         optimizer_cls_and_kwargs=own_optimizer(recipe, arguments, dtype),
     )
+    trainer.lost_updates = lost
     for shown_twice in (PlainProgress, PrinterCallback):
         trainer.remove_callback(shown_twice)
     for callback in called:
@@ -200,6 +211,7 @@ def fit(
     try:
         if checkpoint is None or not _finished(trainer, checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.optimizer.eval()
         figures = _figures(trainer, run)
     finally:
         progress.close()
@@ -250,4 +262,6 @@ def _figures(trainer: GentleTrainer, run: Path) -> dict[str, float]:
     if lines:
         figures |= {"first_nll": lines[0]["nll"], "last_nll": lines[-1]["nll"]}
         figures["label_tokens"] = sum(line["label_tokens"] for line in lines)
+    if lost := [line["lost_updates"] for line in lines if "lost_updates" in line]:
+        figures["lost_updates"] = sum(lost) / len(lost)
     return figures
