@@ -117,7 +117,7 @@ def advise(
     _check(rates, candidates, steps, budget, sweep_runs)
     data, loaded = load_data(recipe), Loaded.of(recipe)
     where = f"{data.name}, training"
-    rows = encode_rows(data.train, loaded.tokenizer, max_length=loaded.max_length, where=where).rows
+    rows = encode_rows(data.train, loaded.tokenizer, where=where, **loaded.encoding).rows
     base, talr = base_method(recipe.method), talr_method(recipe.method)
     prior = prior_rate(int(loaded.config.get_text_config().hidden_size)) * (10 if "lora" in base else 1)
     probed = sorted(rates or [nearest_half_decade(prior * f) for f in FACTORS])

@@ -147,12 +147,12 @@ def measure(
     tasks: list[EvalTask] = []
     scores: list[Score] = []
     if data is not None and reference is not None:
-        held = encode_rows(data.test, subject.tokenizer, max_length=subject.max_length, where=f"{data.name}, held out")
+        held = encode_rows(data.test, subject.tokenizer, where=f"{data.name}, held out", **subject.encoding)
         if data.examples:  # both scores on the same rows
             tasks.append(_domain_task(data, held.kept, subject.tokenizer, recipe))
         texts = _references(recipe, subject.tokenizer, subject.max_length)
         key: list[Any] = [subject.hash, subject.max_length, data.name, data.test_hash, reference.model]
-        key += [recipe.general_prompts, recipe.general_tokens, digest([asdict(row) for row in texts])]
+        key += [subject.encoding, recipe.general_prompts, recipe.general_tokens, digest([asdict(row) for row in texts])]
         rows = _Rows(subject, data.name, held.rows, texts, reference, recipe, stage)
         with memory_errors(f"in the code lengths of {data.name}", _smaller(recipe)):
             scores = _cached("scores", [_VERSION, *key], rows.code_lengths)

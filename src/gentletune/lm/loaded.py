@@ -23,6 +23,8 @@ from gentletune.lm.held import how_held
 from gentletune.lm.model_files import model_hash, quiet, resolve_model
 from gentletune.losses import Head
 
+ROW_LENGTH = 4096
+"""Longest row in tokens where the recipe does not say: one as long as today's contexts would fill any memory."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
@@ -30,7 +32,8 @@ class Loaded:
     """A model by its directory, bundled alias or hub name, as it is trained, asked and measured.
 
     `tokenizer` has a pad token, the chat template asked for, and the date that a dated template prints. `max_length` is
-    the longest row in tokens: what was asked for, else the model's context. `dtype` is what the weights are held in.
+    the most tokens at a time: what was asked for, else the model's context; `encoding` is how rows are encoded, of
+    which none is longer than 4,096 tokens unless that was asked for. `dtype` is what the weights are held in.
     Hashes are of the files as they lie there when first asked for. `shared` keeps what several have in common.
 
     Raises:
@@ -65,6 +68,8 @@ class Loaded:
         )
         self.config: Any = once(["config", where], self._config)
         self.max_length = self._limit(max_length)
+        longest = self.max_length if max_length else min(self.max_length, ROW_LENGTH)
+        self.encoding: dict[str, Any] = {"max_length": longest, "truncate": "drop", "labels": "assistant"}
 
     @classmethod
     def of(cls, recipe: Recipe, name: str | None = None, shared: Shared | None = None) -> Loaded:
@@ -73,6 +78,7 @@ class Loaded:
             name or recipe.model, chat_template=recipe.chat_template, date=recipe.date, max_length=recipe.max_length,
             trust_remote_code=recipe.trust_remote_code, shared=shared,
         )  # fmt: skip
+        loaded.encoding |= {"truncate": recipe.truncate, "labels": recipe.labels}
         loaded.dtype = how_held(recipe, loaded.directory).dtype
         return loaded
 

@@ -21,11 +21,11 @@ from gentletune.evaluation.measure import content_hashes
 from gentletune.lm.loaded import Loaded
 from gentletune.methods import Method, parse_method, training_part
 
-_DATA = ("data", "data_path", "data_split", "data_config", "test_path", "test_rows", "train_rows", "cot", "seed",
-         "domain_metric")  # fmt: skip
+_DATA = ("data", "data_path", "data_split", "data_config", "mixture", "test_path", "test_rows", "train_rows", "cot",
+         "seed", "domain_metric")  # fmt: skip
 # Recipe keys that only say where something lies: its content is in the record's hashes or in the directory's identity.
-_BY_CONTENT = frozenset({"model", "data_path", "test_path", "reference_path", "tasks", "task_data", "chat_template",
-                         "date", "processes"})  # fmt: skip
+_BY_CONTENT = frozenset({"model", "data_path", "mixture", "test_path", "reference_path", "tasks", "task_data",
+                         "chat_template", "date", "processes"})  # fmt: skip
 
 
 class Inputs:
@@ -48,8 +48,8 @@ class Inputs:
         def encoded(side: str, rows: list[Any], rows_hash: str) -> EncodedRows:
             name = f"{self.data.name}, {side}"
             return shared.once(
-                ["rows", rows_hash, base.hash, base.max_length],
-                lambda: encode_rows(rows, base.tokenizer, max_length=base.max_length, where=name),
+                ["rows", rows_hash, base.hash, base.encoding],
+                lambda: encode_rows(rows, base.tokenizer, where=name, **base.encoding),
             )
 
         self.hashes = {"model": base.files_hash, "train": self.data.train_hash, "test": self.data.test_hash}
@@ -74,8 +74,8 @@ class Inputs:
     def identity(self) -> dict[str, Any]:
         """What determines the trained weights, before any merge."""
         fields = self.recipe.training_fields() | {"method": training_part(self.recipe.method)}
-        for name in ("model", "data_path", "test_path", "test_rows", "date"):  # their content counts, by its hash
-            fields.pop(name)
+        for name in ("model", "data_path", "mixture", "test_path", "test_rows", "date"):
+            fields.pop(name)  # their content counts, by its hash
         fields["chat_template"] = digest(self.base.tokenizer.chat_template)  # with the date, where it prints one
         fields["weights"] = "bf16" if self.base.dtype == torch.bfloat16 else "fp32"  # what auto came to
         fields.pop("processes", None)
@@ -99,14 +99,16 @@ class Inputs:
     @property
     def data_figures(self) -> dict[str, Any]:
         """What a record says of the data."""
-        data = self.data
+        data, tokens = self.data, [row.label_count for row in self.train.rows]
+        mixed = {"sources": data.mixture.counts(self.train.kept, tokens)} if data.mixture else {}
         return {
             "name": data.name,
             "train": self.train.counts,
             "test": self.test.counts,
             "dropped_leaked": data.leaked,
             **({"recognised": data.recognised, "scored": data.scored} if data.recognised else {}),
-            "label_tokens": sum(row.label_count for row in self.train.rows),
+            "label_tokens": sum(tokens),
+            **mixed,
         }
 
     @contextmanager
@@ -132,7 +134,8 @@ class Inputs:
             return found.means
 
         with self.alone():
-            means = cached_json("sequence_nll", [self.base.hash, self.data.train_hash, self.train.kept], compute)
+            key = [self.base.hash, self.data.train_hash, self.base.encoding, self.train.kept]
+            means = cached_json("sequence_nll", key, compute)
         weights: list[float] = self.method.sequence_weights(torch.tensor(means, dtype=torch.float64)).tolist()
         return weights
 
