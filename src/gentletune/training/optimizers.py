@@ -39,7 +39,7 @@ def optimizer_fields(recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
         options["momentum"] = recipe.momentum
     if bf16 and named(name).bf16 == "stochastic":
         options["bf16_stochastic_round"] = True
-    first, second = betas_of(name, recipe.betas, bf16)
+    first, second = betas_of(name, recipe.betas, bf16=bf16)
     return {
         "optim": name,
         "optim_args": ",".join(f"{key}={value}" for key, value in options.items()) or None,
