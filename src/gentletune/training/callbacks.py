@@ -1,19 +1,16 @@
-"""What happens beside training: metrics on disk, a progress line, probes, stopping on NaN."""
+"""What happens beside training: metrics on disk, a progress line."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
-
-Probe = Callable[[Any], dict[str, float]]
 
 
 def progress_bar(console: Console) -> Progress:
@@ -64,6 +61,10 @@ class ProgressCallback(TrainerCallback):
             if self.bar:
                 self.bar.update(self.task, description=self.title + self.nll)
 
+        if logs and (scores := [f"{name} {value:.4g}" for name, value in logs.items() if "/" in name]):
+            line = f"gentletune: {self.title}: step {state.global_step}: {', '.join(scores)}"
+            self.console.print(line, soft_wrap=True, highlight=False)
+
     def close(self) -> None:
         """Take the line off the screen, also after a failure."""
         if self.bar:
@@ -108,18 +109,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-class ProbeCallback(TrainerCallback):
-    """Every `every` steps logs what the probe says of the model: domain NLL, KL from base."""
-
-    def __init__(self, probe: Probe, every: int) -> None:
-        self.probe, self.every = probe, every
-        self.trainer: Any = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.every and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
-            kwargs["optimizer"].eval()  # schedule-free optimisers train other weights than are to be measured
-            due = control.should_log  # logging here must not cancel the step's own line
-            self.trainer.log(self.probe(kwargs["model"]))
-            control.should_log = due

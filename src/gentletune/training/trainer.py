@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune.core.recipe import Recipe
+from gentletune.core.schedule import Schedule
 from gentletune.data import Encoded
 from gentletune.lm.loaded import base_weights, give_back_memory
 from gentletune.lm.model_files import quiet
@@ -26,7 +27,9 @@ from gentletune.losses import Backend
 from gentletune.methods import Method
 from gentletune.methods.talr import talr
 from gentletune.training.arguments import CHECKPOINTS, training_arguments
-from gentletune.training.callbacks import MetricsCallback, Probe, ProbeCallback, ProgressCallback, read_metrics
+from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
+from gentletune.training.early_stop import StopEarly
+from gentletune.training.looking import Evaluate, Probe, looks
 from gentletune.training.loss import remove_token_nll
 from gentletune.training.lost_updates import LostUpdates
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
@@ -66,6 +69,16 @@ class GentleTrainer(MethodMixin, SFTTrainer):
         if "loss" in logs and self.lost_updates is not None:
             logs |= self.lost_updates.take()
         super().log(logs, start_time)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As transformers makes it, with a decay that is a share of the steps turned into steps."""
+        options, args = self.args.lr_scheduler_kwargs or {}, self.args
+        if isinstance(options.get("num_decay_steps"), float):
+            steps = Schedule("wsd", options["num_decay_steps"]).decay_steps(
+                num_training_steps, args.get_warmup_steps(num_training_steps)
+            )
+            args.lr_scheduler_kwargs = {**options, "num_decay_steps": steps}
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # --- checkpoints
 
@@ -161,6 +174,7 @@ def fit(
     base: Mapping[str, Tensor] | None = None,
     sequence_weights: Sequence[float] | None = None,
     probe: Probe | None = None,
+    evaluate: Evaluate | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     title: str = "training",
 ) -> Fitted:
@@ -184,8 +198,8 @@ def fit(
     progress = ProgressCallback(title)
     lost = LostUpdates(recipe, progress.console)
     called: list[Any] = [MetricsCallback(run / METRICS_FILE), progress, lost, *callbacks]
-    if probe is not None:
-        called.append(ProbeCallback(probe, recipe.probe_every))
+    looked, stop = looks(recipe, run / CHECKPOINTS, probe, evaluate)
+    called += looked
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype)
     trainer = GentleTrainer(
@@ -209,10 +223,12 @@ def fit(
     if checkpoint:
         trainer.restore_previous(checkpoint)
     try:
-        if checkpoint is None or not _finished(trainer, checkpoint):
+        if checkpoint is None or not _finished(trainer, checkpoint, stop):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.optimizer.eval()
-        figures = _figures(trainer, run)
+        if stop is not None:
+            stop.give_best()
+        figures = _figures(trainer, run) | (stop.figures() if stop else {})
     finally:
         progress.close()
         _release(trainer)
@@ -230,10 +246,12 @@ def _release(trainer: GentleTrainer) -> None:
     give_back_memory()
 
 
-def _finished(trainer: GentleTrainer, checkpoint: Path) -> bool:
+def _finished(trainer: GentleTrainer, checkpoint: Path, stop: StopEarly | None) -> bool:
     """Whether the checkpoint is of the last step: it is loaded then. transformers would train one step more."""
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state.global_step < state.max_steps:
+    if stop is not None:
+        stop.restore(state)
+    if state.global_step < state.max_steps and not (stop and stop.stopped):
         return False
     trainer.state = state
     trainer._load_from_checkpoint(str(checkpoint))
