@@ -1,0 +1,94 @@
+"""LoRA's adapters by themselves, and a base model held in 4 or 8 bits under them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gentletune.core.errors import UserError
+from gentletune.lm.model_files import quiet
+
+Bits = Literal["4bit", "8bit"]
+
+
+def quantized(bits: Bits, compute: torch.dtype) -> Any:
+    """What transformers is told to hold the linear layers in `bits`, but for the head, and compute in `compute`.
+
+    4 bits are nf4 with its scales quantised in turn (QLoRA, arXiv 2305.14314), 8 bits LLM.int8 (arXiv 2208.07339).
+    """
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer's cast, at every call
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def keep_layout(model: Any) -> None:
+    """Have 4-bit layers keep the layout that they train in.
+
+    On CPUs with AVX-512 bf16 the first forward pass in eval mode, such as a probe's, would pack the weights for
+    inference: with coarser scales, and through a kernel that has no gradient, so that training would end there.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def save_adapter(model: Any, directory: Path, base: str) -> None:
+    """Save the adapter of a PEFT model alone; its configuration names `base`, where the base model is found."""
+    (config,) = model.peft_config.values()
+    config.base_model_name_or_path = base
+    with quiet():
+        model.save_pretrained(directory, save_embedding_layers=False)  # else it would ask the hub about `base`
+
+
+def merge_adapter(model: Any, directory: Path) -> Any:
+    """The plain `model` with the adapter in `directory` added to its weights, in place, a tensor at a time.
+
+    Raises:
+        UserError: it is no adapter that can be added to weights, or not one of this model.
+    """
+    from peft import PeftModel
+
+    problem = f"cannot add the adapter in {directory} to its base model"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")  # they would stay as they were made
+            wrapped = PeftModel.from_pretrained(model, str(directory))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, UserWarning) as error:
+        raise UserError(f"{problem}: {str(error).strip().splitlines()[0][:200]}") from error
+    if not hasattr(wrapped.base_model, "merge_and_unload"):
+        kind = wrapped.peft_config["default"].peft_type
+        raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights; only LoRA's kin can be added")
+    return wrapped.merge_and_unload()
+
+
+@torch.no_grad()
+def rounded_away(model: Any) -> float:
+    """How much of its adapter a PEFT model loses when it is added to weights of few digits: ‖lost‖ / ‖adapter‖.
+
+    0 in fp32, up to rounding. In bf16 a weight takes steps of 1/256 of itself, so that much of a small change is lost.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    lost = whole = 0.0
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            start = module.get_base_layer().weight.float()
+            for adapter in module.active_adapters:
+                delta = module.get_delta_weight(adapter).float()
+                kept = (start + delta).to(module.get_base_layer().weight.dtype).float() - start
+                lost += float((kept - delta).square().sum())
+                whole += float(delta.square().sum())
+    return math.sqrt(lost / whole) if whole else 0.0
