@@ -19,6 +19,7 @@ from gentletune.data.load import load_data
 from gentletune.data.templates import read_template
 from gentletune.lab import lab_domain  # noqa: F401 (importing it makes its domain known)
 from gentletune.lm.model_files import resolve_model
+from gentletune.methods.adapted import check_adapted
 
 
 def check_recipe(
@@ -41,6 +42,8 @@ def check_recipe(
         parse_method(method)
     if trains:
         check_installed(recipe.optimizer)
+        if methods is None:
+            check_adapted(recipe, parse_method(recipe.method))
     if recipe.chat_template is not None:
         read_template(recipe.chat_template)
     if data:
