@@ -9,6 +9,11 @@ from gentletune.core.recipe import Recipe
 from gentletune.methods.base import Method
 
 
+def keeps_adapter(recipe: Recipe) -> bool:
+    """Whether the trained adapter comes out of training apart: to be saved alone, or to go into unquantised weights."""
+    return recipe.quantization is not None or recipe.save == "adapter"
+
+
 def check_adapted(recipe: Recipe, method: Method) -> None:
     """Refuse `quantization` and `save: adapter` where the recipe's method, or this machine, cannot do them.
 

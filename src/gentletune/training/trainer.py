@@ -21,10 +21,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import Schedule
 from gentletune.data import Encoded
+from gentletune.lm.adapters import rounded_away
 from gentletune.lm.loaded import base_weights, give_back_memory
 from gentletune.lm.model_files import quiet
 from gentletune.losses import Backend
 from gentletune.methods import Method
+from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.talr import talr
 from gentletune.training.arguments import CHECKPOINTS, training_arguments
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
@@ -59,6 +61,13 @@ class GentleTrainer(MethodMixin, SFTTrainer):
     lost_updates: LostUpdates | None = None
     _signature_columns: list[str] | None
     _staging: str | None = None
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        quantised = getattr(model, "is_quantized", False)
+        trained = [(p, p.data) for p in model.parameters() if p.requires_grad] if quantised else []
+        super().__init__(model, *args, **kwargs)
+        for parameter, values in trained:
+            parameter.data = values  # TRL rounds QLoRA's adapters to bf16, which loses small steps
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -157,7 +166,7 @@ class TALRTrainer(MethodMixin, SFTTrainer):
 
 @dataclass(frozen=True)
 class Fitted:
-    """The tuned model, merged into the plain architecture, and figures of its training."""
+    """The tuned model, its adapter merged unless it is kept apart, and figures of its training."""
 
     model: Any
     figures: dict[str, float]
@@ -234,7 +243,12 @@ def fit(
         _release(trainer)
         # Give the plain forward back before the model is saved, generates or trains again.
         remove_token_nll(wrapped)
-    return Fitted(method.parameterisation.unwrap(wrapped).eval(), figures)
+    return Fitted(_plain(recipe, method, wrapped).eval(), figures)
+
+
+def _plain(recipe: Recipe, method: Method, wrapped: Any) -> Any:
+    """The tuned model in the base model's architecture; its adapter still apart where the recipe keeps it so."""
+    return wrapped if keeps_adapter(recipe) else method.parameterisation.unwrap(wrapped)
 
 
 def _release(trainer: GentleTrainer) -> None:
@@ -277,6 +291,8 @@ def _dataset(rows: Sequence[Encoded], sequence_weights: Sequence[float] | None) 
 def _figures(trainer: GentleTrainer, run: Path) -> dict[str, float]:
     lines = [line for line in read_metrics(run / METRICS_FILE) if "nll" in line]
     figures = {"steps": float(trainer.state.global_step), "update_norm": trainer.update_norm()}
+    if (share := rounded_away(trainer.model)) is not None:
+        figures["merge_rounding"] = share
     if lines:
         figures |= {"first_nll": lines[0]["nll"], "last_nll": lines[-1]["nll"]}
         figures["label_tokens"] = sum(line["label_tokens"] for line in lines)
