@@ -15,6 +15,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune import MethodMixin, TALRTrainer, method_loss
+from gentletune.core.errors import UserError
 from gentletune.data.batches import pad_batch
 from gentletune.training.loss import add_token_nll
 from gentletune.training.trainer import _dataset
@@ -244,9 +245,9 @@ def test_an_adapter_on_the_head_is_refused(model: Any, tokenizer: Any) -> None:
         method_loss(wrapped, batch(tokenizer), "sft")
 
 
-def test_a_router_loss_is_refused(model: Any, tokenizer: Any) -> None:
+def test_a_router_loss_that_the_model_has_not_is_refused(model: Any, tokenizer: Any) -> None:
     model.config.output_router_logits = True
-    with pytest.raises(ValueError, match="router loss"):
+    with pytest.raises(UserError, match="router loss"):
         method_loss(model, batch(tokenizer), "sft")
 
 

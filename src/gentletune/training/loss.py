@@ -19,6 +19,7 @@ from torch import Tensor
 from gentletune.lm.loaded import base_causal_lm, hidden_states, lm_head
 from gentletune.losses import Backend, Weigh, label_tokens, sequence_means, token_nll, weighted_nll
 from gentletune.methods import Method, TokenBatch, Weighted, parse_method
+from gentletune.training.experts import RouterLoss, check_normalization, has_router_loss, router_loss_of
 
 _MARK = "_gentletune_token_nll"
 
@@ -52,6 +53,9 @@ def method_loss(
 ) -> MethodLoss:
     """Σ u_s w_t ℓ_t of a micro-batch, for any causal LM of transformers, with or without PEFT, DDP or FSDP around it.
 
+    A mixture of experts whose configuration says `output_router_logits: true` adds its router loss while it trains, in
+    the share that the micro-batch has of the label tokens of the global batch.
+
     Args:
         model: the model as the loop calls it. Its forward learns `token_nll=True` and is else unchanged.
         inputs: `input_ids` and `labels` (batch, length), -100 where there is no label, and what else the model
@@ -70,7 +74,8 @@ def method_loss(
         `MethodLoss`. Its loss can be differentiated once.
 
     Raises:
-        ValueError: an adapter on the head, a router loss. UserError: an unknown method.
+        ValueError: an adapter on the head. UserError: an unknown method, a router loss of a kind that is not known, or
+            one beside weights that are normalised by their sum.
 
     Source: arXiv 2509.20758. Example: `examples/hand_written_loop.py`.
     """
@@ -90,6 +95,8 @@ def method_loss(
         loss = loss / _normaliser(method, weights)
     elif not early:
         loss = loss * scale
+    if "router_loss" in outs[0]:
+        loss = loss + _router_loss(outs, method, scale)
     return MethodLoss(loss, batch, Weighted(weights, weighted.stats), means)
 
 
@@ -113,6 +120,14 @@ def _call(
     sequences = int(sequence.max()) + 1 if sequence.numel() else 0
     means = sequence_means(out["nll"].detach(), sequence, sequences)
     return {**out, "means": means, "sequence_weights": None if by_row is None else by_row[out["index"] // shape[1]]}
+
+
+def _router_loss(outs: Sequence[Mapping[str, Any]], method: Method, scale: Tensor | float | None) -> Tensor:
+    """The mean of the router losses of all passes of a step, each by its label tokens: this micro-batch's part."""
+    check_normalization(method)
+    counts = [out["nll"].numel() for out in outs]
+    each = 1 / max(sum(counts), 1) if scale is None else scale
+    return torch.stack([out["router_loss"] * count for out, count in zip(outs, counts, strict=True)]).sum() * each
 
 
 def _weigh(method: Method, previous: Tensor | None) -> Weigh | None:
@@ -151,12 +166,14 @@ class _Taught:
     """What a model was taught: the head's backend, the forward we gave it, and its own from before (None: its class's).
 
     `autocast` where accelerate had already put autocast around that forward, so that ours has to enter it itself.
+    `router` is the router loss that its configuration asks for.
     """
 
     backend: Backend
     forward: Callable[..., Any]
     before: Any
     autocast: bool
+    router: RouterLoss | None
 
 
 def add_token_nll(model: Any, backend: Backend = "auto") -> None:
@@ -171,22 +188,21 @@ def add_token_nll(model: Any, backend: Backend = "auto") -> None:
     the one it was. Asked again, it only changes the backend. A deep copy of the model runs its own weights.
 
     Raises:
-        ValueError: an adapter on the head, or a mixture of experts with a router loss: both would be left out.
+        ValueError: an adapter on the head, which would be left out. UserError: so would a router loss of its kind.
     """
     base = base_causal_lm(model)
     if isinstance(base.get_output_embeddings(), BaseTunerLayer):
         raise ValueError("an adapter on lm_head would be left out of the loss; remove lm_head from target_modules")
-    if getattr(base.config.get_text_config(), "output_router_logits", False):
-        raise ValueError("the router loss of a mixture of experts would be left out; set output_router_logits: false")
     taught = base.__dict__.get(_MARK)
     if taught is not None and _reaches(base.forward, taught.forward):
         taught.backend = backend
         return
     _drop_fused_head(base)
+    router = router_loss_of(base) if has_router_loss(base) else None
     before = base.__dict__.get("forward")
     autocast = "_original_forward" in base.__dict__  # where accelerate put autocast around the forward
     forward = _forward_of(base.forward, autocast)
-    base.__dict__[_MARK] = _Taught(backend, forward, before, autocast)
+    base.__dict__[_MARK] = _Taught(backend, forward, before, autocast, router)
     base.forward = MethodType(forward, base)
 
 
@@ -241,7 +257,7 @@ def _forward_of(original: Any, autocast: bool) -> Callable[..., Any]:
             return original.__func__(self, *args, **kwargs) if bound else original(*args, **kwargs)
         taught: _Taught = self.__dict__[_MARK]
         with _autocast() if taught.autocast else contextlib.nullcontext():
-            return _nll_uncompiled(self, taught.backend, **kwargs)
+            return _nll_uncompiled(self, taught, **kwargs)
 
     # Trainers read the signature to choose columns.
     signature, first = inspect.signature(original), inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
@@ -260,7 +276,7 @@ def _autocast() -> Any:
 
 def _nll(
     base: Any,
-    backend: Backend,
+    taught: _Taught,
     *,
     labels: Tensor,
     one_pass: bool = False,
@@ -269,12 +285,18 @@ def _nll(
     **inputs: Any,
 ) -> dict[str, Tensor]:
     inputs = {key: value for key, value in inputs.items() if value is not None and key not in _HEAD_ONLY}
-    hidden = hidden_states(base, **inputs)
+    found = dict[str, Tensor]()
+    if taught.router is None or not base.training:
+        hidden = hidden_states(base, **inputs)
+    else:
+        inside = base.base_model(**inputs, use_cache=False, output_router_logits=True)
+        hidden = inside.last_hidden_state
+        found["router_loss"] = taught.router(inside.router_logits, inputs.get("attention_mask"))
     packed = inputs.get("position_ids") if inputs.get("attention_mask") is None else None
     tokens = label_tokens(labels, packed)
     head = lm_head(base)
-    given = {**head.options, "backend": backend}
-    found = {"index": tokens.index, "sequence": tokens.sequence}
+    given = {**head.options, "backend": taught.backend}
+    found |= {"index": tokens.index, "sequence": tokens.sequence}
     if not one_pass:
         return found | {"nll": token_nll(tokens.gather(hidden), head.weight, tokens.targets, **given).nll}
     by_token = None if factors is None else tokens.gather(factors)

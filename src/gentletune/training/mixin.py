@@ -9,10 +9,11 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from gentletune.lm.loaded import host_copies
+from gentletune.lm.loaded import base_causal_lm, host_copies
 from gentletune.losses import IGNORE, Backend
 from gentletune.methods import Method, parse_method
 from gentletune.methods.base import deviation_norm
+from gentletune.training.experts import check_normalization, has_router_loss
 from gentletune.training.loss import MethodLoss, add_token_nll, method_loss, unprepare
 
 NORM_EVERY = 10  # steps between looks at ‖θ-θ⁰‖
@@ -74,6 +75,8 @@ class MethodMixin:
         super().__init__(*args, **kwargs)
         self.method = parse_method(method) if isinstance(method, str) else method
         self._check_arguments()
+        if has_router_loss(base_causal_lm(self.model)):
+            check_normalization(self.method)
         if not self.whole_method:
             self._check_slots()
         self._check_gradients()
@@ -162,6 +165,7 @@ class MethodMixin:
     def _groups(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows in groups of like length, on one CPU process: several must make as many passes as each other."""
         alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cpu"
+        alone = alone and not has_router_loss(base_causal_lm(self.model))  # which is of a whole micro-batch
         return row_groups(inputs) if alone else [inputs]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
