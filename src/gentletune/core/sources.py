@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 DOMAIN_NAME = re.compile(r"\w+(\(.*\))?")  # what is written otherwise (mine.jsonl, owner/name) is a file or the hub's
-_WEIGHED = re.compile(r"\s*(.+?):(\d+(?:\.\d*)?|\.\d+)\s*(?:,|$)")
+_WEIGHED = re.compile(r"\s*(.+?):((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:,|$)")
 _HINT = "give each as {path: mine.jsonl, weight: 0.7}"
 
 

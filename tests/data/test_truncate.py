@@ -1,0 +1,69 @@
+"""Rows longer than max_length: dropped or cut, their labels alike, and counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gentletune import Recipe, train
+from gentletune.core.errors import UserError
+from gentletune.data import encode_row, encode_rows
+from gentletune.data.encode import IGNORE
+from gentletune.lm.loaded import ROW_LENGTH, Loaded
+from tests.lm.test_loaded import edit_config
+
+LONG, LAST = "word " * 30, "The end."
+CHAT = {"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": LAST}]}
+TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": LONG}]}
+SHORT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+
+
+def test_the_left_goes_and_labels_with_it(tokenizer: Any) -> None:
+    whole = encode_row(CHAT, tokenizer)
+    found = encode_rows([SHORT, CHAT], tokenizer, max_length=40, truncate="left")
+    cut = found.rows[1]
+    assert (cut.input_ids, cut.labels) == (whole.input_ids[-40:], whole.labels[-40:])
+    assert tokenizer.decode([i for i in cut.labels if i != IGNORE]).endswith(f"{LAST}<|im_end|>")
+    assert found.counts == {"rows": 2, "dropped_too_long": 0, "dropped_no_label": 0, "truncated": 1}
+
+
+def test_the_right_goes_and_a_row_without_a_label_left_is_dropped(tokenizer: Any) -> None:
+    whole = encode_row(TALK, tokenizer)
+    found = encode_rows([SHORT, CHAT, TALK], tokenizer, max_length=40, truncate="right")
+    assert found.kept == [0, 2]
+    assert (found.rows[1].input_ids, found.rows[1].labels) == (whole.input_ids[:40], whole.labels[:40])
+    assert found.counts == {"rows": 2, "dropped_too_long": 0, "dropped_no_label": 1, "truncated": 1}
+    dropped = encode_rows([SHORT, CHAT, TALK], tokenizer, max_length=40)
+    assert (dropped.kept, dropped.counts) == ([0], {"rows": 1, "dropped_too_long": 2, "dropped_no_label": 0})
+    with pytest.raises(UserError, match="0 longer than max_length 40 tokens, 1 without a label token"):
+        encode_rows([CHAT], tokenizer, max_length=40, truncate="right")
+
+
+def test_a_cut_that_leaves_one_label_that_nothing_predicts_drops_the_row(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="without a label token"):
+        encode_rows([{"text": LONG}], tokenizer, max_length=1, truncate="left")
+
+
+def test_a_run_cuts_as_its_recipe_says(tiny_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"{n}? {LONG}"}, SHORT["messages"][1]]} for n in range(6)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    quick: dict[str, Any] = {"max_steps": 1, "batch_size": 2, "evaluate": False, "probe_every": 0, "test_rows": 1}
+    recipe = Recipe(model=str(tiny_dir), data=str(file), output=str(tmp_path / "run"), max_length=40, **quick)
+    with pytest.raises(UserError, match="no row left to use: 5 longer than max_length 40"):
+        train(recipe)
+    record = train(recipe.override({"truncate": "left"}))
+    assert record.data["train"] == {"rows": 5, "dropped_too_long": 0, "dropped_no_label": 0, "truncated": 5}
+
+
+def test_rows_have_a_length_that_a_step_can_hold_unless_more_is_asked_for(tiny_dir: Path, tmp_path: Path) -> None:
+    assert Loaded(str(tiny_dir)).encoding["max_length"] == 512  # the model's context
+    model = Path(shutil.copytree(tiny_dir, tmp_path / "copy"))
+    edit_config(model, max_position_embeddings=131072)
+    base = Loaded(str(model))
+    assert (base.max_length, base.encoding["max_length"]) == (131072, ROW_LENGTH)
+    assert Loaded(str(model), max_length=10_000).encoding["max_length"] == 10_000
