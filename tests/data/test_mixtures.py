@@ -15,7 +15,7 @@ from gentletune.core.records import RunRecord
 from gentletune.data import load_data
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.report.repeat import command
-from tests.cli.test_cli import refused, run
+from tests.cli.test_cli import run
 from tests.data.test_tools import TOOL, USES_TOOL
 
 
@@ -197,4 +197,5 @@ def test_a_run_on_a_mixture_of_forms_counts_each_source(
     assert run(monkeypatch, *call) == 0
     sources[1]["weight"] = 3
     study.write_text(json.dumps({"data": sources, "chat_template": "qwen3", "model": str(tiny_dir)}), encoding="utf-8")
-    assert "another recipe" in refused(monkeypatch, capfd, *call)
+    assert run(monkeypatch, *call) == 2
+    assert "another recipe" in capfd.readouterr().err.strip().splitlines()[-1]

@@ -124,9 +124,17 @@ def _answer(prompts: list[Sequence[int]], model: Any, how: _How) -> Iterator[tup
         cache = out.past_key_values
         if cache is not None and len(going) < len(rows):
             cache.batch_select_indices(kept)
+            _forget_rows(model)
         ids = out.sequences[kept]
         mask = torch.cat([mask[kept], mask.new_ones(len(going), new.shape[1])], dim=1)
         rows = [rows[place] for place in going]
+
+
+def _forget_rows(model: Any) -> None:
+    """Qwen's models that see keep how far images shift each row's positions; text shifts none, however many rows."""
+    shifts = getattr(model.base_model, "rope_deltas", None)
+    if shifts is not None:
+        model.base_model.rope_deltas = shifts[:1]
 
 
 def _left_padded(prompts: list[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gentletune.core.cache import Shared, digest
-from gentletune.core.errors import UserError
+from gentletune.core.errors import UserError, is_out_of_memory
 from gentletune.core.recipe import DATE, Recipe
 from gentletune.data.templates import prompted_hash, set_chat_template
 from gentletune.lm.held import how_held
+from gentletune.lm.kinds import freeze_unread, model_class
 from gentletune.lm.model_files import model_hash, quiet, resolve_model
 from gentletune.losses import Head
 
@@ -163,12 +164,13 @@ class Loaded:
 
 def load_model(directory: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False) -> Any:
     """The causal LM in `directory`, its weights in `dtype`, in eval mode, on the GPU where there is one."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     problem = f"cannot load a causal language model from {directory}"
     try:
         with quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            kind = model_class(AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code))
+            model, found = kind.from_pretrained(
                 directory,
                 dtype=dtype,
                 use_safetensors=True,
@@ -180,15 +182,23 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32, *, trust_rem
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
         raise UserError(f"{problem}: its files lack {len(missing)} weights that its config names, such as {missing[0]}")
     model = model.to(device()).eval()
+    if model.config.is_encoder_decoder:
+        raise UserError(f"{problem}: a {type(model).__name__} encodes a text apart from its answer; take a decoder")
     _check_head(model, directory)
-    return model
+    return freeze_unread(model)
 
 
 def _check_head(model: Any, directory: Path) -> None:
     """Refuse a family that scales or caps its logits otherwise than `lm_head` thinks."""
     ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.inference_mode():
-        own = model(input_ids=ids).logits.float()
+        try:
+            own = model(input_ids=ids).logits.float()
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"the model in {directory} does not take text alone: {reason}") from error
         head, hidden = lm_head(model), hidden_states(model, input_ids=ids)
         logits = head.logits(hidden)
     near = max(1e-3, 4 * torch.finfo(head.weight.dtype).eps)

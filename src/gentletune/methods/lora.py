@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gentletune.methods.base import Deviation, Method, Parameterisation, add_gradient
+from gentletune.methods.reach import unread
 from gentletune.methods.registry import check_number, register
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def lora(r: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | li
     def wrap(model: Any) -> Any:
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+        left_out = sorted({name.rpartition(".")[0] for name in unread(model)}) or None  # the vision tower's layers
+        config = LoraConfig(
+            r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, exclude_modules=left_out,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
         return get_peft_model(model, config)
 
     def unwrap(model: Any) -> Any:

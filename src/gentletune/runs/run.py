@@ -22,6 +22,7 @@ from gentletune.data.templates import save_tokenizer
 from gentletune.evaluation.finite import BROKEN, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Measured, Reference, measure, probe, reference_answers, silent
+from gentletune.lm.kinds import copy_processor
 from gentletune.lm.loaded import Loaded, stop_at
 from gentletune.lm.model_files import quiet
 from gentletune.methods import method_parts, training_part
@@ -280,6 +281,7 @@ def _save(model: Any, inputs: Inputs, target: Path, method: str) -> None:
         stop_at(model, end_tokens(inputs.base.tokenizer))
         model.save_pretrained(scratch)
         save_tokenizer(inputs.base.tokenizer, scratch)
+        copy_processor(inputs.base.directory, scratch)
         (scratch / "README.md").write_text(_card(inputs, method), encoding="utf-8")
 
 
