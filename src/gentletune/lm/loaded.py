@@ -19,9 +19,10 @@ from gentletune.core.cache import Shared, digest
 from gentletune.core.errors import UserError, is_out_of_memory
 from gentletune.core.recipe import DATE, Recipe
 from gentletune.data.templates import prompted_hash, set_chat_template
+from gentletune.lm.adapters import Bits, keep_layout, merge_adapter, quantized
 from gentletune.lm.held import how_held
 from gentletune.lm.kinds import freeze_unread, model_class
-from gentletune.lm.model_files import model_hash, quiet, resolve_model
+from gentletune.lm.model_files import adapter_base, is_adapter, model_hash, plain_directory, quiet, resolve_model
 from gentletune.losses import Head
 
 ROW_LENGTH = 4096
@@ -105,6 +106,11 @@ class Loaded:
             self._model = load_model(self.directory, self.dtype, trust_remote_code=self._trust)
         return self
 
+    def quantized(self, bits: Bits, compute: torch.dtype) -> Any:
+        """The model for the caller to train adapters on: its linear layers in few bits, which compute in `compute`."""
+        how = quantized(bits, compute)
+        return load_model(self.directory, self.dtype, trust_remote_code=self._trust, quantization=how)
+
     def hand_over(self) -> Any:
         """The model for the caller to change, which is then forgotten here."""
         model, self._model = self.model, None
@@ -148,7 +154,8 @@ class Loaded:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.directory, trust_remote_code=self._trust)
+            directory = plain_directory(self.directory, trust_remote_code=self._trust)
+            return AutoConfig.from_pretrained(directory, trust_remote_code=self._trust)
         except (OSError, ValueError, KeyError):
             return self.model.config
 
@@ -162,11 +169,23 @@ class Loaded:
         return wanted
 
 
-def load_model(directory: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False) -> Any:
-    """The causal LM in `directory`, its weights in `dtype`, in eval mode, on the GPU where there is one."""
+def load_model(
+    directory: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False, quantization: Any = None
+) -> Any:
+    """The causal LM in `directory`, its weights in `dtype`, in eval mode, on the GPU where there is one.
+
+    An adapter's directory gives its base model with the adapter added. `quantization` is transformers' configuration
+    of layers held in few bits.
+    """
     from transformers import AutoConfig
 
     problem = f"cannot load a causal language model from {directory}"
+    if is_adapter(directory):
+        if quantization is not None:
+            raise UserError(f"{problem}: quantization needs plain weights, and this is an adapter; merge it first")
+        base = adapter_base(directory, trust_remote_code=trust_remote_code)
+        return merge_adapter(load_model(base, dtype, trust_remote_code=trust_remote_code), directory).eval()
+    held = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device()}}
     try:
         with quiet():
             kind = model_class(AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code))
@@ -176,6 +195,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32, *, trust_rem
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **held,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
@@ -184,6 +204,8 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32, *, trust_rem
     model = model.to(device()).eval()
     if model.config.is_encoder_decoder:
         raise UserError(f"{problem}: a {type(model).__name__} encodes a text apart from its answer; take a decoder")
+    if quantization is not None:
+        keep_layout(model)
     _check_head(model, directory)
     return freeze_unread(model)
 
@@ -212,6 +234,8 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in `directory`, with a pad token (the end token where it has none)."""
     from transformers import AutoTokenizer
 
+    if is_adapter(directory) and not (directory / "tokenizer_config.json").is_file():
+        directory = plain_directory(directory, trust_remote_code=trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

@@ -156,6 +156,13 @@ def adapter_base(directory: Path, *, trust_remote_code: bool = False) -> Path:
         ) from error
 
 
+def plain_directory(directory: Path, *, trust_remote_code: bool = False) -> Path:
+    """The directory of whole weights: itself, or of an adapter's base model. Raises `UserError` as `adapter_base`."""
+    while is_adapter(directory):
+        directory = adapter_base(directory, trust_remote_code=trust_remote_code)
+    return directory
+
+
 def _lacks(directory: Path) -> str:
     """The first file that a model needs and the directory has not; empty where it has all."""
     if is_adapter(directory):

@@ -12,6 +12,7 @@ from trl import SFTConfig
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import SCHEDULES, Schedule
+from gentletune.lm.held import use_bf16
 from gentletune.lm.loaded import device
 from gentletune.training.optimizers import check_optimizer, optimizer_fields
 
@@ -67,23 +68,3 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
 def scheduler_options(schedule: Schedule) -> dict[str, Any]:
     """What transformers' scheduler is to know besides; wsd's decay as a share, which the trainer turns into steps."""
     return {"num_decay_steps": schedule.decay, "decay_type": schedule.shape} if schedule.name == "wsd" else {}
-
-
-def use_bf16(recipe: Recipe) -> bool:
-    """Whether to train under bf16 autocast.
-
-    `auto` says yes where bf16 has matrix units: a GPU that supports it, a CPU with AMX. A CPU that has AVX-512
-    bf16 alone was slower with it than in fp32 (docs/log.md). Raises `UserError` where bf16 is asked for and the
-    GPU lacks it.
-    """
-    if device().type == "cuda":
-        supported = torch.cuda.is_bf16_supported()
-        if recipe.precision == "bf16" and not supported:
-            raise UserError("precision: bf16 is not supported by this GPU; use fp32")
-        return recipe.precision != "fp32" and supported
-    return recipe.precision == "bf16" or (recipe.precision == "auto" and _cpu_has_amx())
-
-
-def _cpu_has_amx() -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.exists() and "amx_bf16" in info.read_text(encoding="utf-8", errors="replace")
