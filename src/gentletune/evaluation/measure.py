@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from gentletune.core.cache import cached_json, digest
-from gentletune.core.errors import memory_errors
+from gentletune.core.errors import UserError, memory_errors
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import FROM_BASE, Score, Side
 from gentletune.data.chat import render_prompt
@@ -34,8 +36,10 @@ from gentletune.evaluation.harness import (
     wrap_own,
 )
 from gentletune.lm.generate import Progress, generate
-from gentletune.lm.loaded import Loaded
+from gentletune.lm.loaded import Loaded, base_causal_lm
+from gentletune.stats import mean_over_tasks
 
+MEAN = "general_mean"
 GENERAL_SEED = 20250920  # the sampled answers are the same in every run
 _VERSION = 5  # raise when what is cached would come out differently
 _CALIBRATION_VERSION = 1
@@ -246,6 +250,37 @@ def probe(
     own = reference.sampled.head(rows)
     kl = rise_score(sequence_nll(model, own.rows, **kwargs), own.base, task="kl_sampled")
     return {"domain_nll": sum(found.nll) / sum(found.tokens), "kl_bits_per_token": kl.value}
+
+
+class TaskLook:
+    """The recipe's tasks on a model in training, `evaluate_limit` documents of each, the domain's first.
+
+    Raises `UserError` where there is nothing to look at, and where a task cannot be loaded.
+    """
+
+    def __init__(self, base: Loaded, data: DomainData, kept: Sequence[int], recipe: Recipe) -> None:
+        limit = min(recipe.evaluate_limit, recipe.limit or recipe.evaluate_limit)
+        self.base, self.recipe = base, recipe.override({"limit": limit, "backend": "gentletune"})
+        self.tasks = resolve_tasks(self.recipe)
+        if data.examples:
+            self.tasks.insert(0, _domain_task(data, kept[:limit], base.tokenizer, recipe))
+        if not self.tasks:
+            raise UserError("evaluate_every: there is nothing to look at; give tasks, or leave it out")
+
+    def __call__(self, model: Any) -> list[Score]:
+        """The scores of the model as it is now, and the mean of its general accuracies where there are several."""
+        state = [(parameter.sum(dtype=torch.float64), torch.linalg.vector_norm(parameter, dtype=torch.float64))
+                 for parameter in model.parameters() if parameter.requires_grad]  # fmt: skip
+        known = digest([self.base.hash, [[float(total), float(norm)] for total, norm in state]])
+        subject = self.base.with_model(base_causal_lm(model), known_as=known)
+        results = run_tasks(subject, self.tasks, self.recipe, silent)
+        return with_mean([score for result in results for score in result.scores])
+
+
+def with_mean(scores: list[Score]) -> list[Score]:
+    """The scores, and the mean of the general accuracies where there are several: the paper's general score."""
+    general = [s for s in scores if s.side == "general" and s.metric == "accuracy"]
+    return [*scores, mean_over_tasks(general, task=MEAN, side="general")] if len(general) > 1 else scores
 
 
 def _nll(subject: Loaded, rows: Sequence[Encoded], recipe: Recipe, what: str, stage: Stage = silent) -> SequenceNLL:

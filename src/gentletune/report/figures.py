@@ -195,7 +195,9 @@ def _lines(
 def curves(records: Sequence[RunRecord], looks: Looks) -> list[tuple[str, Figure]]:
     """Every kind of curve that a record holds: a line a run, coloured by method and dashed by learning rate."""
     rates = sorted({record.learning_rate for record in records})
-    return [(name, _curves(records, name, looks, rates)) for name in CURVES if any(name in r.curves for r in records)]
+    held = dict.fromkeys(name for record in records for name in record.curves)
+    names = [*(name for name in CURVES if name in held), *(name for name in held if "/" in name)]
+    return [(name, _curves(records, name, looks, rates)) for name in names]
 
 
 def dashes(records: Sequence[RunRecord]) -> list[tuple[str, str]]:

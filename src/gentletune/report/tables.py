@@ -24,7 +24,8 @@ from gentletune.stats.numbers import MISSING, duration, number, plus_minus, rate
 SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "no_difference": "≈", "unknown": "?"}
 # Recipe fields that a column of their own has, or that say where something lies or how it is logged.
 _OWN = frozenset({"method", "learning_rate", "seed", "output", "report_to", "log_every", "save_every",
-                  "keep_checkpoints"})  # fmt: skip
+                  "keep_checkpoints", "evaluate_every", "evaluate_limit", "push_to_hub", "shard_size",
+                  "gguf"})  # fmt: skip
 
 
 @dataclass(frozen=True)

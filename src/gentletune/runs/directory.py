@@ -90,13 +90,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_curves(run: Path) -> Curves:
-    """What `metrics.jsonl` of the run says of NLL, norms and probes, by step; empty where there is none.
+    """What `metrics.jsonl` of the run says of NLL, norms, probes and tasks, by step; empty where there is none.
 
     A run that took another's weights has none of its own.
     """
     curves: Curves = {}
     for line in read_metrics(run / METRICS_FILE):
-        for name in _CURVES:
+        for name in (*_CURVES, *(key for key in line if "/" in key)):  # those with a slash are scores of tasks
             if name in line:
                 curves.setdefault(name, []).append((line["step"], float(f"{line[name]:.6g}")))
     return {name: thinned(points) for name, points in curves.items()}

@@ -12,9 +12,9 @@ from gentletune.core.records import FROM_BASE, Score
 from gentletune.data import DomainData, load_data
 from gentletune.evaluation.finite import of_model
 from gentletune.evaluation.harness import Stage, code_walls, resolve_tasks
-from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, silent
+from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, silent, with_mean
 from gentletune.lm.loaded import Loaded
-from gentletune.stats import Change, compare, mean_over_tasks
+from gentletune.stats import Change, compare
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     if alone:
         with of_model(model):
             found = measure(subject, None, recipe, None, stage=stage)
-        return Evaluation(model, None, _with_mean(found.scores), [], sandbox, found.samples, hashes)
+        return Evaluation(model, None, with_mean(found.scores), [], sandbox, found.samples, hashes)
     base = subject if model == recipe.model else Loaded.of(recipe).load()
     hashes["base model"] = base.files_hash
     with of_model(f"the base model {recipe.model}"):
@@ -85,7 +85,7 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     same = subject.hash == base.hash
     with of_model(model):
         found = before if same else measure(subject, data, recipe, reference, stage=stage)
-    scores, starts = _with_mean(found.scores), _with_mean(before.scores)
+    scores, starts = with_mean(found.scores), with_mean(before.scores)
     return Evaluation(model, recipe.model, scores, starts, sandbox, found.samples, hashes)
 
 
@@ -97,9 +97,3 @@ def _reference(
     if subject.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise UserError(f"{name} and {recipe.model} have different vocabularies: no KL is defined between them")
     return reference_answers(base, recipe, stage=stage)
-
-
-def _with_mean(scores: list[Score]) -> list[Score]:
-    """The scores, and the mean of the general accuracies where there are several: the paper's general score."""
-    general = [s for s in scores if s.side == "general" and s.metric == "accuracy"]
-    return [*scores, mean_over_tasks(general, task="general_mean", side="general")] if len(general) > 1 else scores

@@ -13,11 +13,12 @@ from gentletune.core.errors import UserError, memory_errors
 from gentletune.core.locks import locked
 from gentletune.core.recipe import Processes, Recipe
 from gentletune.core.records import RunRecord
+from gentletune.core.schedule import EarlyStop
 from gentletune.data import DomainData, EncodedRows, encode_rows, load_data
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import code_walls, resolve_tasks
-from gentletune.evaluation.measure import content_hashes
+from gentletune.evaluation.measure import MEAN, content_hashes
 from gentletune.lm.loaded import Loaded
 from gentletune.methods import Method, parse_method, training_part
 
@@ -39,10 +40,12 @@ class Inputs:
         self.recipe = recipe
         self.processes = processes_here(recipe.processes)
         self.method: Method = parse_method(recipe.method)
-        tasks = resolve_tasks(recipe) if recipe.evaluate else []
+        tasks = self._tasks = resolve_tasks(recipe) if recipe.evaluate or recipe.evaluate_every else []
         self.sandbox = code_walls(tasks, recipe)
         fields = recipe.model_dump(mode="json", include=set(_DATA))
         self.data: DomainData = shared.once(["data", fields], lambda: load_data(recipe))
+        if recipe.early_stop is not None:
+            EarlyStop.parse(recipe.early_stop).check_task([self.data.name, *(task.name for task in tasks), MEAN])
         self.base = base = Loaded.of(recipe, shared=shared)
 
         def encoded(side: str, rows: list[Any], rows_hash: str) -> EncodedRows:
@@ -80,7 +83,15 @@ class Inputs:
         fields["weights"] = "bf16" if self.base.dtype == torch.bfloat16 else "fp32"  # what auto came to
         fields.pop("processes", None)
         ranks = {"processes": self.processes} if self.processes > 1 else {}
-        return fields | ranks | {k: v for k, v in self.hashes.items() if k != "test"}
+        return fields | ranks | {k: v for k, v in self.hashes.items() if k != "test"} | self._watched
+
+    @property
+    def _watched(self) -> dict[str, str]:
+        """What may end training early, by content."""
+        if self.recipe.early_stop is None:
+            return {}
+        asked = EarlyStop.parse(self.recipe.early_stop).task is not None
+        return {"test": self.hashes["test"]} | {f"task {task.name}": task.hash for task in self._tasks if asked}
 
     @property
     def state(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gentletune.data.chat import end_tokens
 from gentletune.data.templates import save_tokenizer
 from gentletune.evaluation.finite import BROKEN, of_model
 from gentletune.evaluation.harness import Stage
-from gentletune.evaluation.measure import Measured, Reference, measure, probe, reference_answers, silent
+from gentletune.evaluation.measure import Measured, Reference, TaskLook, measure, probe, reference_answers, silent
 from gentletune.lm.kinds import copy_processor
 from gentletune.lm.loaded import Loaded, stop_at
 from gentletune.lm.model_files import quiet
@@ -249,11 +249,12 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         assert reference is not None
         return probe(model, inputs.test.rows, reference, recipe, pad_id=tokenizer.pad_token_id)
 
+    tasks = TaskLook(inputs.base, inputs.data, inputs.test.kept, recipe) if recipe.evaluate_every else None
     weights = inputs.sequence_weights()
     base = inputs.base.weights if method.parameterisation.needs_base else None
     fitted = fit(
         recipe, method, inputs.base.hand_over(), tokenizer, inputs.train.rows, run,
-        base=base, sequence_weights=weights, probe=look if recipe.probe_every else None,
+        base=base, sequence_weights=weights, probe=look if recipe.probe_every else None, evaluate=tasks,
         title=f"{method.label} lr {recipe.learning_rate:g}",
     )  # fmt: skip
     return fitted.model, fitted.figures
