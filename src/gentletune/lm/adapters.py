@@ -45,16 +45,23 @@ def keep_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def save_adapter(model: Any, directory: Path, base: str) -> None:
-    """Save the adapter of a PEFT model alone; its configuration names `base`, where the base model is found."""
-    (config,) = model.peft_config.values()
-    config.base_model_name_or_path = base
+def save_adapter(model: Any, directory: Path) -> None:
+    """Save the adapter of a PEFT model alone."""
     with quiet():
-        model.save_pretrained(directory, save_embedding_layers=False)  # else it would ask the hub about `base`
+        model.save_pretrained(directory, save_embedding_layers=False)  # else it may ask the hub about the base model
 
 
 def merge_adapter(model: Any, directory: Path) -> Any:
     """The plain `model` with the adapter in `directory` added to its weights, in place, a tensor at a time.
+
+    Raises:
+        UserError: as `add_adapter`.
+    """
+    return add_adapter(model, directory).merge_and_unload()
+
+
+def add_adapter(model: Any, directory: Path) -> Any:
+    """The plain `model` under the adapter in `directory`, as a PEFT model.
 
     Raises:
         UserError: it is no adapter that can be added to weights, or not one of this model.
@@ -71,7 +78,7 @@ def merge_adapter(model: Any, directory: Path) -> Any:
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = wrapped.peft_config["default"].peft_type
         raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights; only LoRA's kin can be added")
-    return wrapped.merge_and_unload()
+    return wrapped
 
 
 @torch.no_grad()

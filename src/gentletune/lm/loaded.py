@@ -185,7 +185,7 @@ def load_model(
             raise UserError(f"{problem}: quantization needs plain weights, and this is an adapter; merge it first")
         base = adapter_base(directory, trust_remote_code=trust_remote_code)
         return merge_adapter(load_model(base, dtype, trust_remote_code=trust_remote_code), directory).eval()
-    held = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device()}}
+    held = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": _place()}}
     try:
         with quiet():
             kind = model_class(AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code))
@@ -383,6 +383,11 @@ def _compact(value: Tensor) -> Tensor:
 def device() -> torch.device:
     """The device a run uses: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _place() -> int | str:
+    """The device by the number that libraries which spread models over devices want to hear."""
+    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
 
 
 def settle_memory() -> None:

@@ -46,12 +46,16 @@ def check_directory(run: Path, state: dict[str, Any]) -> None:
         if left and (record is None or record.status == "complete"):  # a run that failed at once left its record alone
             raise RunDirectoryError(f"output {run} is not empty and holds no run of gentletune; give another directory")
     elif (found := read_json(run / STATE_FILE)) != state:
-        was, now = ({**one.get("identity", {}), "method": one.get("method")} for one in (found, state))
+        was, now = (_said(one) for one in (found, state))
         changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
         raise RunDirectoryError(
             f"output {run} holds a run of another recipe (different: {', '.join(changed)}); "
             "give another --output, or delete it"
         )
+
+
+def _said(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state.get("identity", {}), "method": state.get("method"), "save": state.get("save")}
 
 
 def scraps(run: Path) -> list[Path]:
@@ -62,7 +66,12 @@ def scraps(run: Path) -> list[Path]:
 
 def has_weights(run: Path) -> bool:
     """Whether a run directory holds finished weights."""
-    return (run / "model" / "config.json").exists()
+    return holds_model(run / "model")
+
+
+def holds_model(directory: Path) -> bool:
+    """Whether a directory holds a finished model: whole weights, or an adapter."""
+    return any((directory / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
 def holds_results(run: Path) -> bool:

@@ -19,8 +19,10 @@ from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import code_walls, resolve_tasks
 from gentletune.evaluation.measure import MEAN, content_hashes
+from gentletune.lm.held import use_bf16
 from gentletune.lm.loaded import Loaded
 from gentletune.methods import Method, parse_method, training_part
+from gentletune.methods.adapted import check_adapted
 
 _DATA = ("data", "data_path", "data_split", "data_config", "mixture", "test_path", "test_rows", "train_rows", "cot",
          "seed", "domain_metric")  # fmt: skip
@@ -40,6 +42,7 @@ class Inputs:
         self.recipe = recipe
         self.processes = processes_here(recipe.processes)
         self.method: Method = parse_method(recipe.method)
+        check_adapted(recipe, self.method)
         tasks = self._tasks = resolve_tasks(recipe) if recipe.evaluate or recipe.evaluate_every else []
         self.sandbox = code_walls(tasks, recipe)
         fields = recipe.model_dump(mode="json", include=set(_DATA))
@@ -96,7 +99,8 @@ class Inputs:
     @property
     def state(self) -> dict[str, Any]:
         """What the files of a run directory are made from."""
-        return {"identity": self.identity, "method": self.method.label}
+        apart = {"save": "adapter"} if self.recipe.save == "adapter" else {}
+        return {"identity": self.identity, "method": self.method.label} | apart
 
     def gave(self, record: RunRecord) -> bool:
         """Whether the record is complete, and has the scores the recipe would give now; of files the content counts."""
@@ -129,6 +133,14 @@ class Inputs:
             with suppress(UserError):  # the cache may never be the reason that a run fails
                 stack.enter_context(locked(cache_root() / "locks" / self.base.hash[:16]))
             yield
+
+    def trainable(self) -> Any:
+        """The base model for the caller to train, in few bits where the recipe says so; none is held here after."""
+        if self.recipe.quantization is None:
+            return self.base.hand_over()
+        self.base.forget()
+        compute = torch.bfloat16 if use_bf16(self.recipe) else torch.float32
+        return self.base.quantized(self.recipe.quantization, compute)
 
     def sequence_weights(self) -> list[float] | None:
         """The method's weights of the training rows, from their NLL under the base model, computed once and cached."""

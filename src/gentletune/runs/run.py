@@ -26,13 +26,16 @@ from gentletune.lm.kinds import copy_processor
 from gentletune.lm.loaded import Loaded, stop_at
 from gentletune.lm.model_files import quiet
 from gentletune.methods import method_parts, training_part
+from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.base import merge_weights
+from gentletune.runs.adapted import adapter_of, keep_adapter, place_adapter, unquantised
 from gentletune.runs.directory import (
     FIGURES_FILE,
     STATE_FILE,
     check_directory,
     forget_start,
     has_weights,
+    holds_model,
     holds_results,
     one_line_errors,
     read_curves,
@@ -45,6 +48,9 @@ from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.trainer import last_checkpoint
+
+
+SHARD = "5GB"  # of a file of weights: what the host holds of a GPU's while it is written
 
 
 class _SourceFailedError(Exception):
@@ -187,7 +193,7 @@ def _base(inputs: Inputs, stage: Stage) -> tuple[Reference, Measured]:
 
 def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: Path | None) -> Loaded:
     """The final model: from `model/` if it is there, else trained (or taken from `reuse`) and merged."""
-    target = run / "model"
+    target, recipe, adapter = run / "model", inputs.recipe, None
     if has_weights(run):
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # a kill may have left them beside the weights
         inputs.base.forget()
@@ -198,12 +204,18 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     if reuse is not None:
         inputs.base.forget()
         tuned, figures = _reused(inputs, reuse)
+        adapter = adapter_of(reuse) if recipe.save == "adapter" else None
     else:
         with memory_errors("in training", lambda: _less_memory(inputs, run)):
             if inputs.processes > 1:
                 tuned, figures = _launched(inputs, run)
             else:
                 tuned, figures = fit_weights(inputs, run, reference)
+            if keeps_adapter(recipe):
+                adapter = keep_adapter(tuned, run)
+                del tuned  # a base in few bits goes before the plain one comes
+                tuned, rounding = unquantised(inputs, adapter)
+                figures |= rounding
         figures["train_seconds"] = time.perf_counter() - begun
     if inputs.method.merge is not None:
         _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
@@ -212,9 +224,9 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     if not all(map(math.isfinite, figures.values())):
         raise TrainingDivergedError("the weights are not finite after the last step")
     write_json_atomic(run / FIGURES_FILE, figures)
-    _save(tuned, inputs, target, inputs.method.label)
+    _save(tuned, inputs, target, inputs.method.label, adapter if recipe.save == "adapter" else None)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
-    return inputs.base.with_model(tuned, target)
+    return inputs.base.with_model(tuned.to(inputs.base.dtype), target)
 
 
 def _less_memory(inputs: Inputs, run: Path) -> str:
@@ -226,6 +238,8 @@ def _less_memory(inputs: Inputs, run: Path) -> str:
         ways.append("set gradient_checkpointing: true")
     if inputs.method.parameterise is None:
         ways.append(f"train adapters (method: {recipe.method}+lora)")
+    elif recipe.quantization is None:
+        ways.append("hold the base model in four bits (quantization: 4bit)")
     mend = ", ".join([*ways, "or take a smaller model"] if ways else ["take a smaller model"])
     if not holds_results(run):
         return mend
@@ -238,7 +252,8 @@ def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
     inputs.sequence_weights()  # computed here, with all cores; the ranks read it from the cache
     inputs.base.forget()  # each rank loads its own
     directory, figures = launch(inputs.recipe, run, inputs.processes)
-    return inputs.base.with_model(directory=directory).model, figures | {"processes": float(inputs.processes)}
+    figures |= {"processes": float(inputs.processes)}
+    return directory if keeps_adapter(inputs.recipe) else inputs.base.with_model(directory=directory).model, figures
 
 
 def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
@@ -253,7 +268,7 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
     weights = inputs.sequence_weights()
     base = inputs.base.weights if method.parameterisation.needs_base else None
     fitted = fit(
-        recipe, method, inputs.base.hand_over(), tokenizer, inputs.train.rows, run,
+        recipe, method, inputs.trainable(), tokenizer, inputs.train.rows, run,
         base=base, sequence_weights=weights, probe=look if recipe.probe_every else None, evaluate=tasks,
         title=f"{method.label} lr {recipe.learning_rate:g}",
     )  # fmt: skip
@@ -269,7 +284,7 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     if state.get("identity") != inputs.identity:
         raise UserError(f"{source} was not trained by the same recipe, so its weights cannot be reused")
     tuned = source / "tuned" if (source / "tuned").is_dir() else source / "model"
-    if not (tuned / "config.json").exists():
+    if not holds_model(tuned):
         raise UserError(f"{source} holds no tuned model yet; let it complete first")
     figures: dict[str, float] = read_json(source / FIGURES_FILE)
     if "tuned_norm" in figures:
@@ -277,10 +292,14 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     return inputs.base.with_model(directory=tuned).model, figures
 
 
-def _save(model: Any, inputs: Inputs, target: Path, method: str) -> None:
+def _save(model: Any, inputs: Inputs, target: Path, method: str, adapter: Path | None = None) -> None:
+    """Write the model, whole or as the adapter alone, with its tokenizer and card."""
     with whole_directory(target) as scratch, quiet():
-        stop_at(model, end_tokens(inputs.base.tokenizer))
-        model.save_pretrained(scratch)
+        if adapter is not None:
+            place_adapter(adapter, inputs, scratch)
+        else:
+            stop_at(model, end_tokens(inputs.base.tokenizer))
+            model.save_pretrained(scratch, max_shard_size=SHARD)
         save_tokenizer(inputs.base.tokenizer, scratch)
         copy_processor(inputs.base.directory, scratch)
         (scratch / "README.md").write_text(_card(inputs, method), encoding="utf-8")

@@ -189,7 +189,7 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
     weights = [1.0] * len(inputs.train.rows) if inputs.method.sequence_weights else None
     base = inputs.base.weights if inputs.method.parameterisation.needs_base else None
     fit(
-        inputs.recipe.override(short), inputs.method, inputs.base.hand_over(), inputs.base.tokenizer,
+        inputs.recipe.override(short), inputs.method, inputs.trainable(), inputs.base.tokenizer,
         inputs.train.rows, run, base=base, sequence_weights=weights, probe=look, title="probe",
     )  # fmt: skip
     save = time.perf_counter() - ends[-1]

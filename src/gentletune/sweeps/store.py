@@ -153,5 +153,6 @@ def drop_weights(job: Job) -> None:
     """Delete the weights of a measured trial; its record stays. Left alone where another process is at it."""
     with suppress(RunHeldError), holding(job.run):
         for name in ("model", "tuned"):
-            (job.run / name / "config.json").unlink(missing_ok=True)  # what is half deleted counts as gone
+            for config in ("config.json", "adapter_config.json"):
+                (job.run / name / config).unlink(missing_ok=True)  # what is half deleted counts as gone
             shutil.rmtree(job.run / name, ignore_errors=True)

@@ -173,7 +173,7 @@ class _Trial:
         self.directory.mkdir(parents=True, exist_ok=True)
         fitted = fit(
             inputs.recipe.override({"seed": self.seed}),  # the rows are those of the study's seed
-            inputs.method, base.hand_over(), base.tokenizer, inputs.train.rows, self.directory,
+            inputs.method, inputs.trainable(), base.tokenizer, inputs.train.rows, self.directory,
             base=start, sequence_weights=weights, callbacks=[follow], title=f"{self.label} seed {self.seed}",
         )  # fmt: skip
         figures = tuple(read_dynamics(self.directory / DYNAMICS_FILE))
