@@ -20,7 +20,7 @@ from gentletune.core.errors import UserError, unknown
 from gentletune.core.paths import user_path
 
 _WEIGHTS = "*.safetensors"
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model")  # any of them
 _PATTERNS = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
@@ -119,7 +119,7 @@ def _checked_directory(directory: Path, trust_remote_code: bool) -> Path:
     if what := _lacks(directory):
         why = (
             "gentletune reads no pickled weights, so save it again with save_pretrained"
-            if what in ("safetensors", _ADAPTER_WEIGHTS)
+            if what in ("safetensors", ADAPTER_WEIGHTS)
             else "give one saved by save_pretrained"
         )
         raise UserError(f"model directory {directory} has no {what}; {why}")
@@ -133,7 +133,7 @@ def _checked_directory(directory: Path, trust_remote_code: bool) -> Path:
 
 def is_adapter(directory: Path) -> bool:
     """Whether a model directory holds an adapter of PEFT alone, which needs the model it was trained on."""
-    return (directory / _ADAPTER).is_file()
+    return (directory / ADAPTER).is_file()
 
 
 def adapter_base(directory: Path, *, trust_remote_code: bool = False) -> Path:
@@ -143,16 +143,16 @@ def adapter_base(directory: Path, *, trust_remote_code: bool = False) -> Path:
         UserError: it names none, or one that is not there.
     """
     try:
-        name = json.loads((directory / _ADAPTER).read_bytes())["base_model_name_or_path"]
+        name = json.loads((directory / ADAPTER).read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"cannot read the base model's name in {directory / _ADAPTER}: {error!r}") from error
+        raise UserError(f"cannot read the base model's name in {directory / ADAPTER}: {error!r}") from error
     if not isinstance(name, str) or not name or user_path(name).resolve() == directory.resolve():
-        raise UserError(f"{directory / _ADAPTER} names no base model; set its base_model_name_or_path")
+        raise UserError(f"{directory / ADAPTER} names no base model; set its base_model_name_or_path")
     try:
         return resolve_model(name, trust_remote_code=trust_remote_code)
     except UserError as error:
         raise UserError(
-            f"the adapter in {directory} needs the model it was trained on, which its {_ADAPTER} names: {error}"
+            f"the adapter in {directory} needs the model it was trained on, which its {ADAPTER} names: {error}"
         ) from error
 
 
@@ -166,7 +166,7 @@ def plain_directory(directory: Path, *, trust_remote_code: bool = False) -> Path
 def _lacks(directory: Path) -> str:
     """The first file that a model needs and the directory has not; empty where it has all."""
     if is_adapter(directory):
-        return "" if (directory / _ADAPTER_WEIGHTS).is_file() else _ADAPTER_WEIGHTS
+        return "" if (directory / ADAPTER_WEIGHTS).is_file() else ADAPTER_WEIGHTS
     if not (directory / "config.json").is_file():
         return "config.json"
     if (directory / _INDEX).is_file():
@@ -309,9 +309,9 @@ def model_hash(directory: Path) -> str:
     )
     parts: list[Any] = [[p.name, file_digest(p)] for p in files]
     if is_adapter(directory):
-        config = json.loads((directory / _ADAPTER).read_bytes())
+        config = json.loads((directory / ADAPTER).read_bytes())
         config.pop("base_model_name_or_path")
-        parts += [[_ADAPTER, config], model_hash(adapter_base(directory, trust_remote_code=True))]
+        parts += [[ADAPTER, config], model_hash(adapter_base(directory, trust_remote_code=True))]
     return digest(parts)
 
 
