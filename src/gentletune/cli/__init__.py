@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from gentletune.cli import inspect, lab, research, runs, texts  # noqa: F401 (importing a module adds its commands)
+from gentletune.cli import export, inspect, lab, research, runs, texts  # noqa: F401 (importing a module adds its commands)
 from gentletune.cli.common import app, stderr
 from gentletune.core.errors import UserError, memory_errors
 

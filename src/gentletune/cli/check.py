@@ -13,11 +13,13 @@ from gentletune.cli.common import say
 from gentletune.core.errors import UserError
 from gentletune.core.optimizers import check_installed
 from gentletune.core.recipe import Recipe
+from gentletune.core.schedule import EarlyStop
 from gentletune.data.files import is_text, read_rows, read_text
 from gentletune.data.forms import shaped_rows
 from gentletune.data.load import load_data
 from gentletune.data.templates import read_template
 from gentletune.lab import lab_domain  # noqa: F401 (importing it makes its domain known)
+from gentletune.lm.export import check_export
 from gentletune.lm.model_files import resolve_model
 from gentletune.methods.adapted import check_adapted
 
@@ -38,6 +40,7 @@ def check_recipe(
     """
     from gentletune.methods import parse_method
 
+    check_export(recipe)
     for method in [recipe.method] if methods is None else methods:
         parse_method(method)
     if trains:
@@ -55,7 +58,9 @@ def check_recipe(
     if tasks:
         from gentletune.evaluation.harness import resolve_tasks
 
-        resolve_tasks(recipe)
+        known = resolve_tasks(recipe)
+        if data and recipe.early_stop is not None:
+            EarlyStop.parse(recipe.early_stop).check_task([found.name, *(task.name for task in known)])
     if data:
         if found.recognised:
             say(found.recognised)

@@ -47,7 +47,7 @@ def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
     recipe = load_recipe(config, given)
     if recipe.output:
         check_output(Path(recipe.output))
-    check_recipe(recipe, tasks=recipe.evaluate)
+    check_recipe(recipe, tasks=recipe.evaluate or recipe.evaluate_every > 0)
     import torch
 
     from gentletune.runs.run import train
@@ -68,6 +68,15 @@ def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
 
 
 def _say_what_next(record: RunRecord, run: Path) -> None:
+    if "best_step" in record.training:
+        score, trained = str(record.recipe["early_stop"]).partition("(")[0], record.training
+        early = ", where training ended early" if trained["stopped_early"] else ""
+        say(
+            f"{score} was best, {trained['best_score']:.4g}, after step {trained['best_step']:.0f} of "
+            f"{trained['steps']:.0f}{early}: the model is that of step {trained['best_step']:.0f}"
+        )
+    if record.recipe.get("push_to_hub"):
+        say(f"uploaded to {record.recipe['push_to_hub']} on the hub")
     say(f"the tuned model is in {run / 'model'}, its record with all scores in {run / RECORD_FILE}")
     if record.scores:
         say(f"next, what was gained and lost on one page: gentletune report {shlex.quote(str(run))}")

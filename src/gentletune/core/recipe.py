@@ -149,6 +149,13 @@ class Recipe(BaseModel):
     probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
     evaluate_every: int = Field(0, ge=0, description="Steps between looks at the tasks, both sides (0: none).")
     evaluate_limit: int = Field(32, ge=1, description="Documents of each task in such a look.")
+    shard_size: str = Field("5GB", pattern=r"^\d+(KB|MB|GB)$", description="Largest file of the saved weights.")
+    push_to_hub: str | None = Field(
+        None, min_length=1, description="Upload the finished model to owner/name of the hub, private; needs HF_TOKEN."
+    )
+    gguf: str | None = Field(
+        None, min_length=1, description="llama.cpp's convert_hf_to_gguf.py: write the finished model as GGUF, too."
+    )
 
     # --- measurement: fields that change scores but not the trained weights
     evaluate: bool = Field(True, description="Measure the base and the tuned model after training.")
@@ -271,6 +278,11 @@ class Recipe(BaseModel):
         Schedule.parse(self.schedule).check(self.warmup)
         if self.early_stop is not None:
             EarlyStop.parse(self.early_stop).check(self.probe_every, self.evaluate_every)
+        if self.strategy in ("fsdp2", "deepspeed") and (self.early_stop is not None or self.evaluate_every):
+            key = "evaluate_every" if self.early_stop is None else "early_stop"
+            raise ValueError(f"{key} needs the whole model on one process; take strategy: ddp, or leave it out")
+        if self.gguf is not None and self.save == "adapter":
+            raise ValueError("gguf is of whole weights; take save: merged")
         return self
 
     @model_validator(mode="after")

@@ -17,10 +17,11 @@ from gentletune.core.errors import NotFiniteError, UserError
 
 RECORD_FILE = "record.json"
 SCHEMA = 2
+MEAN = "general_mean"  # of the general accuracies, where there are several
 FROM_BASE = ("kl_sampled", "nll_greedy")  # tasks that are changes from the base model already: it scores 0
 Side = Literal["domain", "general"]
 OwnMetric = Literal["accuracy", "balanced_accuracy", "chrf"]
-OWN_SCORES = ("kl_sampled", "nll_greedy", "reference", "own_answers", "general_mean", "domain_mean")
+OWN_SCORES = ("kl_sampled", "nll_greedy", "reference", "own_answers", MEAN, "domain_mean")
 """What scores of our own are called, which no data file and no task may be."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from gentletune.core.errors import UserError, unknown
+from gentletune.core.records import MEAN
 
 SCHEDULES: Mapping[str, str] = {
     "cosine": "cosine",
@@ -155,8 +156,8 @@ class EarlyStop:
 
     def check_task(self, tasks: Collection[str]) -> None:
         """Raises `UserError` where no task looked at is the one that it watches."""
-        if self.task is not None and self.task not in tasks:
-            raise UserError(f"early_stop: {unknown('task', self.task, tasks)}")
+        if self.task is not None and self.task not in (*tasks, MEAN):
+            raise UserError(f"early_stop: {unknown('task', self.task, [*tasks, MEAN])}")
 
 
 def save_interval(value: Any) -> int | str:

@@ -12,7 +12,7 @@ import torch
 from gentletune.core.cache import cached_json, digest
 from gentletune.core.errors import UserError, memory_errors
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import FROM_BASE, Score, Side
+from gentletune.core.records import FROM_BASE, MEAN, Score, Side
 from gentletune.data.chat import render_prompt
 from gentletune.data.domains import domain
 from gentletune.data.encode import IGNORE, Encoded, as_messages, encode_prompt, encode_rows
@@ -39,7 +39,6 @@ from gentletune.lm.generate import Progress, generate
 from gentletune.lm.loaded import Loaded, base_causal_lm
 from gentletune.stats import mean_over_tasks
 
-MEAN = "general_mean"
 GENERAL_SEED = 20250920  # the sampled answers are the same in every run
 _VERSION = 5  # raise when what is cached would come out differently
 _CALIBRATION_VERSION = 1

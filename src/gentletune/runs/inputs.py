@@ -18,7 +18,7 @@ from gentletune.data import DomainData, EncodedRows, encode_rows, load_data
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import code_walls, resolve_tasks
-from gentletune.evaluation.measure import MEAN, content_hashes
+from gentletune.evaluation.measure import content_hashes
 from gentletune.lm.held import use_bf16
 from gentletune.lm.loaded import Loaded
 from gentletune.methods import Method, parse_method, training_part
@@ -48,7 +48,7 @@ class Inputs:
         fields = recipe.model_dump(mode="json", include=set(_DATA))
         self.data: DomainData = shared.once(["data", fields], lambda: load_data(recipe))
         if recipe.early_stop is not None:
-            EarlyStop.parse(recipe.early_stop).check_task([self.data.name, *(task.name for task in tasks), MEAN])
+            EarlyStop.parse(recipe.early_stop).check_task([self.data.name, *(task.name for task in tasks)])
         self.base = base = Loaded.of(recipe, shared=shared)
 
         def encoded(side: str, rows: list[Any], rows_hash: str) -> EncodedRows:

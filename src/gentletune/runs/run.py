@@ -22,6 +22,7 @@ from gentletune.data.templates import save_tokenizer
 from gentletune.evaluation.finite import BROKEN, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Measured, Reference, TaskLook, measure, probe, reference_answers, silent
+from gentletune.lm.export import check_export
 from gentletune.lm.kinds import copy_processor
 from gentletune.lm.loaded import Loaded, stop_at
 from gentletune.lm.model_files import quiet
@@ -42,15 +43,13 @@ from gentletune.runs.directory import (
     read_json,
     scraps,
 )
+from gentletune.runs.export import export_run
 from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.trainer import last_checkpoint
-
-
-SHARD = "5GB"  # of a file of weights: what the host holds of a GPU's while it is written
 
 
 class _SourceFailedError(Exception):
@@ -74,12 +73,15 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
     if recipe.output:
         with one_line_errors(Path(recipe.output)):
             check_free(Path(recipe.output))  # told before any data are read
+    check_export(recipe)
     inputs = Inputs(recipe)
     run = Path(recipe.output or _default_output(inputs))
-    if (done := _finished(inputs, run)) is not None:
-        return done
-    with holding(run):
-        return train_held(inputs, run, reuse, stage)
+    if (done := _finished(inputs, run)) is None:
+        with holding(run):
+            done = train_held(inputs, run, reuse, stage)
+    if done.status == "complete":
+        export_run(recipe, run, stage)
+    return done
 
 
 def refuse_launcher() -> None:
@@ -299,7 +301,7 @@ def _save(model: Any, inputs: Inputs, target: Path, method: str, adapter: Path |
             place_adapter(adapter, inputs, scratch)
         else:
             stop_at(model, end_tokens(inputs.base.tokenizer))
-            model.save_pretrained(scratch, max_shard_size=SHARD)
+            model.save_pretrained(scratch, max_shard_size=inputs.recipe.shard_size)
         save_tokenizer(inputs.base.tokenizer, scratch)
         copy_processor(inputs.base.directory, scratch)
         (scratch / "README.md").write_text(_card(inputs, method), encoding="utf-8")

@@ -116,6 +116,9 @@ def make_trial(
 ) -> Trial:
     """The trial of `base` with a change; it takes the weights of an earlier one that is trained alike."""
     recipe = Recipe.parse({**base, **change}, where=where)
+    if recipe.push_to_hub is not None or recipe.gguf is not None:
+        key = "gguf" if recipe.push_to_hub is None else "push_to_hub"
+        raise UserError(f"{where}: {key} is for one run; leave it out, and export what you choose: gentletune export")
     name = prefix + _name(recipe, change)
     recipe = recipe.override({"output": str(output / name)})
     mine = _training(recipe)

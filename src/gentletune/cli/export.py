@@ -1,0 +1,59 @@
+"""A finished model elsewhere: `export hub`, `export gguf`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gentletune.cli.common import app, say
+from gentletune.core.errors import UserError
+from gentletune.lm.export import GGUF_TYPES, check_repository, push_to_hub, to_gguf
+
+export_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Upload a model, or write it as GGUF.")
+app.add_typer(export_app, name="export")
+RunArgument = Annotated[Path, typer.Argument(help="A run directory, or that of a model.")]
+
+
+@export_app.command("hub")
+def hub_command(
+    run: RunArgument,
+    repository: Annotated[str, typer.Argument(help="owner/name on the model hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; by default private.")] = False,
+) -> None:
+    """Upload a model with its card to the model hub; the token is that of HF_TOKEN or of `hf auth login`.
+
+    [bold]Example[/bold]
+
+      gentletune export hub runs/a owner/name
+    """
+    model = _model(run)
+    check_repository(repository)
+    say(f"uploaded: {push_to_hub(model, repository, private=not public)}")
+
+
+@export_app.command("gguf")
+def gguf_command(
+    run: RunArgument,
+    converter: Annotated[str, typer.Option(help="Path to llama.cpp's convert_hf_to_gguf.py.")],
+    kind: Annotated[
+        str, typer.Option("--type", help=f"What weights are written as: {', '.join(GGUF_TYPES)}.")
+    ] = "q8_0",
+    output: Annotated[Path | None, typer.Option(help="The file to write; RUN/model.gguf by default.")] = None,
+) -> None:
+    """Write a model as GGUF, for llama.cpp and what is built on it, by llama.cpp's own converter.
+
+    [bold]Example[/bold]
+
+      gentletune export gguf runs/a --converter ~/llama.cpp/convert_hf_to_gguf.py --type q8_0
+    """
+    say(f"written: {to_gguf(_model(run), converter, output or run / 'model.gguf', kind)}")
+
+
+def _model(run: Path) -> Path:
+    """The model of a run directory, or the directory itself where it is one. Raises `UserError`."""
+    for path in (run / "model", run):
+        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+            return path
+    raise UserError(f"{run} holds no finished model; give a run directory")
