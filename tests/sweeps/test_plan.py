@@ -37,6 +37,12 @@ def test_axes_multiply_and_identical_trainings_are_shared() -> None:
     assert trials[0].recipe.output == "out/sft-lr1e-05-seed0"
 
 
+def test_without_axes_the_trials_are_those_named_or_the_base_alone() -> None:
+    named = plan({"base": BASE, "also": [{"lr": 1e-4}, {"lr": 1e-3}]}, Path("out"))
+    assert [trial.name for trial in named] == ["sft-lr0.0001", "sft-lr0.001"]
+    assert [trial.name for trial in plan({"base": BASE}, Path("out"))] == ["sft-lr1e-05"]
+
+
 @pytest.mark.parametrize(
     ("study", "line"),
     [

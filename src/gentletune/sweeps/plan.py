@@ -75,7 +75,7 @@ def read_settings(study: Mapping[str, Any], where: str = "study") -> Settings:
 
 
 def plan(study: Mapping[str, Any], output: Path, where: str = "study") -> list[Trial]:
-    """Trials of a study: the product of its `axes` over its `base` recipe, then each entry of `also`.
+    """Trials of a study: the product of its `axes` over its `base` recipe, then each entry of `also`; else the base.
 
     Trials whose recipes differ only in the method's merge share one training. The trials of a `search` are asked
     for one by one while it runs (`gentletune.sweeps.search`); of such a study this is `also` alone.
@@ -95,7 +95,7 @@ def plan(study: Mapping[str, Any], output: Path, where: str = "study") -> list[T
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}: axis '{axis}' needs a list of values")
     changes = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    if study.get("search"):
+    if study.get("search") or (also and not axes):
         changes = []
     trials: list[Trial] = []
     for change in [*changes, *also]:
