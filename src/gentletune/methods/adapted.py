@@ -18,7 +18,7 @@ def check_adapted(recipe: Recipe, method: Method) -> None:
     """Refuse `quantization` and `save: adapter` where the recipe's method, or this machine, cannot do them.
 
     Raises:
-        UserError: no LoRA in the method, a merge of whole weights, shared weights, no bitsandbytes.
+        UserError: no LoRA in the method, a merge of whole weights, no bitsandbytes.
     """
     adapted, name = method.parameterise is not None, method.name
     if recipe.quantization is not None:
@@ -27,8 +27,6 @@ def check_adapted(recipe: Recipe, method: Method) -> None:
             raise UserError(
                 f"{key} holds a frozen base, and '{name}' trains its weights; add +lora, or leave quantization out"
             )
-        if recipe.strategy in ("fsdp2", "deepspeed"):
-            raise UserError(f"{key} cannot be shared out by strategy: {recipe.strategy}; use ddp")
         if find_spec("bitsandbytes") is None:
             raise UserError(f"{key} needs bitsandbytes; pip install 'gentletune[quant]'")
     if recipe.save == "adapter":
