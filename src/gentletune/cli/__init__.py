@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from gentletune.cli import export, inspect, lab, research, runs, texts  # noqa: F401 (importing a module adds its commands)
-from gentletune.cli.common import app, stderr
+from gentletune.cli.common import app, prepare, stderr
+from gentletune.core.devices import launched, leave, rank
 from gentletune.core.errors import UserError, memory_errors
 
 __all__ = ["app", "main"]
@@ -32,10 +34,37 @@ def _about(
 
 
 def main() -> None:
-    """Entry point: a `UserError` or a usage error is one line on stderr and exit code 2."""
+    """Entry point: a `UserError` or a usage error is one line on stderr and exit code 2.
+
+    Under torchrun or accelerate rank 0 does what was asked, and the other ranks what rank 0 says.
+    """
+    if launched() == 1:
+        _run()
+    try:
+        _run()
+    except SystemExit as stop:
+        if rank() == 0:
+            from gentletune.runs.ranks import dismiss
+
+            dismiss()
+        leave(stop.code if isinstance(stop.code, int) else 1)
+
+
+def _follow() -> int:
+    """A rank other than 0: its share of what rank 0 does, without a word; its exit code."""
+    from gentletune.runs.ranks import ToldError
+    from gentletune.runs.run import follow
+
+    prepare()
+    with suppress(ToldError):
+        follow()
+    return 0
+
+
+def _run() -> NoReturn:
     try:
         with memory_errors("in this command"):
-            code = app(standalone_mode=False)
+            code = app(standalone_mode=False) if rank() == 0 else _follow()
     except UserError as error:
         _fail(str(error))
     except _UsageError as error:

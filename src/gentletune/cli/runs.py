@@ -26,8 +26,10 @@ from gentletune.cli.common import (
 from gentletune.cli.flags import recipe_command
 from gentletune.cli.recommend import DomainOption, GeneralOption, MarginOption, print_answer
 from gentletune.cli.scores import print_scores
+from gentletune.core.devices import check_devices, launched
 from gentletune.core.recipe import load_recipe
 from gentletune.core.records import RECORD_FILE, RunRecord, load_records, write_json_atomic, write_text_atomic
+from gentletune.methods import parse_method
 
 
 @recipe_command(app, "train")
@@ -47,13 +49,14 @@ def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
     recipe = load_recipe(config, given)
     if recipe.output:
         check_output(Path(recipe.output))
+    check_devices(recipe, parse_method(recipe.method))
     check_recipe(recipe, tasks=recipe.evaluate or recipe.evaluate_every > 0)
     import torch
 
     from gentletune.runs.run import train
 
     prepare()
-    if recipe.processes == 1 and (gpus := torch.cuda.device_count()) > 1:
+    if recipe.processes == launched() == 1 and (gpus := torch.cuda.device_count()) > 1:
         say(f"{gpus} GPUs can be seen, one trains; --processes auto uses all, with batch_size rows on each")
     with stages() as stage:
         record = train(recipe, stage=stage)

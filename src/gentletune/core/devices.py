@@ -1,4 +1,7 @@
-"""How many processes train, and how they share a training: what a recipe asks for, what a launcher started. No torch."""
+"""How many processes train, and how they share a training: what the recipe asks for, what a launcher started.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from gentletune.core.recipe import Recipe
 Sharing = Literal["ddp", "fsdp2", "deepspeed"]
 
 # Those whose state has the shape of the weights and is made at the first step, so that it can be cut like them.
-SHARDED_OPTIMIZERS = frozenset({"adamw", "adamw_torch", "adamw_torch_fused", "sgd", "rmsprop"})
+SHARDED_OPTIMIZERS = frozenset({"adamw_torch", "adamw_torch_fused", "sgd", "rmsprop"})
 
 
 def rank() -> int:
@@ -32,6 +35,11 @@ def sharing(recipe: Recipe) -> Sharing:
     if asked is not None:
         return asked
     return "ddp" if recipe.strategy == "auto" else recipe.strategy
+
+
+def sharded(recipe: Recipe) -> bool:
+    """Whether this process is one of several that hold a share of the weights each (FSDP2)."""
+    return launched() > 1 and sharing(recipe) == "fsdp2"
 
 
 def _of_launcher() -> Sharing | None:
@@ -64,7 +72,17 @@ def check_devices(recipe: Recipe, method: Any, processes: int | None = None) -> 
     kind = sharing(recipe)
     if kind == "deepspeed":
         _check_deepspeed(recipe, method)
-    if kind == "fsdp2" and recipe.optimizer not in SHARDED_OPTIMIZERS:
+    if kind == "fsdp2":
+        _check_shards(recipe)
+
+
+def _check_shards(recipe: Recipe) -> None:
+    if recipe.weights == "bf16":
+        raise UserError("fsdp2 holds its shares of the weights in fp32, computing in bf16; leave weights: bf16 out")
+    for key in ("quantization", "early_stop", "evaluate_every"):
+        if getattr(recipe, key):
+            raise UserError(f"{key} needs a rank that has the weights whole, and under fsdp2 none has; leave it out")
+    if recipe.optimizer not in SHARDED_OPTIMIZERS:
         raise UserError(
             f"optimizer '{recipe.optimizer}' cannot be cut into shards, so not under fsdp2; take one of "
             f"{', '.join(sorted(SHARDED_OPTIMIZERS))}, or strategy: ddp"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gentletune.core.devices import sharing
 from gentletune.core.errors import UserError
 from gentletune.core.optimizers import named
 from gentletune.core.recipe import Recipe
@@ -40,9 +41,10 @@ def how_held(recipe: Recipe, directory: Path) -> Held:
     process has, else bf16; it goes by the whole memory, so that it says the same at any time and in every process.
     Weights that are not trained (LoRA's base) and were published in bf16 stay so where bf16 is computed in: fp32 would
     hold the same values.
+    Shares of the weights (`strategy: fsdp2`) are fp32.
     """
     needs, has = fp32_bytes(recipe, directory), memory(recipe)
-    fits = needs <= ROOM * has or recipe.precision == "fp32"
+    fits = needs <= ROOM * has or recipe.precision == "fp32" or sharing(recipe) == "fsdp2"
     bf16 = recipe.weights == "bf16" or (recipe.weights == "auto" and (not fits or _frozen_in_bf16(recipe, directory)))
     return Held(torch.bfloat16 if bf16 else torch.float32, needs, has)
 

@@ -106,6 +106,10 @@ class Loaded:
             self._model = load_model(self.directory, self.dtype, trust_remote_code=self._trust)
         return self
 
+    def on_host(self) -> Any:
+        """The model in the host's memory, loaded for the caller to change."""
+        return load_model(self.directory, self.dtype, trust_remote_code=self._trust, place=torch.device("cpu"))
+
     def quantized(self, bits: Bits, compute: torch.dtype) -> Any:
         """The model for the caller to train adapters on: its linear layers in few bits, which compute in `compute`."""
         how = quantized(bits, compute)
@@ -170,9 +174,14 @@ class Loaded:
 
 
 def load_model(
-    directory: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False, quantization: Any = None
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    trust_remote_code: bool = False,
+    place: torch.device | None = None,
+    quantization: Any = None,
 ) -> Any:
-    """The causal LM in `directory`, its weights in `dtype`, in eval mode, on the GPU where there is one.
+    """The causal LM in `directory`, its weights in `dtype`, in eval mode, at `place` (None: the GPU, if any).
 
     An adapter's directory gives its base model with the adapter added. `quantization` is transformers' configuration
     of layers held in few bits.
@@ -184,7 +193,8 @@ def load_model(
         if quantization is not None:
             raise UserError(f"{problem}: quantization needs plain weights, and this is an adapter; merge it first")
         base = adapter_base(directory, trust_remote_code=trust_remote_code)
-        return merge_adapter(load_model(base, dtype, trust_remote_code=trust_remote_code), directory).eval()
+        plain = load_model(base, dtype, trust_remote_code=trust_remote_code, place=place)
+        return merge_adapter(plain, directory).eval()
     held = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": _place()}}
     try:
         with quiet():
@@ -201,7 +211,7 @@ def load_model(
         raise UserError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
         raise UserError(f"{problem}: its files lack {len(missing)} weights that its config names, such as {missing[0]}")
-    model = model.to(device()).eval()
+    model = model.to(place or device()).eval()
     if model.config.is_encoder_decoder:
         raise UserError(f"{problem}: a {type(model).__name__} encodes a text apart from its answer; take a decoder")
     if quantization is not None:

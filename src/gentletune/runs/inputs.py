@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gentletune.core.cache import Shared, cache_root, cached_json, digest
+from gentletune.core.devices import launched, sharing
 from gentletune.core.errors import UserError, memory_errors
 from gentletune.core.locks import locked
 from gentletune.core.recipe import Processes, Recipe
@@ -28,7 +29,8 @@ _DATA = ("data", "data_path", "data_split", "data_config", "mixture", "test_path
          "seed", "domain_metric")  # fmt: skip
 # Recipe keys that only say where something lies: its content is in the record's hashes or in the directory's identity.
 _BY_CONTENT = frozenset({"model", "data_path", "mixture", "test_path", "reference_path", "tasks", "task_data",
-                         "chat_template", "date", "processes"})  # fmt: skip
+                         "chat_template", "date", "processes", "strategy", "batch_size", "gradient_accumulation",
+                         "global_batch"})  # fmt: skip
 
 
 class Inputs:
@@ -84,9 +86,9 @@ class Inputs:
             fields.pop(name)  # their content counts, by its hash
         fields["chat_template"] = digest(self.base.tokenizer.chat_template)  # with the date, where it prints one
         fields["weights"] = "bf16" if self.base.dtype == torch.bfloat16 else "fp32"  # what auto came to
-        fields.pop("processes", None)
-        ranks = {"processes": self.processes} if self.processes > 1 else {}
-        return fields | ranks | {k: v for k, v in self.hashes.items() if k != "test"} | self._watched
+        for name in ("processes", "strategy"):
+            fields.pop(name)
+        return self._spread(fields) | {k: v for k, v in self.hashes.items() if k != "test"} | self._watched
 
     @property
     def _watched(self) -> dict[str, str]:
@@ -95,6 +97,23 @@ class Inputs:
             return {}
         asked = EarlyStop.parse(self.recipe.early_stop).task is not None
         return {"test": self.hashes["test"]} | {f"task {task.name}": task.hash for task in self._tasks if asked}
+
+    def _spread(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields with how the rows of a step are spread over processes.
+
+        Shares of the weights can be cut anew, so that another number of ranks may go on where the rows of a step stay
+        the same; where τ is of a micro-batch over all ranks, its rows count as well.
+        """
+        if self.processes == 1:
+            return fields
+        kind = sharing(self.recipe)
+        if kind != "fsdp2":
+            return fields | {"processes": self.processes} | ({"strategy": kind} if kind != "ddp" else {})
+        rows: dict[str, Any] = {"strategy": kind, "global_batch": self.recipe.step_rows(self.processes)}
+        if not self.method.one_pass:
+            each = self.recipe.batch_size
+            rows["micro_batch_rows"] = each if each == "auto" else each * self.processes
+        return {k: v for k, v in fields.items() if k not in ("batch_size", "gradient_accumulation")} | rows
 
     @property
     def state(self) -> dict[str, Any]:
@@ -164,7 +183,9 @@ class Inputs:
 
 
 def processes_here(wanted: Processes) -> int:
-    """How many processes would train on this machine."""
+    """How many processes would train: those of the launcher, else as the recipe says on this machine."""
+    if launched() > 1:
+        return launched()
     return max(1, torch.cuda.device_count()) if wanted == "auto" else wanted
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gentletune.core.devices import Sharing, sharing
 from gentletune.core.errors import RunFailedError, UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
@@ -50,7 +51,7 @@ def launch(recipe: Recipe, run: Path, processes: int) -> tuple[Path, dict[str, f
         write_json_atomic(exchange.recipe, recipe.model_dump(mode="json"))
         with exchange.log.open("ab") as out:
             # Each rank watches its standard input, which the kernel closes when this process ends.
-            command = [*command_line(processes), "-m", WORKER, str(run)]
+            command = [*command_line(processes, sharing(recipe)), "-m", WORKER, str(run)]
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
             try:
                 code = child.wait()
@@ -75,11 +76,12 @@ def _read(exchange: Exchange) -> dict[str, Any]:
     return answer
 
 
-def command_line(processes: int) -> list[str]:
-    """The launcher with its options, for as many ranks."""
+def command_line(processes: int, kind: Sharing = "ddp") -> list[str]:
+    """The launcher with its options, for as many ranks that share a training so; FSDP2 is set up by the ranks."""
     if torch.cuda.device_count() == 0:  # accelerate's launcher starts several CPU processes through MPI alone
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    way = ["--use_deepspeed", "--zero_stage", "2"] if kind == "deepspeed" else ["--multi_gpu"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *way, "--num_processes", str(processes)]
     # The recipe decides on precision, and a free port lets two trials of one machine train at once.
     return [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
             "--main_process_port", "0"]  # fmt: skip

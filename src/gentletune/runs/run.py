@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.core.cache import digest, whole_directory
+from gentletune.core.devices import check_devices, launched, rank, sharded, sharing
 from gentletune.core.errors import NotFiniteError, RunFailedError, UserError, memory_errors
 from gentletune.core.locks import check_free, holding
 from gentletune.core.provenance import model_card, provenance
@@ -24,7 +24,7 @@ from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Measured, Reference, TaskLook, measure, probe, reference_answers, silent
 from gentletune.lm.export import check_export
 from gentletune.lm.kinds import copy_processor
-from gentletune.lm.loaded import Loaded, stop_at
+from gentletune.lm.loaded import Loaded, device, stop_at
 from gentletune.lm.model_files import quiet
 from gentletune.methods import method_parts, training_part
 from gentletune.methods.adapted import keeps_adapter
@@ -46,9 +46,11 @@ from gentletune.runs.directory import (
 from gentletune.runs.export import export_run
 from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
+from gentletune.runs.ranks import ranks
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.optimizers import check_optimizer
+from gentletune.training.sharding import to_share
 from gentletune.training.trainer import last_checkpoint
 
 
@@ -62,14 +64,25 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
     Called again after a crash or kill it goes on from what is there; called again after it completed it returns
     the record. `reuse` is another run whose training is the same (it may differ in its merge): its tuned
     weights are taken instead of training again. A run that diverges returns a record with status `failed`.
-    While it works it holds the run directory, so that no other process can be at it.
+    While it works it holds the run directory, so that no other process can be at it. Under torchrun or accelerate
+    every rank calls it: rank 0 does all of this, the others train with it, write nothing, and return its record.
 
     Raises:
         RunHeldError: another process is at the run directory.
         OutOfMemoryError: with the way out; what was trained up to the last checkpoint is kept.
         UserError: bad input; nothing is written then.
     """
-    refuse_launcher()
+    if launched() == 1:
+        return _train(recipe, reuse, stage)
+    return ranks().lead(lambda: _train(recipe, reuse, stage)) if rank() == 0 else follow()
+
+
+def follow() -> RunRecord:
+    """What another rank than 0 does under a launcher: its share of the training, and rank 0's record."""
+    return ranks().follow(share)
+
+
+def _train(recipe: Recipe, reuse: Path | None, stage: Stage) -> RunRecord:
     if recipe.output:
         with one_line_errors(Path(recipe.output)):
             check_free(Path(recipe.output))  # told before any data are read
@@ -86,8 +99,8 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
 
 def refuse_launcher() -> None:
     """Raises `UserError` in a process that is one of several of torchrun or accelerate: each would do the whole."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("gentletune starts its own processes; call it without a launcher, with processes: N or auto")
+    if launched() > 1:
+        raise UserError("a study starts its own processes; call it without a launcher, with processes: N or auto")
 
 
 def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stage = silent) -> RunRecord:
@@ -96,9 +109,11 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
         return done
     if not has_weights(run):  # what is wrong is said before anything is measured or written
         if reuse is None:
+            check_devices(inputs.recipe, inputs.method, inputs.processes)
             check_gpus(inputs.processes)
             check_optimizer(inputs.recipe)
-        inputs.base.load()
+        if inputs.recipe.evaluate or inputs.recipe.probe_every or sharing(inputs.recipe) != "fsdp2":
+            inputs.base.load()  # shares may be of a model that no device holds whole
     with one_line_errors(run):
         for scrap in scraps(run):
             shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
@@ -210,7 +225,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     else:
         with memory_errors("in training", lambda: _less_memory(inputs, run)):
             if inputs.processes > 1:
-                tuned, figures = _launched(inputs, run)
+                tuned, figures = _launched(inputs, run) if launched() == 1 else _led(inputs, run, reference)
             else:
                 tuned, figures = fit_weights(inputs, run, reference)
             if keeps_adapter(recipe):
@@ -238,6 +253,8 @@ def _less_memory(inputs: Inputs, run: Path) -> str:
         ways.append(f"lower batch_size (now {recipe.batch_size}) and raise gradient_accumulation as much")
     if not recipe.gradient_checkpointing:
         ways.append("set gradient_checkpointing: true")
+    if inputs.processes > 1 and sharing(recipe) == "ddp":
+        ways.append("share the weights out (strategy: fsdp2)")
     if inputs.method.parameterise is None:
         ways.append(f"train adapters (method: {recipe.method}+lora)")
     elif recipe.quantization is None:
@@ -258,6 +275,22 @@ def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
     return directory if keeps_adapter(inputs.recipe) else inputs.base.with_model(directory=directory).model, figures
 
 
+def _led(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
+    """Weights trained by the launcher's ranks, this one the first."""
+    inputs.sequence_weights()  # the others read them from the cache
+    ranks().tell("train", {"recipe": inputs.recipe.model_dump(mode="json"), "run": str(run.absolute())})
+    tuned, figures = fit_weights(inputs, run, reference)
+    return tuned.to(device()), figures | {"processes": float(inputs.processes)}
+
+
+def share(recipe: Recipe, run: Path) -> tuple[Any, dict[str, float]]:
+    """`fit_weights` as one of several ranks, when what it takes of the base model has been measured and cached."""
+    inputs, reference = Inputs(recipe), None
+    if recipe.probe_every:
+        reference = reference_answers(inputs.base, recipe)
+    return fit_weights(inputs, run, reference)
+
+
 def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
     """Tuned weights before any merge, and figures of their training; in this process alone or as one of several."""
     recipe, method, tokenizer = inputs.recipe, inputs.method, inputs.base.tokenizer
@@ -268,9 +301,14 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
 
     tasks = TaskLook(inputs.base, inputs.data, inputs.test.kept, recipe) if recipe.evaluate_every else None
     weights = inputs.sequence_weights()
-    base = inputs.base.weights if method.parameterisation.needs_base else None
+    needs_base = method.parameterisation.needs_base
+    if sharded(recipe):
+        model, base = to_share(inputs.base, needs_base, trust_remote_code=recipe.trust_remote_code)
+    else:
+        base = inputs.base.weights if needs_base else None
+        model = inputs.trainable()
     fitted = fit(
-        recipe, method, inputs.trainable(), tokenizer, inputs.train.rows, run,
+        recipe, method, model, tokenizer, inputs.train.rows, run,
         base=base, sequence_weights=weights, probe=look if recipe.probe_every else None, evaluate=tasks,
         title=f"{method.label} lr {recipe.learning_rate:g}",
     )  # fmt: skip

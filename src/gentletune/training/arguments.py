@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
+from gentletune.core.devices import sharded
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import SCHEDULES, Schedule
 from gentletune.lm.held import use_bf16
 from gentletune.lm.loaded import device
 from gentletune.training.optimizers import check_optimizer, optimizer_fields
+from gentletune.training.sharding import FSDP, compute_in_bf16
 
 CHECKPOINTS = "checkpoints"
 _NEVER = 10**9  # steps between checkpoints, where a clock says when
@@ -60,7 +63,10 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
         disable_tqdm=True,
         dataloader_pin_memory=device().type != "cpu",
         **optimizer_fields(recipe, dtype),
+        **(copy.deepcopy(FSDP) if sharded(recipe) else {}),
     )
+    if sharded(recipe) and arguments.bf16:
+        compute_in_bf16(arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU: transformers would wrap in nn.DataParallel
     return arguments
 

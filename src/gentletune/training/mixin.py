@@ -15,6 +15,7 @@ from gentletune.methods import Method, parse_method
 from gentletune.methods.base import deviation_norm
 from gentletune.training.experts import check_normalization, has_router_loss
 from gentletune.training.loss import MethodLoss, add_token_nll, method_loss, unprepare
+from gentletune.training.sharding import reshard
 
 NORM_EVERY = 10  # steps between looks at ‖θ-θ⁰‖
 # What one more forward and backward pass is taken to cost, in tokens. On two cores SmolLM2-135M spent 0.47 s a pass and
@@ -178,8 +179,10 @@ class MethodMixin:
             self._returned = self._returned + loss
             return loss
         loss = self._end_of_step(loss, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise TrainingDivergedError(f"the loss became {float(loss)} at step {self.state.global_step + 1}")
+        finite = self._all_ranks(torch.isfinite(loss).float().reshape(1))  # so that all of them stop
+        if not finite.all():
+            value = "nan" if torch.isfinite(loss) else float(loss)
+            raise TrainingDivergedError(f"the loss became {value} at step {self.state.global_step + 1}")
         return loss
 
     def _end_of_step(self, loss: Tensor, num_items_in_batch: Any) -> Tensor:
@@ -280,6 +283,7 @@ class MethodMixin:
     @torch.no_grad()
     def update_norm(self) -> float:
         """‖θ-θ⁰‖ over the effective parameters."""
+        reshard(self.model)
         return deviation_norm(self.method.parameterisation.deviations(self.model, self.base))
 
 

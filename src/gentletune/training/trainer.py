@@ -36,6 +36,7 @@ from gentletune.training.loss import remove_token_nll
 from gentletune.training.lost_updates import LostUpdates
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
 from gentletune.training.optimizers import own_optimizer, trained_dtype
+from gentletune.training.sharding import Whole, forget_sharding, reshard, shard_on_cpu, whole
 
 METRICS_FILE = "metrics.jsonl"
 PREVIOUS_FILE = "previous_sequence_nll.pt"
@@ -68,6 +69,11 @@ class GentleTrainer(MethodMixin, SFTTrainer):
         super().__init__(model, *args, **kwargs)
         for parameter, values in trained:
             parameter.data = values  # TRL rounds QLoRA's adapters to bf16, which loses small steps
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.accelerator.device.type == "cpu":
+            shard_on_cpu(self)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -103,7 +109,8 @@ class GentleTrainer(MethodMixin, SFTTrainer):
         The ranks wait for each other before and after: each adds its random state to the one directory.
         """
         self.optimizer.eval()  # the weights to be measured: schedule-free optimisers train others
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        reshard(self.model)
+        if not all(bool(whole(torch.isfinite(p).all())) for p in self.model.parameters()):
             raise TrainingDivergedError(f"the weights are not finite at step {self.state.global_step}")
         output, first = Path(self.args.output_dir), self.accelerator.is_main_process
         staging = output / ".writing"
@@ -166,7 +173,10 @@ class TALRTrainer(MethodMixin, SFTTrainer):
 
 @dataclass(frozen=True)
 class Fitted:
-    """The tuned model, its adapter merged unless it is kept apart, and figures of its training."""
+    """The tuned model, its adapter merged unless it is kept apart, and figures of its training.
+
+    `model` is None on a rank that held a share of it.
+    """
 
     model: Any
     figures: dict[str, float]
@@ -192,7 +202,8 @@ def fit(
     Killed at any moment, the same call continues from the last checkpoint and, on the same CPU, ends with the
     same weights bit for bit as an uninterrupted one. `base` is θ⁰ by parameter name (`lm.loaded.base_weights`; None:
     copied to the host). Of the `callbacks`, those with an attribute `trainer` are told the trainer before it trains.
-    Gradients, optimiser state and what training held else are gone when this returns.
+    Gradients, optimiser state and what training held else are gone when this returns. Where ranks hold a share of the
+    weights each (`strategy: fsdp2`), rank 0 alone gets the model, on the host.
 
     Raises:
         UserError: a precision the machine lacks.
@@ -211,6 +222,7 @@ def fit(
     called += looked
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype)
+    plain = Whole(wrapped) if arguments.fsdp else None
     trainer = GentleTrainer(
         wrapped,
         arguments,
@@ -238,12 +250,15 @@ def fit(
         if stop is not None:
             stop.give_best()
         figures = _figures(trainer, run) | (stop.figures() if stop else {})
+        if plain is not None:
+            wrapped = plain.filled(trainer.model)
     finally:
         progress.close()
         _release(trainer)
-        # Give the plain forward back before the model is saved, generates or trains again.
-        remove_token_nll(wrapped)
-    return Fitted(_plain(recipe, method, wrapped).eval(), figures)
+        forget_sharding()
+        if plain is None:  # give the plain forward back before the model is saved, generates or trains again
+            remove_token_nll(wrapped)
+    return Fitted(None if wrapped is None else _plain(recipe, method, wrapped).eval(), figures)
 
 
 def _plain(recipe: Recipe, method: Method, wrapped: Any) -> Any:

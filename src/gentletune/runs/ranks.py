@@ -1,0 +1,120 @@
+"""Under torchrun or accelerate: rank 0 does the run, and the other ranks train their share of it when it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+from gentletune.core.devices import launched, rank
+from gentletune.core.errors import UserError
+from gentletune.core.recipe import Recipe
+from gentletune.core.records import RunRecord
+from gentletune.training import TrainingDivergedError
+
+_WAIT = timedelta(days=7)  # for rank 0, which measures, or writes a checkpoint
+_PATIENCE = timedelta(seconds=60)  # for what rank 0 says to a mistake that it met as well
+
+Share = Callable[[Recipe, Path], Any]
+
+
+class ToldError(UserError):
+    """What stopped rank 0, which has told it: the other ranks need not."""
+
+
+def join_group() -> None:
+    """Take this rank's GPU and enter the group of all ranks; waits for them.
+
+    Raises:
+        UserError: there are GPUs, but none for this rank.
+    """
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # the recipe decides
+    backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        if local >= (gpus := torch.cuda.device_count()):
+            raise UserError(f"rank {rank()} needs a GPU of its own, and {gpus} can be seen; start as many processes")
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend, timeout=_WAIT)
+
+
+class Ranks:
+    """The ranks of one launcher, and what rank 0 has told the others: an order after the other in the group's store.
+
+    The store and no collective carries them, so that a rank may wait for an order while it holds no GPU busy, and
+    rank 0 may end while others are in a collective.
+    """
+
+    def __init__(self) -> None:
+        join_group()
+        self.store = PrefixStore("gentletune", _get_default_store())
+        self.number = 0
+        self.open = True  # whether the others wait for what became of the run
+
+    def tell(self, what: str, value: Any) -> None:
+        """Rank 0's next order: to `train`, or what became of the run, a `record` or an `error`."""
+        self.number, self.open = self.number + 1, what == "train"
+        self.store.set(str(self.number), json.dumps([what, value]))
+
+    def lead(self, work: Callable[[], RunRecord]) -> RunRecord:
+        """What rank 0 does, and its outcome told to the others."""
+        self.open = True
+        try:
+            record = work()
+        except UserError as error:
+            self.tell("error", str(error))
+            raise
+        self.tell("record", record.model_dump(mode="json"))
+        return record
+
+    def follow(self, share: Share) -> RunRecord:
+        """What another rank does: its share of each training, until rank 0 tells what became of the run.
+
+        Raises:
+            ToldError: what rank 0 raised.
+            UserError: what is wrong for this rank alone.
+        """
+        while True:
+            what, value = self._next(_WAIT)
+            if what == "record":
+                return RunRecord.model_validate(value)
+            if what == "error":
+                raise ToldError(value)
+            try:
+                with suppress(TrainingDivergedError):  # all ranks see it at the same step, and rank 0 records it
+                    share(Recipe.parse(value["recipe"]), Path(value["run"]))
+            except UserError as error:
+                with suppress(torch.distributed.DistStoreError):
+                    self.store.wait([str(self.number + 1)], _PATIENCE)
+                    continue
+                raise UserError(f"rank {rank()}: {error}") from error
+
+    def _next(self, timeout: timedelta) -> tuple[str, Any]:
+        self.number += 1
+        self.store.wait([str(self.number)], timeout)
+        what, value = json.loads(self.store.get(str(self.number)))
+        return what, value
+
+
+@cache
+def ranks() -> Ranks:
+    """Those of this process's launcher; the first call enters the group."""
+    return Ranks()
+
+
+def dismiss() -> None:
+    """Let the other ranks end where rank 0 ends without having told what became of the run."""
+    if ranks().open:
+        ranks().tell("error", "rank 0 has ended")
