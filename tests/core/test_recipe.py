@@ -61,6 +61,9 @@ TRAINING: dict[str, Any] = {
     "train_rows": 7,
     "cot": False,
     "max_length": 64,
+    "truncate": "left",
+    "labels": "last",
+    "mixture": "clinic:1,lab:1",
     "chat_template": "qwen3",
     "date": "2025-01-02",
     "method": "talr",
@@ -85,7 +88,7 @@ TRAINING: dict[str, Any] = {
     "seed": 1,
     "early_stop": "domain_nll(patience=5, min_delta=0)",
 }
-NEEDED: dict[str, dict[str, Any]] = {"momentum": {"optimizer": "sgd"}}  # keys that go with another alone
+NEEDED: dict[str, dict[str, Any]] = {"momentum": {"optimizer": "sgd"}, "mixture": {"data": "clinic"}}  # keys that go with another
 
 
 def mistake(values: dict[str, Any], where: str = "recipe") -> str:

@@ -156,7 +156,7 @@ def test_rows_too_long_or_without_a_label_are_dropped_and_counted(tokenizer: Any
 
 def test_a_row_whose_only_label_has_no_context_is_dropped(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = iter([Encoded([5, 6], [5, IGNORE]), Encoded([5, 6], [IGNORE, IGNORE]), Encoded([5, 6], [IGNORE, 6])])
-    monkeypatch.setattr(encode, "encode_row", lambda row, tokenizer: next(made))
+    monkeypatch.setattr(encode, "encode_row", lambda row, tokenizer, labels: next(made))
     found = encode_rows([{"text": "a"}] * 3, tokenizer, max_length=8)
     assert (found.kept, found.no_label) == ([2], 2)
 
