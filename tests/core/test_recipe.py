@@ -88,7 +88,8 @@ TRAINING: dict[str, Any] = {
     "seed": 1,
     "early_stop": "domain_nll(patience=5, min_delta=0)",
 }
-NEEDED: dict[str, dict[str, Any]] = {"momentum": {"optimizer": "sgd"}, "mixture": {"data": "clinic"}}  # keys that go with another
+# Keys that go with another alone.
+NEEDED: dict[str, dict[str, Any]] = {"momentum": {"optimizer": "sgd"}, "mixture": {"data": "clinic"}}
 
 
 def mistake(values: dict[str, Any], where: str = "recipe") -> str:
