@@ -104,6 +104,8 @@ class Inputs:
         Shares of the weights can be cut anew, so that another number of ranks may go on where the rows of a step stay
         the same; where τ is of a micro-batch over all ranks, its rows count as well.
         """
+        if self.recipe.global_batch is not None and self.method.one_pass:
+            fields = {k: v for k, v in fields.items() if k not in ("batch_size", "gradient_accumulation")}
         if self.processes == 1:
             return fields
         kind = sharing(self.recipe)
@@ -129,6 +131,18 @@ class Inputs:
 
         same_content = record.status == "complete" and record.hashes == self.record_hashes
         return same_content and settings(Recipe.parse(record.recipe)) == settings(self.recipe)
+
+    @property
+    def longer(self) -> str:
+        """What became of training rows longer than `max_length`, in a line; empty where there are none."""
+        rows, limit, side = self.train, self.base.encoding["max_length"], self.recipe.truncate
+        if not (count := rows.too_long + rows.cut):
+            return ""
+        fate = "left out (truncate: left or right cuts them)" if side == "drop" else f"cut on the {side}"
+        told = f"{count:,} of {len(self.data.train):,} training rows are longer than {limit:,} tokens and {fate}"
+        if self.recipe.max_length is None and limit == self.base.max_length:  # the model's whole context
+            return told
+        return f"{told}; max_length raises that"
 
     @property
     def data_figures(self) -> dict[str, Any]:
