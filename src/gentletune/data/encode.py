@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Literal
 
 from gentletune.core.errors import UserError
@@ -12,6 +13,16 @@ from gentletune.data.forms import Row
 
 IGNORE = -100  # the label that torch's losses skip
 Truncate = Literal["drop", "left", "right"]
+MANY_ROWS = 2000  # from so many on, rows are encoded by all cores and kept on disk
+
+
+class Fate(IntEnum):
+    """What becomes of a row: it is used as it is, used after it was cut, or dropped."""
+
+    KEPT = 0
+    CUT = 1
+    TOO_LONG = 2
+    NO_LABEL = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Encoded:
 class EncodedRows:
     """What became of a list of rows. `kept` holds the index of each encoded row in the list; `cut` were longer."""
 
-    rows: list[Encoded]
+    rows: Sequence[Encoded]
     kept: list[int]
     too_long: int
     no_label: int
@@ -53,6 +64,16 @@ class EncodedRows:
         return {"rows": len(self.rows), **dropped} | ({"truncated": self.cut} if self.cut else {})
 
 
+def row_lengths(rows: Sequence[Encoded]) -> list[int]:
+    """Tokens of each row, without reading those that lie on disk."""
+    return rows.lengths if hasattr(rows, "lengths") else [len(row.input_ids) for row in rows]
+
+
+def label_counts(rows: Sequence[Encoded]) -> list[int]:
+    """Label tokens of each row, without reading those that lie on disk."""
+    return rows.label_counts if hasattr(rows, "label_counts") else [row.label_count for row in rows]
+
+
 def encode_rows(
     rows: Sequence[Row],
     tokenizer: Any,
@@ -61,40 +82,57 @@ def encode_rows(
     where: str = "data",
     truncate: Truncate = "drop",
     labels: Labels = "assistant",
+    rows_hash: str | None = None,
 ) -> EncodedRows:
     """Encode rows of any shape; rows longer than `max_length` tokens or without a label are dropped and counted.
 
-    `truncate` says which side of a longer row is cut instead, `labels` what of a row is trained on.
+    `truncate` says which side of a longer row is cut instead, `labels` what of a row is trained on. Many rows are
+    encoded once, by all cores, and stay on disk (`data/rows.py`); `rows_hash` is their `digest`, where it is known.
 
     Raises:
         UserError: nothing is left, or the chat template does not tell what the assistant says, refuses a row or leaves
             out its tools.
     """
-    kept: list[int] = []
-    encoded: list[Encoded] = []
-    too_long = no_label = cut = 0
+    how: dict[str, Any] = {"max_length": max_length, "truncate": truncate, "labels": labels}
+    found = None
+    if len(rows) >= MANY_ROWS and tokenizer.is_fast:
+        from gentletune.data.rows import rows_on_disk  # Arrow takes a second to load
+
+        found = rows_on_disk(rows, tokenizer, where=where, rows_hash=rows_hash, **how)
+    if found is None:
+        found = _rows_in_memory(rows, tokenizer, where, how)
+    if not found.rows:
+        raise UserError(
+            f"{where}: no row left to use: {found.too_long} longer than max_length {max_length} tokens, "
+            f"{found.no_label} without a label token; raise max_length or look at the rows"
+        )
+    return found
+
+
+def _rows_in_memory(rows: Sequence[Row], tokenizer: Any, where: str, how: dict[str, Any]) -> EncodedRows:
+    kept, encoded, fates = list[int](), list[Encoded](), list[Fate]()
     for number, row in enumerate(rows):
         try:
-            one = encode_row(row, tokenizer, labels)
+            one, fate = encode_within(row, tokenizer, **how)
         except UserError as error:
             raise UserError(f"{where}: row {number + 1} of {len(rows)}: {error}") from error
-        longer = len(one.input_ids) > max_length
-        if longer and truncate == "drop":
-            too_long += 1
-            continue
-        one = one.cut(max_length, truncate) if longer else one
-        if one.label_count == 0:
-            no_label += 1
-        else:
+        fates.append(fate)
+        if fate <= Fate.CUT:
             encoded.append(one)
             kept.append(number)
-            cut += longer
-    if not encoded:
-        raise UserError(
-            f"{where}: no row left to use: {too_long} longer than max_length {max_length} tokens, "
-            f"{no_label} without a label token; raise max_length or look at the rows"
-        )
-    return EncodedRows(encoded, kept, too_long, no_label, cut)
+    return EncodedRows(encoded, kept, *(fates.count(fate) for fate in (Fate.TOO_LONG, Fate.NO_LABEL, Fate.CUT)))
+
+
+def encode_within(
+    row: Row, tokenizer: Any, max_length: int, truncate: Truncate = "drop", labels: Labels = "assistant"
+) -> tuple[Encoded, Fate]:
+    """One row within `max_length` tokens, and what becomes of it. Raises `UserError` as `encode_rows` does."""
+    one = encode_row(row, tokenizer, labels)
+    longer = len(one.input_ids) > max_length
+    if longer and truncate == "drop":
+        return one, Fate.TOO_LONG
+    one = one.cut(max_length, truncate) if longer else one
+    return one, Fate.NO_LABEL if one.label_count == 0 else Fate.CUT if longer else Fate.KEPT
 
 
 def encode_row(row: Row, tokenizer: Any, labels: Labels = "assistant") -> Encoded:

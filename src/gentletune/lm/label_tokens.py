@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gentletune.data.batches import length_batches, pad_batch
-from gentletune.data.encode import Encoded
+from gentletune.data.encode import Encoded, label_counts, row_lengths
 from gentletune.lm.generate import Progress
 from gentletune.lm.loaded import hidden_states, lm_head
 from gentletune.losses import Head, label_tokens, token_nll
@@ -54,11 +54,11 @@ def label_states(
     Raises:
         ValueError: a row without a label token.
     """
-    counts = [row.label_count for row in rows]
+    counts = label_counts(rows)
     if 0 in counts:
         raise ValueError(f"row {counts.index(0)} has no label token")
     starts, done = [0, *torch.tensor(counts).cumsum(0).tolist()], 0
-    for batch in length_batches([len(row.input_ids) for row in rows], 0, batch_tokens, alike=True):
+    for batch in length_batches(row_lengths(rows), 0, batch_tokens, alike=True):
         padded = {k: v.to(model.device) for k, v in pad_batch([rows[i] for i in batch], pad_id).items()}
         ids, mask = padded["input_ids"][:, :-1], padded["attention_mask"][:, :-1]
         with evaluating(model):
@@ -89,7 +89,7 @@ def label_nll(
     model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192, progress: Progress | None = None
 ) -> list[Tensor]:
     """NLL (n,) in nats of each row's n label tokens, float64 on the host, without whole logits. Else as above."""
-    counts = [row.label_count for row in rows]
+    counts = label_counts(rows)
     nll = torch.empty(sum(counts), dtype=torch.float64)
     for found in label_states(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress):
         some = token_nll(found.hidden, found.head.weight, found.targets, **found.head.options).nll

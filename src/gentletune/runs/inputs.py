@@ -16,6 +16,7 @@ from gentletune.core.recipe import Processes, Recipe
 from gentletune.core.records import RunRecord
 from gentletune.core.schedule import EarlyStop
 from gentletune.data import DomainData, EncodedRows, encode_rows, load_data
+from gentletune.data.encode import label_counts
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import code_walls, resolve_tasks
@@ -57,7 +58,7 @@ class Inputs:
             name = f"{self.data.name}, {side}"
             return shared.once(
                 ["rows", rows_hash, base.hash, base.encoding],
-                lambda: encode_rows(rows, base.tokenizer, where=name, **base.encoding),
+                lambda: encode_rows(rows, base.tokenizer, where=name, rows_hash=rows_hash, **base.encoding),
             )
 
         self.hashes = {"model": base.files_hash, "train": self.data.train_hash, "test": self.data.test_hash}
@@ -147,7 +148,7 @@ class Inputs:
     @property
     def data_figures(self) -> dict[str, Any]:
         """What a record says of the data."""
-        data, tokens = self.data, [row.label_count for row in self.train.rows]
+        data, tokens = self.data, label_counts(self.train.rows)
         mixed = {"sources": data.mixture.counts(self.train.kept, tokens)} if data.mixture else {}
         return {
             "name": data.name,
