@@ -13,7 +13,8 @@ from trl import SFTConfig
 from gentletune.data import Encoded
 from gentletune.data.encode import IGNORE
 from gentletune.methods import parse_method
-from gentletune.training.trainer import Collator, GentleTrainer, _dataset
+from gentletune.training.packing import Collator, Layout, training_set
+from gentletune.training.trainer import GentleTrainer
 from tests.conftest import make_model
 
 ROWS = [
@@ -57,7 +58,8 @@ def settings(output: Path, **changes: Any) -> SFTConfig:
 
 def one_step(
     model: Any, tokenizer: Any, output: Path, method: str, *, rows: Any = None, weights: Any = None,
-    base: Any = None, trainer_class: Any = GentleTrainer, **changes: Any,
+    base: Any = None, trainer_class: Any = GentleTrainer, pack: int | None = None, layout: Layout = "padded",
+    **changes: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """The trainer after one step, and θ⁰."""
     parsed = parse_method(method)
@@ -65,10 +67,11 @@ def one_step(
     base = base or {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
     rows = ROWS if rows is None else rows
     changes = {"per_device_train_batch_size": len(rows), **changes}
+    drawn = training_set(rows, weights, pack=pack)
     trainer = trainer_class(
-        wrapped, settings(output, **changes), method=parsed, base=base, train_dataset=_dataset(rows, weights),
+        wrapped, settings(output, **changes), method=parsed, base=base, train_dataset=drawn,
         processing_class=tokenizer, callbacks=[KeepGradients()],
-        data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
+        data_collator=Collator(pad_token_id=tokenizer.pad_token_id, layout=layout),
     )  # fmt: skip
     trainer.train()
     return trainer, base

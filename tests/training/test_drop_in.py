@@ -18,7 +18,7 @@ from gentletune import MethodMixin, TALRTrainer, method_loss
 from gentletune.core.errors import UserError
 from gentletune.data.batches import pad_batch
 from gentletune.training.loss import add_token_nll
-from gentletune.training.trainer import _dataset
+from gentletune.training.packing import training_set
 from tests.training.steps import (
     EXACT,
     ROWS,
@@ -120,7 +120,7 @@ def test_the_mix_in_on_transformers(method: str, accumulation: int, model: Any, 
         key: value for key, value in plain.items() if key in known and not key.startswith(("_", "gradient_"))
     } | {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation})  # fmt: skip
     trainer = MethodTrainer(
-        model, arguments, method=method, train_dataset=_dataset(ROWS, None), data_collator=collator(tokenizer),
+        model, arguments, method=method, train_dataset=training_set(ROWS), data_collator=collator(tokenizer),
         callbacks=[KeepGradients()],
     )  # fmt: skip
     trainer.train()
@@ -170,7 +170,7 @@ def test_talr_with_all_weights_one_is_trls_own_loss(model: Any, tokenizer: Any, 
     """The floor at 1 makes TALR plain SFT; TRL's own trainer is the reference."""
     twin = copy.deepcopy(model)
     theirs = SFTTrainer(
-        twin, settings(tmp_path / "a"), train_dataset=_dataset(ROWS, None), processing_class=tokenizer,
+        twin, settings(tmp_path / "a"), train_dataset=training_set(ROWS), processing_class=tokenizer,
         data_collator=collator(tokenizer), callbacks=[KeepGradients()],
     )  # fmt: skip
     theirs.train()
@@ -182,7 +182,7 @@ def test_talr_with_all_weights_one_is_trls_own_loss(model: Any, tokenizer: Any, 
 
 def test_eval_loss_is_the_plain_mean_nll(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     expected = torch.cat([token_losses(model, row) for row in ROWS]).mean().item()
-    trainer = talr_trainer(model, tokenizer, tmp_path, eval_dataset=_dataset(ROWS, None))
+    trainer = talr_trainer(model, tokenizer, tmp_path, eval_dataset=training_set(ROWS))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_compute_metrics_still_gets_logits(model: Any, tokenizer: Any, tmp_path:
 
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none", per_device_eval_batch_size=4)
     trainer = MethodTrainer(
-        model, arguments, method="talr(tau=3.0)", eval_dataset=_dataset(ROWS, None), compute_metrics=metrics,
+        model, arguments, method="talr(tau=3.0)", eval_dataset=training_set(ROWS), compute_metrics=metrics,
         data_collator=collator(tokenizer),
     )  # fmt: skip
     assert trainer.evaluate()["eval_ok"] == 1.0
@@ -265,7 +265,7 @@ def test_what_the_mix_in_cannot_do_is_refused(
     method = changes.pop("method")
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none", **changes)
     with pytest.raises(ValueError, match=message):
-        MethodTrainer(model, arguments, method=method, train_dataset=_dataset(ROWS, None))
+        MethodTrainer(model, arguments, method=method, train_dataset=training_set(ROWS))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_another_loss_is_not_passed_over_in_silence(
     args = settings(tmp_path, **{k: v for k, v in asked.items() if k == "loss_type"})
     own = {k: v for k, v in asked.items() if k != "loss_type"}
     with pytest.raises(ValueError, match="would be passed over"):
-        TALRTrainer(model, args, train_dataset=_dataset(ROWS, None), processing_class=tokenizer, **own)
+        TALRTrainer(model, args, train_dataset=training_set(ROWS), processing_class=tokenizer, **own)
 
 
 def test_l2_in_the_mix_in_starts_from_the_model_as_it_came(model: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_l2_in_the_mix_in_starts_from_the_model_as_it_came(model: Any, tokenizer
         pass
 
     trainer = Mixed(
-        model, arguments, method="l2(weight=0.5)", train_dataset=_dataset(ROWS, None), processing_class=tokenizer,
+        model, arguments, method="l2(weight=0.5)", train_dataset=training_set(ROWS), processing_class=tokenizer,
         data_collator=collator(tokenizer), callbacks=[KeepGradients()],
     )  # fmt: skip
     trainer.train()

@@ -20,7 +20,8 @@ from gentletune.core.errors import UserError
 from gentletune.lm.loaded import FileWeights, base_weights
 from gentletune.methods import parse_method
 from gentletune.methods.base import Method
-from gentletune.training.trainer import PREVIOUS_FILE, GentleTrainer, _dataset
+from gentletune.training.packing import training_set
+from gentletune.training.trainer import PREVIOUS_FILE, GentleTrainer
 from tests.conftest import make_model
 from tests.training.steps import ROWS, distance, gradients, lively_model, one_step, settings
 
@@ -217,7 +218,7 @@ def test_gradients_out_of_reach_are_refused(
     with pytest.raises(ValueError, match=message):
         GentleTrainer(
             make_model(len(tokenizer)), settings(tmp_path), method=parse_method(method),
-            train_dataset=_dataset(ROWS, None), processing_class=tokenizer,
+            train_dataset=training_set(ROWS), processing_class=tokenizer,
         )  # fmt: skip
 
 
@@ -228,7 +229,7 @@ def test_several_gpus_in_one_process_are_refused(tokenizer: Any, tmp_path: Path)
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
     arguments._n_gpu = 2
     with pytest.raises(ValueError, match="2 GPUs in one process are torch's DataParallel"):
-        MethodTrainer(make_model(len(tokenizer)), arguments, method="sft", train_dataset=_dataset(ROWS, None))
+        MethodTrainer(make_model(len(tokenizer)), arguments, method="sft", train_dataset=training_set(ROWS))
 
 
 def test_a_penalty_needs_the_weights_on_every_rank(tokenizer: Any, tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_penalty_needs_the_weights_on_every_rank(tokenizer: Any, tmp_path: Pat
     with pytest.raises(ValueError, match="cpu_ram_efficient_loading: false"):
         Empty(
             make_model(len(tokenizer)).to("meta"), settings(tmp_path), method=parse_method("l2"),
-            train_dataset=_dataset(ROWS, None), processing_class=tokenizer,
+            train_dataset=training_set(ROWS), processing_class=tokenizer,
         )  # fmt: skip
 
 
@@ -250,7 +251,7 @@ def test_deepspeed_takes_what_needs_no_gradient(
 ) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
     trainer = TALRTrainer(
-        make_model(len(tokenizer)), settings(tmp_path), train_dataset=_dataset(ROWS, None), processing_class=tokenizer
+        make_model(len(tokenizer)), settings(tmp_path), train_dataset=training_set(ROWS), processing_class=tokenizer
     )
     assert isinstance(trainer.method, Method)
 

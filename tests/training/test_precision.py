@@ -21,7 +21,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from gentletune import MethodMixin, Recipe, TALRTrainer, method_loss, train
 from gentletune.data.batches import pad_batch
 from gentletune.training.loss import add_token_nll, remove_token_nll
-from gentletune.training.trainer import _dataset
+from gentletune.training.packing import training_set
 from tests.training.steps import ROWS, lively_model, one_step, settings
 
 
@@ -71,13 +71,13 @@ def test_train_computes_in_the_recipes_precision(
 def test_trainers_compute_in_bf16(tau: str, tokenizer: Any, tmp_path: Path) -> None:
     with dtypes_in_training() as seen:
         TALRTrainer(
-            lively_model(tokenizer), settings(tmp_path / "a", bf16=True), tau=tau, train_dataset=_dataset(ROWS, None),
+            lively_model(tokenizer), settings(tmp_path / "a", bf16=True), tau=tau, train_dataset=training_set(ROWS),
             processing_class=tokenizer, data_collator=DataCollatorForLanguageModeling(tokenizer.pad_token_id),
         ).train()  # fmt: skip
         one_step(lively_model(tokenizer), tokenizer, tmp_path / "b", f"talr(tau={tau})", bf16=True)  # GentleTrainer
         arguments = TrainingArguments(tmp_path / "c", use_cpu=True, bf16=True, max_steps=1, report_to="none")
         MethodTrainer(
-            lively_model(tokenizer), arguments, method=f"talr(tau={tau})", train_dataset=_dataset(ROWS, None),
+            lively_model(tokenizer), arguments, method=f"talr(tau={tau})", train_dataset=training_set(ROWS),
             data_collator=DataCollatorForLanguageModeling(tokenizer.pad_token_id),
         ).train()  # fmt: skip
     assert seen == {torch.bfloat16}
@@ -111,7 +111,7 @@ def test_a_second_trainer_on_the_same_model_has_its_own_precision(
             if kind == "transformers":
                 arguments = TrainingArguments(tmp_path, use_cpu=True, bf16=bf16, max_steps=1, report_to="none")
                 collator = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
-                rows = _dataset(ROWS, None)
+                rows = training_set(ROWS)
                 MethodTrainer(model, arguments, method="talr", train_dataset=rows, data_collator=collator).train()
             else:
                 one_step(model, tokenizer, tmp_path / str(bf16), "talr", bf16=bf16)

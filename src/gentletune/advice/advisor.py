@@ -33,6 +33,7 @@ from gentletune.evaluation.measure import reference_answers
 from gentletune.lm.label_tokens import label_nll
 from gentletune.lm.loaded import Loaded
 from gentletune.runs.inputs import processes_here
+from gentletune.training.packing import rows_to_draw
 
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)  # of the prior rate: probes move as far as full runs at smaller rates
 MORE_FACTORS = (300.0, 1000.0)  # probed too, one by one, where the best rate lies at the upper end of those
@@ -121,7 +122,7 @@ def advise(
     base, talr = base_method(recipe.method), talr_method(recipe.method)
     prior = prior_rate(int(loaded.config.get_text_config().hidden_size)) * (10 if "lora" in base else 1)
     probed = sorted(rates or [nearest_half_decade(prior * f) for f in FACTORS])
-    full = recipe.steps(len(rows), processes_here(recipe.processes))
+    full = recipe.steps(rows_to_draw(recipe, rows), processes_here(recipe.processes))
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / (len(probed) + 1))))
     bench, hard_share = _bench(recipe, loaded, rows, count, say)
     units = unit_movement(full, full, recipe.warmup, recipe.schedule) or 1.0  # one step may be all warm-up

@@ -129,6 +129,12 @@ class Recipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="What is computed in; bf16 by autocast.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"] = Field(
+        "auto", description="auto: the model's own; with packing, flash attention where it is installed."
+    )
+    compile: bool = Field(False, description="torch.compile of the model: minutes at first, then faster on a GPU.")
+    packing: bool = Field(False, description="Whole rows fill up rows of max_length (None: 2048) tokens.")
+    group_by_length: bool = Field(False, description="Batches of rows of like length, which pad each other less.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seeds data order, splits, adapters and sampling.")
     early_stop: str | None = Field(
         None,
@@ -278,6 +284,8 @@ class Recipe(BaseModel):
         Schedule.parse(self.schedule).check(self.warmup)
         if self.early_stop is not None:
             EarlyStop.parse(self.early_stop).check(self.probe_every, self.evaluate_every)
+        if self.packing and self.group_by_length:
+            raise ValueError("packing leaves no padding that group_by_length could save; leave one of them out")
         if self.strategy in ("fsdp2", "deepspeed") and (self.early_stop is not None or self.evaluate_every):
             key = "evaluate_every" if self.early_stop is None else "early_stop"
             raise ValueError(f"{key} needs the whole model on one process; take strategy: ddp, or leave it out")
@@ -332,6 +340,22 @@ class Recipe(BaseModel):
     def step_rows(self, processes: int = 1) -> int:
         """Rows that one optimiser step takes in."""
         return self.global_batch or int(self.batch_size) * self.gradient_accumulation * processes
+
+    def in_micro_batches(self, rows: int | None = None, processes: int = 1) -> Self:
+        """With `batch_size` and `gradient_accumulation` as numbers in the place of `global_batch`.
+
+        A micro-batch has so many `rows`, else the recipe's own, else at most 8.
+
+        >>> Recipe(batch_size="auto", global_batch=12).in_micro_batches().gradient_accumulation
+        2
+        """
+        if self.global_batch is None:
+            return self
+        share = max(1, self.global_batch // processes)
+        if rows is None:
+            few = max(size for size in range(1, 9) if share % size == 0)
+            rows = few if self.batch_size == "auto" else self.batch_size
+        return self.override({"batch_size": rows, "gradient_accumulation": share // rows, "global_batch": None})
 
     def steps(self, rows: int, processes: int = 1) -> int:
         """Optimiser steps of a training on so many rows; the last of an epoch may be of fewer rows.

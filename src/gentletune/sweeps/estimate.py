@@ -25,6 +25,7 @@ from gentletune.runs.inputs import Inputs
 from gentletune.sweeps.plan import Trial, read_settings
 from gentletune.training import fit
 from gentletune.training.arguments import CHECKPOINTS
+from gentletune.training.packing import rows_to_draw
 
 STEPS = 2  # the first is slower: it touches its memory for the first time
 SIZES = (2, 8)  # two, since a batch of many rows costs less a row
@@ -147,7 +148,7 @@ def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *,
             start += measuring + (probe.answers.at(recipe.general_prompts) if recipe.evaluate else 0)
         seconds += probe.load + probe.save + measuring
         if trial.name in training:
-            seconds += probe.training(recipe, len(inputs.train.rows))
+            seconds += probe.training(recipe, rows_to_draw(recipe, inputs.train.rows))
         size = probe.model_bytes * (2 if parse_method(recipe.method).merge else 1)
         kept += size * keep
         peak = max(peak, probe.checkpoint_bytes * (recipe.keep_checkpoints + 1) + size)

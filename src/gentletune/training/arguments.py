@@ -20,6 +20,7 @@ from gentletune.training.optimizers import check_optimizer, optimizer_fields
 from gentletune.training.sharding import FSDP, compute_in_bf16
 
 CHECKPOINTS = "checkpoints"
+COMPILER = "inductor"
 _NEVER = 10**9  # steps between checkpoints, where a clock says when
 
 
@@ -30,6 +31,7 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
         UserError: a `report_to` is not installed, or the optimiser cannot run here.
     """
     check_optimizer(recipe)
+    recipe = recipe.in_micro_batches()  # a run has settled how many fit; what only looks takes few
     for name in recipe.report_to:
         if name not in get_available_reporting_integrations():
             raise UserError(f"report_to: '{name}' is unknown or not installed; pip install it, or leave it out")
@@ -48,6 +50,9 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
         max_grad_norm=recipe.max_grad_norm,
         bf16=use_bf16(recipe),
         gradient_checkpointing=recipe.gradient_checkpointing,
+        torch_compile=recipe.compile,
+        torch_compile_backend=COMPILER if recipe.compile else None,
+        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
         seed=recipe.seed,
         data_seed=recipe.seed,
         use_cpu=device().type == "cpu",

@@ -52,8 +52,7 @@ class ProgressCallback(TrainerCallback):
             self.bar.update(self.task, completed=step)
         elif state.is_world_process_zero and step * 10 // total > (step - 1) * 10 // total:
             left = (time.perf_counter() - self.begun) / (step - self.first) * (total - step)
-            line = f"gentletune: {self.title}: step {step}/{total}{self.nll}, {left:.0f} s to go"
-            self.console.print(line, soft_wrap=True, highlight=False)
+            self.say(f"step {step}/{total}{self.nll}, {left:.0f} s to go")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "nll" in logs:
@@ -62,8 +61,11 @@ class ProgressCallback(TrainerCallback):
                 self.bar.update(self.task, description=self.title + self.nll)
 
         if logs and (scores := [f"{name} {value:.4g}" for name, value in logs.items() if "/" in name]):
-            line = f"gentletune: {self.title}: step {state.global_step}: {', '.join(scores)}"
-            self.console.print(line, soft_wrap=True, highlight=False)
+            self.say(f"step {state.global_step}: {', '.join(scores)}")
+
+    def say(self, what: str) -> None:
+        """A line of its own."""
+        self.console.print(f"gentletune: {self.title}: {what}", soft_wrap=True, highlight=False)
 
     def close(self) -> None:
         """Take the line off the screen, also after a failure."""

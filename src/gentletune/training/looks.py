@@ -14,6 +14,7 @@ from gentletune.core.schedule import QUIET
 from gentletune.data import Encoded
 from gentletune.methods import Method
 from gentletune.training import TrainingDivergedError, fit
+from gentletune.training.packing import rows_to_draw
 
 
 class _LastLookError(Exception):
@@ -29,7 +30,7 @@ def train_copy(
     The model itself, which a method may hold on to as its base, stays as it is; no file is left and nothing reported.
     Returns whether it came to its end: False where the training diverged, or `look` raised `TrainingDivergedError`.
     """
-    steps, done = recipe.steps(len(rows)), 0
+    steps, done = recipe.steps(rows_to_draw(recipe, rows)), 0
     every = min(every, steps) or steps
 
     def probe(tuned: Any) -> dict[str, float]:

@@ -59,8 +59,9 @@ def method_loss(
     Args:
         model: the model as the loop calls it. Its forward learns `token_nll=True` and is else unchanged.
         inputs: `input_ids` and `labels` (batch, length), -100 where there is no label, and what else the model
-            takes: `attention_mask`, or `position_ids` alone for packed rows; `sequence_weights` (batch,) u_s where
-            sequences are weighted. A list of such is one micro-batch whose rows go through the model in groups.
+            takes: `attention_mask`, or `position_ids` alone for packed rows; `sequence_weights` u_s, (batch,) or
+            for packed rows (batch, length), where sequences are weighted. A list of such is one micro-batch whose rows
+            go through the model in groups.
         method: a Method or its text, such as `talr(tau=lagged_median)`. Its penalty, parameterisation and merge are
             not the business of a micro-batch and are left to the caller.
         previous: `means` of the previous global batch, for methods that use them. None: the method takes this
@@ -110,16 +111,19 @@ def _call(
 ) -> dict[str, Any]:
     """The model's answer for some rows, with their `means` by sequence and `sequence_weights` by token."""
     inputs = dict(inputs)
-    by_row, shape = inputs.pop("sequence_weights", None), inputs["labels"].shape
+    weights = inputs.pop("sequence_weights", None)
+    if weights is not None and weights.ndim == 1:
+        weights = weights[:, None].expand(inputs["labels"].shape)
     if not early:
         out = model(**inputs, token_nll=True)
     else:
         out = model(**inputs, token_nll=True, one_pass=True, weigh=_weigh(method, previous),
-                    factors=_factors(by_row, scale, inputs["labels"]))  # fmt: skip
+                    factors=_factors(weights, scale, inputs["labels"]))  # fmt: skip
     sequence = out["sequence"]
     sequences = int(sequence.max()) + 1 if sequence.numel() else 0
     means = sequence_means(out["nll"].detach(), sequence, sequences)
-    return {**out, "means": means, "sequence_weights": None if by_row is None else by_row[out["index"] // shape[1]]}
+    by_token = None if weights is None else weights.flatten()[out["index"]]
+    return {**out, "means": means, "sequence_weights": by_token}
 
 
 def _router_loss(outs: Sequence[Mapping[str, Any]], method: Method, scale: Tensor | float | None) -> Tensor:
@@ -137,12 +141,11 @@ def _weigh(method: Method, previous: Tensor | None) -> Weigh | None:
     return lambda nll: _weights(method, TokenBatch(nll, nll.new_empty(0), previous)).weights
 
 
-def _factors(by_row: Tensor | None, scale: Tensor | float | None, labels: Tensor) -> Tensor | None:
+def _factors(weights: Tensor | None, scale: Tensor | float | None, labels: Tensor) -> Tensor | None:
     """Sequence weight times scale by position: in the one pass, the backward pass is left nothing to multiply."""
-    if by_row is None and scale is None:
-        return None
-    factors = torch.ones(labels.shape[0], device=labels.device) if by_row is None else by_row
-    return (factors if scale is None else factors * scale)[:, None].expand(labels.shape)
+    if scale is None:
+        return weights
+    return torch.as_tensor(scale, device=labels.device).expand(labels.shape) if weights is None else weights * scale
 
 
 def _weights(method: Method, batch: TokenBatch) -> Weighted:

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback as PlainProgress
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import Schedule
@@ -29,6 +27,7 @@ from gentletune.methods import Method
 from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.talr import talr
 from gentletune.training.arguments import CHECKPOINTS, training_arguments
+from gentletune.training.attention import attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
 from gentletune.training.early_stop import StopEarly
 from gentletune.training.looking import Evaluate, Probe, looks
@@ -36,23 +35,15 @@ from gentletune.training.loss import remove_token_nll
 from gentletune.training.lost_updates import LostUpdates
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
 from gentletune.training.optimizers import own_optimizer, trained_dtype
+from gentletune.training.packing import Collator, pack_length, training_set
 from gentletune.training.sharding import Whole, forget_sharding, reshard, shard_on_cpu, whole
+from gentletune.training.throughput import Meter, Metered
 
 METRICS_FILE = "metrics.jsonl"
 PREVIOUS_FILE = "previous_sequence_nll.pt"
 
 
-class Collator(DataCollatorForLanguageModeling):
-    """Pads ids and labels, and carries each row's sequence weight as `sequence_weights` (batch,)."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
-        if "sequence_weight" in examples[0]:
-            batch["sequence_weights"] = torch.tensor([e["sequence_weight"] for e in examples], dtype=torch.float32)
-        return batch
-
-
-class GentleTrainer(MethodMixin, SFTTrainer):
+class GentleTrainer(MethodMixin, Metered, SFTTrainer):
     """`trl.SFTTrainer` with the loss of any Method, sequence weights by row, and whole checkpoints.
 
     A checkpoint is written elsewhere first and renamed into place. Parameterisation and merge are up to the caller.
@@ -77,7 +68,7 @@ class GentleTrainer(MethodMixin, SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*dict.fromkeys([*(self._signature_columns or []), "sequence_weight"])]
+        self._signature_columns = [*dict.fromkeys([*(self._signature_columns or []), "sequence_weight", "length"])]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the share of updates that bf16 weights have lost."""
@@ -217,48 +208,59 @@ def fit(
         base = base_weights(wrapped)
     progress = ProgressCallback(title)
     lost = LostUpdates(recipe, progress.console)
-    called: list[Any] = [MetricsCallback(run / METRICS_FILE), progress, lost, *callbacks]
+    called: list[Any] = [Meter(), MetricsCallback(run / METRICS_FILE), progress, lost, *callbacks]
     looked, stop = looks(recipe, run / CHECKPOINTS, probe, evaluate)
     called += looked
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype)
     plain = Whole(wrapped) if arguments.fsdp else None
-    trainer = GentleTrainer(
-        wrapped,
-        arguments,
-        method=method,
-        backend=recipe.head,
-        base=base,
-        train_dataset=_dataset(rows, sequence_weights),
-        processing_class=tokenizer,
-        data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
-        callbacks=called,
-        optimizer_cls_and_kwargs=own_optimizer(recipe, arguments, dtype),
-    )
-    trainer.lost_updates = lost
-    for shown_twice in (PlainProgress, PrinterCallback):
-        trainer.remove_callback(shown_twice)
-    for callback in called:
-        if hasattr(callback, "trainer"):
-            callback.trainer = trainer
-    if checkpoint:
-        trainer.restore_previous(checkpoint)
-    try:
-        if checkpoint is None or not _finished(trainer, checkpoint, stop):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            trainer.optimizer.eval()
-        if stop is not None:
-            stop.give_best()
-        figures = _figures(trainer, run) | (stop.figures() if stop else {})
-        if plain is not None:
-            wrapped = plain.filled(trainer.model)
-    finally:
-        progress.close()
-        _release(trainer)
-        forget_sharding()
-        if plain is None:  # give the plain forward back before the model is saved, generates or trains again
-            remove_token_nll(wrapped)
+    drawn = training_set(rows, sequence_weights, pack=pack_length(recipe, rows))
+    with attending(wrapped, recipe, arguments.bf16 or dtype == torch.bfloat16) as (attention, layout):
+        trainer = GentleTrainer(
+            wrapped,
+            arguments,
+            method=method,
+            backend=recipe.head,
+            base=base,
+            train_dataset=drawn,
+            processing_class=tokenizer,
+            data_collator=Collator(pad_token_id=tokenizer.pad_token_id, layout=layout),
+            callbacks=called,
+            optimizer_cls_and_kwargs=own_optimizer(recipe, arguments, dtype),
+        )
+        trainer.lost_updates = lost
+        for shown_twice in (PlainProgress, PrinterCallback):
+            trainer.remove_callback(shown_twice)
+        for callback in called:
+            if hasattr(callback, "trainer"):
+                callback.trainer = trainer
+        if checkpoint:
+            trainer.restore_previous(checkpoint)
+        if trainer.is_world_process_zero():
+            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}")
+        try:
+            if checkpoint is None or not _finished(trainer, checkpoint, stop):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                trainer.optimizer.eval()
+            if stop is not None:
+                stop.give_best()
+            figures = _figures(trainer, run) | (stop.figures() if stop else {})
+            if plain is not None:
+                wrapped = plain.filled(trainer.model)
+        finally:
+            progress.close()
+            _release(trainer)
+            forget_sharding()
+            if plain is None:  # give the plain forward back before the model is saved, generates or trains again
+                remove_token_nll(wrapped)
     return Fitted(None if wrapped is None else _plain(recipe, method, wrapped).eval(), figures)
+
+
+def _batches(recipe: Recipe, rows: int, drawn: int) -> str:
+    """How rows become batches, in words."""
+    if recipe.packing:
+        return f"{rows:,} rows packed into {drawn:,}"
+    return f"{rows:,} rows, " + ("those of like length together" if recipe.group_by_length else "in random order")
 
 
 def _plain(recipe: Recipe, method: Method, wrapped: Any) -> Any:
@@ -293,16 +295,6 @@ def last_checkpoint(run: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
-def _dataset(rows: Sequence[Encoded], sequence_weights: Sequence[float] | None) -> datasets.Dataset:
-    columns: dict[str, Any] = {
-        "input_ids": [row.input_ids for row in rows],
-        "labels": [row.labels for row in rows],
-    }
-    if sequence_weights is not None:
-        columns["sequence_weight"] = list(sequence_weights)
-    return datasets.Dataset.from_dict(columns)
-
-
 def _figures(trainer: GentleTrainer, run: Path) -> dict[str, float]:
     lines = [line for line in read_metrics(run / METRICS_FILE) if "nll" in line]
     figures = {"steps": float(trainer.state.global_step), "update_norm": trainer.update_norm()}
@@ -311,6 +303,17 @@ def _figures(trainer: GentleTrainer, run: Path) -> dict[str, float]:
     if lines:
         figures |= {"first_nll": lines[0]["nll"], "last_nll": lines[-1]["nll"]}
         figures["label_tokens"] = sum(line["label_tokens"] for line in lines)
+    if timed := [line for line in lines if line.get("tokens_per_second")]:
+        tokens, seconds = (sum(values) for values in zip(*map(_work, timed), strict=True))
+        figures["tokens_per_second"] = tokens / seconds
+        figures["peak_memory_gib"] = max(line["peak_memory_gib"] for line in timed)
+    if known := [(line["mfu"], _work(line)[1]) for line in timed if "mfu" in line]:
+        figures["mfu"] = sum(mfu * spent for mfu, spent in known) / sum(spent for _, spent in known)
     if lost := [line["lost_updates"] for line in lines if "lost_updates" in line]:
         figures["lost_updates"] = sum(lost) / len(lost)
     return figures
+
+
+def _work(line: Mapping[str, float]) -> tuple[float, float]:
+    """Tokens and seconds of a line of metrics."""
+    return line["tokens"], line["tokens"] / line["tokens_per_second"]
