@@ -39,10 +39,15 @@ def edit_config(directory: Path, **changes: Any) -> None:
 
 
 def comparable(record: RunRecord) -> dict[str, Any]:
-    """A record without what differs from run to run: times and places."""
+    """A record without what differs from run to run: times, memory and places."""
     kept = record.model_dump(mode="json", exclude={"timings", "created", "git_commit", "hardware"})
     kept["recipe"].pop("output")
-    return kept
+    return kept | {"training": untimed(kept["training"])}
+
+
+def untimed(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a training, or of a line of its log, without what differs from run to run."""
+    return {k: v for k, v in figures.items() if k not in ("tokens_per_second", "mfu", "peak_memory_gib")}
 
 
 def child_sweep(study: dict[str, Any], output: Path, cache: Path, threads: int = 1, **how: Any) -> None:

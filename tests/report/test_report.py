@@ -385,15 +385,15 @@ def test_sample_answers_are_on_the_page_and_all_of_them_in_it(tmp_path: Path) ->
 def test_what_runs_differ_in_and_what_they_took_has_its_columns(tmp_path: Path) -> None:
     runs = [
         pair("sft", 1e-6, 0.7, 0.5, recipe={"max_steps": steps, "data": "clinic"}, timings={"train": 20.0},
-             training={"steps": steps, "label_tokens": 5000.0, "peak_memory_gib": 3.25})
+             training={"steps": steps, "label_tokens": 5000.0, "tokens_per_second": 750.0, "peak_memory_gib": 3.25})
         for steps in (20.0, 40.0)
     ]  # fmt: skip
     text = report(runs, tmp_path).markdown.read_text(encoding="utf-8")
     head = next(line for line in text.split("### Runs")[1].splitlines() if line.startswith("| Run"))
-    assert "| Training time | Label tokens/s | Label tokens | Peak memory GiB | max_steps |" in head
-    assert "| 20 s | 250 | 5000 | 3.25 | 40.0 |" in text
+    assert "| Training time | Label tokens/s | Tokens/s | Label tokens | Peak memory GiB | max_steps |" in head
+    assert "| 20 s | 250 | 750 | 5000 | 3.25 | 40.0 |" in text
     with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
-        assert [(r["tokens_per_second"], r["max_steps"]) for r in csv.DictReader(file)] == [
+        assert [(r["label_tokens_per_second"], r["max_steps"]) for r in csv.DictReader(file)] == [
             ("250", "20.0"),
             ("250", "40.0"),
         ]

@@ -269,9 +269,11 @@ def _figures(records: Sequence[RunRecord]) -> list[tuple[str, str, Callable[[Any
         "steps": ("Steps", _number),
         "update_norm": ("Update norm", _number),
         "train_seconds": ("Training time", _duration),
-        "tokens_per_second": ("Label tokens/s", _number),
+        "label_tokens_per_second": ("Label tokens/s", _number),
+        "tokens_per_second": ("Tokens/s", _number),
+        "mfu": ("MFU", _number),
     }
-    other = dict.fromkeys(n for r in records for n in r.training if n not in ("steps", "update_norm"))
+    other = dict.fromkeys(n for r in records for n in r.training if n not in known)
     known |= {name: (name.replace("_", " ").capitalize().replace(" gib", " GiB"), _number) for name in other}
     always = ("steps", "update_norm", "train_seconds")
     return [
@@ -283,7 +285,7 @@ def _figure(record: RunRecord, name: str) -> float | None:
     seconds = record.timings.get("train")
     if name == "train_seconds":
         return seconds
-    if name == "tokens_per_second":
+    if name == "label_tokens_per_second":
         tokens = record.training.get("label_tokens")
         return tokens / seconds if tokens and seconds else None
     return record.training.get(name)
