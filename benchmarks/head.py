@@ -36,8 +36,11 @@ def log_softmax_gather(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tenso
 
 
 def torch_linear_ce(**options: Any) -> Callable[..., Tensor]:
-    chosen = torch.nn.LinearCrossEntropyOptions(**options)
-    return lambda hidden, weight, targets: functional.linear_cross_entropy(hidden, weight, targets, options=chosen)
+    def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        chosen = torch.nn.LinearCrossEntropyOptions(**options)
+        return functional.linear_cross_entropy(hidden, weight, targets, options=chosen)
+
+    return loss
 
 
 def trl_fused(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -114,8 +117,11 @@ def setup(spec: dict[str, Any]) -> harness.Run:
     torch.mm(hidden.detach()[:64], weight.detach()[:64].T)  # the library's own threads and buffers
     if variant == "three_matmuls":
         return _matmuls(hidden.detach(), weight.detach())
-    if variant in ("cce", "liger"):
-        __import__({"cce": "cut_cross_entropy", "liger": "liger_kernel"}[variant])
+    needed = {"cce": "cut_cross_entropy", "liger": "liger_kernel", "trl_fused": "trl.trainer.utils"}
+    if variant in needed:
+        __import__(needed[variant])
+    if variant.startswith("torch_linear_ce") and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        raise ValueError("needs torch 2.13")
     if variant == "liger" and device.type == "cpu":
         raise ValueError("needs a GPU")
     loss_of = variants()[variant]

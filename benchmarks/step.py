@@ -1,9 +1,11 @@
 """Tokens per second and peak memory of whole optimiser steps on SmolLM2-135M: ours against TRL's and transformers'
-plain SFT, on the same rows in the same order.
+plain SFT, on the same rows in the same order, one by one and packed.
 
     python benchmarks/step.py [--medcalc train.csv] [--steps 3] [--json PATH]
 
-Without the official MedCalc file (see docs/data.md) only the generated clinic notes are measured.
+Without the official MedCalc file (see docs/data.md) only the generated clinic notes are measured. Packed, both sides
+take TRL's packing of the same rows: TRL in its layout, one row without padding, ours in the one that `train` chooses
+(that one where flash attention runs, else packed rows side by side).
 """
 
 from __future__ import annotations
@@ -16,18 +18,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import datasets
 import harness
 import torch
 from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from gentletune import MethodMixin, Recipe, TALRTrainer
+from gentletune import MethodMixin, Recipe
 from gentletune.data import encode_rows, load_data
 from gentletune.lm.loaded import Loaded
+from gentletune.training.attention import attending
+from gentletune.training.packing import Collator, training_set
 
 VARIANTS = ("trl_sft", "transformers_sft", "ours_sft", "ours_talr_lagged", "ours_talr_median")
+PACKED = ("trl_sft", "ours_sft", "ours_talr_lagged", "ours_talr_median")
+METHODS = {"ours_sft": "sft", "ours_talr_lagged": "talr(tau=lagged_median)", "ours_talr_median": "talr"}
 
 
 class MethodTrainer(MethodMixin, Trainer):
@@ -39,9 +44,7 @@ def trainer_of(variant: str, model: Any, args: SFTConfig, **kwargs: Any) -> Trai
         return SFTTrainer(model, args, **kwargs)
     if variant == "transformers_sft":
         return Trainer(model, args, **kwargs)
-    if variant == "ours_sft":
-        return MethodTrainer(model, args, method="sft", **kwargs)
-    return TALRTrainer(model, args, tau="lagged_median" if variant.endswith("lagged") else "median", **kwargs)
+    return MethodTrainer(model, args, method=METHODS[variant], **kwargs)
 
 
 class Turns(TrainerCallback):
@@ -72,36 +75,51 @@ def chosen_rows(spec: dict[str, Any], tokenizer: Any) -> list[Any]:
     recipe = Recipe(**fields)
     rows = encode_rows(load_data(recipe).train, tokenizer, max_length=spec["max_length"], where=spec["data"]).rows
     random.Random(0).shuffle(rows)
+    if spec["packed"]:
+        return rows
     return rows[: spec["rows"] * (spec["steps"] + 1)]
 
 
+class OwnCollator(Collator):
+    """Batches of ours, without what is only for the log of a run."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        del batch["work"]
+        return batch
+
+
 def child(spec: dict[str, Any]) -> None:
-    base = Loaded("smollm2-135m")
+    base = Loaded(spec["model"])
     tokenizer, model = base.tokenizer, base.hand_over()
-    rows = chosen_rows(spec, tokenizer)
-    data = datasets.Dataset.from_dict({k: [getattr(row, k) for row in rows] for k in ("input_ids", "labels")})
-    lengths = [len(row.input_ids) for row in rows]
-    size = spec["rows"]
-    turns = Turns([sum(lengths[i : i + size]) for i in range(0, len(rows), size)])
-    with tempfile.TemporaryDirectory() as output:
+    size, packed, trl = spec["rows"], spec["packed"], spec["variant"] == "trl_sft"
+    data = training_set(chosen_rows(spec, tokenizer), pack=spec["max_length"] if packed else None)
+    data = data.select(range(min(len(data), size * (spec["steps"] + 1))))
+    lengths = [len(ids) for ids in data["input_ids"]]
+    turns = Turns([sum(lengths[i : i + size]) for i in range(0, len(lengths), size)])
+    recipe = Recipe(packing=packed)
+    with tempfile.TemporaryDirectory() as output, attending(model, recipe, spec["bf16"]) as (attention, layout):
         args = SFTConfig(
             output_dir=output, per_device_train_batch_size=size, max_steps=spec["steps"] + 1, learning_rate=1e-6,
             use_cpu=not torch.cuda.is_available(), bf16=spec["bf16"], report_to="none", save_strategy="no",
             logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False, max_length=None,
             train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
         )  # fmt: skip
+        pad = {"pad_token_id": tokenizer.pad_token_id}
+        collator = DataCollatorForLanguageModeling(**pad, padding_free=packed) if trl or not packed else None
         trainer = trainer_of(
             spec["variant"], model, args, train_dataset=data, processing_class=tokenizer, callbacks=[turns],
-            data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+            data_collator=collator or OwnCollator(**pad, layout=layout),
         )  # fmt: skip
-        harness.reply({"labels": sum(row.label_count for row in rows), "tokens": sum(lengths)})
+        labels = sum(label != -100 for row in data["labels"] for label in row)
+        harness.reply({"labels": labels, "tokens": sum(lengths), "attention": attention})
         trainer.train()
 
 
 def measure(base: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a variant: tokens (padding not counted) over seconds, both summed over the steps."""
     rows = []
-    specs = [{"variant": name, **base} for name in VARIANTS]
+    specs = [{"variant": name, **base} for name in (PACKED if base["packed"] else VARIANTS)]
     for spec, answers, problem in harness.interleave(__file__, specs, base["steps"]):
         if problem:
             rows.append({**spec, "skipped": problem})
@@ -118,7 +136,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     """The rows of one data set as a Markdown table, with ratios to TRL's plain SFT."""
     trl = rows[0]
     kind = "chain of thought" if trl["cot"] else "label only"
-    print(f"\n{trl['data']}, {kind}: {trl['steps']} steps of {trl['rows']} rows up to {trl['max_length']} tokens\n")
+    of = "packed rows of" if trl["packed"] else "rows up to"
+    print(f"\n{trl['data']}, {kind}: {trl['steps']} steps of {trl['rows']} {of} {trl['max_length']} tokens\n")
     print("| variant | tokens/s | median s/step | peak MB | above the loaded model | tokens/s to TRL | peak to TRL |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
@@ -134,6 +153,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--medcalc", type=Path, help="the official MedCalc training file")
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
+    parser.add_argument("--rows", type=int, default=8, help="rows of clinic notes a step")
+    parser.add_argument("--model", default="smollm2-135m", help="alias or directory")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--json", type=Path, help="write rows, machine and versions to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -143,12 +164,14 @@ def main() -> None:
 
         child(json.loads(options.child))
         return
-    common = {"steps": options.steps, "bf16": options.bf16}
-    sets: list[dict[str, Any]] = [{"data": "clinic", "cot": True, "rows": 8, "max_length": 512}]
+    common = {"steps": options.steps, "bf16": options.bf16, "model": options.model}
+    sets: list[dict[str, Any]] = [{"data": "clinic", "cot": True, "rows": options.rows, "max_length": 512}]
     if options.medcalc:  # as many rows as leave all variants room in 24 GB
         long = {"data": "medcalc", "path": str(options.medcalc.resolve()), "rows": 2, "max_length": 1024}
         sets = [{**long, "cot": cot} for cot in (False, True)]
-    rows = [row for chosen in sets for row in measure({**chosen, **common})]
+    # As many tokens a step, whole rows in fewer packed ones.
+    sets += [{**chosen, "packed": True, "rows": max(1, chosen["rows"] // 3)} for chosen in sets]
+    rows = [row for chosen in sets for row in measure({"packed": False, **chosen, **common})]
     if options.json:
         harness.write_json(options.json, {**harness.machine(), "rows": rows})
 
