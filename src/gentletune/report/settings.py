@@ -19,7 +19,7 @@ from gentletune.stats.numbers import rate
 # Recipe fields in which runs of one setting may differ: the seed, and what changes neither weights nor scores.
 _FREE = frozenset({"seed", "gradient_checkpointing", "eval_batch_tokens", "allow_unsafe_code", *groups()["output"]})
 _SPREAD = frozenset(
-    {"batch_size", "gradient_accumulation", "global_batch", "processes"}
+    {"batch_size", "gradient_accumulation", "global_batch", "processes", "strategy"}
 )  # how the rows of a step are spread
 _ASKED = ("general_prompts", "general_tokens", "general_rows", "limit")  # what decides the general items
 
