@@ -22,6 +22,7 @@ from gentletune.training.trainer import METRICS_FILE, last_checkpoint
 
 STATE_FILE = "state.json"  # what the files in the directory were made from
 FIGURES_FILE = "training.json"
+PUSHED_FILE = "pushed.json"  # where the model was uploaded to
 LIMIT = 200  # points of a curve that a record keeps
 # No weighted loss: that of one method cannot be held against another's.
 _CURVES = ("nll", "grad_norm", "update_norm", "domain_nll", "kl_bits_per_token")
@@ -60,7 +61,7 @@ def _said(state: dict[str, Any]) -> dict[str, Any]:
 
 def scraps(run: Path) -> list[Path]:
     """What a kill left of a file or directory of ours that was being written, under its hidden name."""
-    names = (STATE_FILE, FIGURES_FILE, RECORD_FILE, SAMPLES_FILE, HOLDER_FILE, "model", "tuned")
+    names = (STATE_FILE, FIGURES_FILE, RECORD_FILE, SAMPLES_FILE, PUSHED_FILE, HOLDER_FILE, "model", "tuned")
     return [path for name in names for path in run.glob(f".{name}.*")]
 
 

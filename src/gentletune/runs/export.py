@@ -8,9 +8,8 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.evaluation.harness import Stage
 from gentletune.lm.export import push_to_hub, to_gguf
-from gentletune.runs.directory import holds_model, read_json
+from gentletune.runs.directory import PUSHED_FILE, holds_model, read_json
 
-PUSHED_FILE = "pushed.json"
 GGUF_FILE = "model.gguf"
 
 
