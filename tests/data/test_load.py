@@ -21,7 +21,8 @@ from gentletune.data.domains.clinic import clinic_examples
 from gentletune.data.domains.medcalc import medcalc_example
 from gentletune.data.files import read_rows
 from gentletune.data.forms import shaped_rows
-from gentletune.data.load import load_data, split_by_group
+from gentletune.data.groups import split_by_group
+from gentletune.data.load import load_data
 
 SHAPES: dict[str, Any] = {
     "messages": lambda i: {

@@ -216,6 +216,8 @@ class Recipe(BaseModel):
                 raise ValueError("mixture is what data becomes; give data, as a list of {path: …, weight: …}")
             if any(source.streaming for source in sources) and self.max_steps is None:
                 raise ValueError("data: a streaming source is not counted; give max_steps")
+            if any(source.streaming for source in sources) and self.processes == "auto":
+                raise ValueError("data: a streaming source is read as far as the run needs; give processes as a number")
         return self
 
     @field_validator("processes", "batch_size", mode="before")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ from gentletune.data.forms import Row, fits_a_form, without_nulls
 from gentletune.data.hub import hub_rows, is_hub_name
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+_WHOLE = (".json", ".txt")  # of which no part can be read alone
 _DEPTH = 100
 _CHATS = ("messages", "conversations")  # columns whose cells hold a list as JSON, where a format has text alone
 
 
-def read_rows(path: str, *, split: str = "train", config: str | None = None) -> list[Row]:
+def read_rows(path: str, *, split: str = "train", config: str | None = None, first: int | None = None) -> list[Row]:
     """All rows of a file, or of a hub data set's `split` and `config` where `path` is no file but a name of the hub.
+
+    With `first` only so many, and the rest is not read.
 
     Raises:
         UserError: missing or empty file, unknown format, broken JSON (with its line), half a surrogate pair (with its
@@ -27,13 +32,16 @@ def read_rows(path: str, *, split: str = "train", config: str | None = None) -> 
     """
     file = user_path(path)
     if file.is_file():
-        rows = _READERS[file.suffix.lower()](file) if file.suffix.lower() in _READERS else None
-        if rows is None:
+        kind = file.suffix.lower()
+        if kind not in _READERS:
             raise UserError(f"{path}: unknown data format '{file.suffix}'; known: {', '.join(SUFFIXES)}")
+        if first is not None and kind in _WHOLE:
+            raise UserError(f"{path}: a {kind} file is read whole; leave out streaming, or give JSONL, CSV or Parquet")
+        rows = list(islice(_READERS[kind](file), first))
     elif file.is_dir():
         raise UserError(f"{path} is a directory; give one data file ({', '.join(SUFFIXES)})")
     elif is_hub_name(path):
-        rows = [_unpadded(row) for row in hub_rows(path, split, config)]
+        rows = [_unpadded(row) for row in hub_rows(path, split, config, first)]
     else:
         raise UserError(f"no such data file: {path}")
     if not rows:
@@ -69,13 +77,11 @@ def is_text(path: str) -> bool:
     return Path(path).suffix.lower() == ".txt"
 
 
-def _read_jsonl(path: Path) -> list[Row]:
-    rows = []
+def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
-                rows.append(_object(raw, f"{path}: line {number}"))
-    return rows
+                yield _object(raw, f"{path}: line {number}")
 
 
 def _json(raw: bytes | str, where: str) -> Any:
@@ -109,21 +115,20 @@ def _object(raw: bytes, where: str) -> Row:
     return value
 
 
-def _read_json(path: Path) -> list[Row]:
+def _read_json(path: Path) -> Iterator[Row]:
     value = _json(path.read_bytes(), str(path))
     if isinstance(value, dict):  # {"data": [...]} is how some tools export
         lists = [v for v in value.values() if isinstance(v, list) and all(isinstance(row, dict) for row in v)]
         value = lists[0] if len(lists) == 1 and not fits_a_form(value) else [value]
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         raise UserError(f"{path}: expected a list of JSON objects")
-    return value
+    return iter(value)
 
 
-def _read_csv(path: Path) -> list[Row]:
+def _read_csv(path: Path) -> Iterator[Row]:
     limit = csv.field_size_limit(2**31 - 1)  # patients' notes outgrow the default 128 KiB
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows: list[Row] = []
             reader = csv.DictReader(file, strict=True)
             _check_header(list(reader.fieldnames or ()), path)
             for row in reader:
@@ -131,11 +136,11 @@ def _read_csv(path: Path) -> list[Row]:
                     raise UserError(
                         f"{path}: line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the header"
                     )
-                rows.append(dict(row))
-                for column in row:
-                    if column.strip().lower() in _CHATS:
-                        rows[-1][column] = _json(row[column], f"{path}: line {reader.line_num}: {column!r}")
-            return rows
+                where = f"{path}: line {reader.line_num}"
+                yield {
+                    column: _json(value, f"{where}: {column!r}") if column.strip().lower() in _CHATS else value
+                    for column, value in row.items()
+                }
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
     except csv.Error as error:
@@ -152,15 +157,16 @@ def _check_header(columns: list[str], path: Path) -> None:
         raise UserError(f"{path}: line 1: columns are parted by commas, not by {name}; save the file so")
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from map(_unpadded, batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
-    return [_unpadded(row) for row in rows]
 
 
 def _unpadded(row: Row) -> Row:
@@ -168,13 +174,13 @@ def _unpadded(row: Row) -> Row:
     return {key: without_nulls(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
 
 
-def _read_paragraphs(path: Path) -> list[Row]:
+def _read_paragraphs(path: Path) -> Iterator[Row]:
     """A row for each paragraph; for each line, where no blank line parts any (a blank line is no row)."""
     parts = [part.strip("\r\n") for part in re.split(r"\n(?:[^\S\n]*\n)+", read_text(str(path)))]
     kept = [part for part in parts if part.strip()]
     if len(kept) > 1:
-        return [{"paragraph": part} for part in kept]
-    return [{"line": line} for line in re.split(r"\r\n?|\n", kept[0]) if line.strip()]
+        return iter([{"paragraph": part} for part in kept])
+    return iter([{"line": line} for line in re.split(r"\r\n?|\n", kept[0]) if line.strip()])
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,

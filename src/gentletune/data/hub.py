@@ -35,8 +35,10 @@ def data_name(path: str) -> str:
     return last.stem if last.suffix.lower() in FILE_SUFFIXES else last.name
 
 
-def hub_rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
+def hub_rows(name: str, split: str, config: str | None, first: int | None = None) -> list[dict[str, Any]]:
     """The rows of a data set's split and configuration, from the hub or from what was loaded before.
+
+    With `first` only so many, streamed from the hub.
 
     Raises:
         UserError: no such data set, split or configuration; a hub that does not answer.
@@ -46,7 +48,9 @@ def hub_rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
     asked = f"split '{split}'" if config is None else f"configuration '{config}', split '{split}'"
     try:
         with _as_reachable(name):
-            loaded = datasets.load_dataset(name, config, split=split)
+            how = {} if first is None else {"streaming": True}
+            loaded = datasets.load_dataset(name, config, split=split, **how)
+            rows = list(loaded if first is None else loaded.take(first))
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"'{name}' is no data file here, and the hub has no such data set, or does not show it to you; "
@@ -64,7 +68,7 @@ def hub_rows(name: str, split: str, config: str | None) -> list[dict[str, Any]]:
             "give data_config and data_split that it has, or a file"
         ) from error
     names = {key: kind.names for key, kind in _features(loaded).items() if isinstance(kind, datasets.ClassLabel)}
-    return [{key: _named(value, names.get(key)) for key, value in row.items()} for row in loaded]
+    return [{key: _named(value, names.get(key)) for key, value in row.items()} for row in rows]
 
 
 def _features(loaded: Any) -> dict[str, Any]:

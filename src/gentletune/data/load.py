@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gentletune.core.cache import digest
 from gentletune.core.errors import UserError
@@ -21,6 +20,7 @@ from gentletune.data.example import Example
 from gentletune.data.files import read_rows
 from gentletune.data.forms import Row, shaped_rows
 from gentletune.data.general import general_prompts
+from gentletune.data.groups import asked, draw, groups_of, split_by_group
 from gentletune.data.hub import data_name, is_hub_name
 from gentletune.data.mixture import Mixture, Pool, mix
 
@@ -76,7 +76,8 @@ def load_data(recipe: Recipe) -> DomainData:
         return _alone(recipe)
     first = _alone(recipe.model_copy(update={"train_rows": None}))
     pools = [_pool(recipe, source, first, i) for i, source in enumerate(recipe.sources)]
-    mixed = mix(pools, len(first.train), recipe.train_rows, recipe.seed)
+    streams = any(source.streaming for source in recipe.sources)
+    mixed = mix(pools, len(first.train), _total(recipe) if streams else recipe.train_rows, recipe.seed)
     leaked = first.leaked + sum(pool.leaked for pool in pools)
     said = "; ".join(filter(None, [first.recognised, *(pool.described for pool in pools), mixed.described]))
     return replace(first, train=mixed.rows, leaked=leaked, mixture=mixed, recognised=said)
@@ -98,6 +99,20 @@ def _alone(recipe: Recipe) -> DomainData:
     return _plain(recipe, recipe.data_path) if known is None else _domain(recipe, known, recipe.data_path)
 
 
+def _total(recipe: Recipe) -> int:
+    """Rows that a run of so many steps takes in."""
+    assert recipe.max_steps is not None
+    assert isinstance(recipe.processes, int)
+    return recipe.train_rows or recipe.max_steps * recipe.step_rows(recipe.processes)
+
+
+def _read_first(recipe: Recipe, source: Source | None) -> int | None:
+    """How many rows of a source that is streaming are read to train on; None: all there are."""
+    if source is None or not source.streaming:
+        return None
+    return math.ceil(_total(recipe) * source.weight / math.fsum(each.weight for each in recipe.sources))
+
+
 def _pool(recipe: Recipe, source: Source, first: DomainData, number: int) -> Pool:
     """What a mixture can draw from a source: rows that share no group with the held-out rows of the `first`."""
     mine = recipe.model_copy(update=source.fields)
@@ -110,7 +125,7 @@ def _pool(recipe: Recipe, source: Source, first: DomainData, number: int) -> Poo
     _check_config(mine)
     if mine.data_path is None:
         raise UserError(f"data: {source.path} needs a file; give {{path: FILE, domain: {source.path}}}")
-    shaped, own, described = _shaped(mine, mine.data_path, known)
+    shaped, own, described = _shaped(mine, mine.data_path, known, _read_first(recipe, source))
     groups, held = groups_of([*first.test, *shaped]), {example.group for example in first.examples}
     held |= set(groups[: len(first.test)])
     theirs = zip(shaped, own, groups[len(first.test) :], strict=True)
@@ -122,9 +137,11 @@ def _pool(recipe: Recipe, source: Source, first: DomainData, number: int) -> Poo
     return Pool(source, clean, None, f"{mine.data_path}: {described}", len(shaped) - len(clean))
 
 
-def _shaped(recipe: Recipe, path: str, known: Domain | None) -> tuple[list[Row], list[str | None], str]:
+def _shaped(
+    recipe: Recipe, path: str, known: Domain | None, first: int | None
+) -> tuple[list[Row], list[str | None], str]:
     """The training rows of a file, the group that a domain gives each, and how they came."""
-    rows = read_rows(path, split=recipe.data_split, config=recipe.data_config)
+    rows = read_rows(path, split=recipe.data_split, config=recipe.data_config, first=first)
     if parted := _parted(rows):
         rows = parted.halves([parted.without(row) for row in rows])[0]
     if known is not None:
@@ -184,7 +201,7 @@ def file_examples(known: Domain, rows: Sequence[Row], path: str, recipe: Recipe)
 
 def _domain(recipe: Recipe, known: Domain, path: str) -> DomainData:
     rows, held = _read(recipe, path)
-    parted = None if recipe.test_path else _parted(rows)
+    parted = None if recipe.test_path else _parted(rows) or _first_held(recipe, rows, path)
     examples = file_examples(known, rows, path, recipe)
     others = file_examples(known, held, recipe.test_path, recipe) if recipe.test_path else None
     if parted:
@@ -199,7 +216,7 @@ def _plain(recipe: Recipe, path: str) -> DomainData:
     if name in OWN_SCORES:
         raise UserError(f"{path}: '{name}' is what scores of gentletune's own are called; rename the file")
     rows, held = _read(recipe, path)
-    parted = None if recipe.test_path else _parted(rows)
+    parted = None if recipe.test_path else _parted(rows) or _first_held(recipe, rows, path)
     found = shaped_rows([parted.without(row) for row in rows] if parted else rows, path)
     other = shaped_rows(held, recipe.test_path) if recipe.test_path else None
     if other is not None and other.shape != found.shape:
@@ -223,13 +240,19 @@ def _plain(recipe: Recipe, path: str) -> DomainData:
 
 def _read(recipe: Recipe, path: str) -> tuple[list[Row], list[Row]]:
     """The rows of the file, and those of the test file; none where the recipe names none."""
-    rows, config = read_rows(path, split=recipe.data_split, config=recipe.data_config), recipe.data_config
+    config, count = recipe.data_config, _read_first(recipe, next(iter(recipe.sources), None))
+    if count is not None and not recipe.test_path:
+        count += recipe.test_rows
+    rows = read_rows(path, split=recipe.data_split, config=config, first=count)
     return rows, read_rows(recipe.test_path, split="test", config=config) if recipe.test_path else []
 
 
 @dataclass(frozen=True)
 class _Parted:
-    """How a file's column `split` parts its rows: for each whether it is held out, None where it is on neither side."""
+    """How a file's column `split` parts its rows: for each whether it is held out, None where it is on neither side.
+
+    Without a column, the first rows are held out.
+    """
 
     column: str
     held: list[bool | None]
@@ -247,8 +270,21 @@ class _Parted:
     def described(self) -> str:
         """The counts, for the user."""
         train, held, left = (self.held.count(side) for side in (False, True, None))
+        if not self.column:
+            return f"read as far as the run needs: {held} rows that are held out, and {train} behind them to train on"
         more = f", {left} of another split left out" if left else ""
         return f"by its column {self.column} {train} rows to train on, {held} held out{more}"
+
+
+def _first_held(recipe: Recipe, rows: Sequence[Row], path: str) -> _Parted | None:
+    """The first rows held out of a source that is streaming, of which no others are known."""
+    if not any(source.streaming for source in recipe.sources[:1]):
+        return None
+    if len(rows) <= (held := recipe.test_rows):
+        raise UserError(
+            f"{path}: the first {held} rows (test_rows) are held out, and there are no more; lower test_rows"
+        )
+    return _Parted("", [True] * held + [False] * (len(rows) - held))
 
 
 def _parted(rows: Sequence[Row]) -> _Parted | None:
@@ -281,26 +317,15 @@ def _apart(
 def _scoring(recipe: Recipe, path: str, rows: Sequence[Row]) -> Scoring:
     """How the answers are scored: told by all rows, so that it does not change with how many are drawn."""
     if "text" not in rows[0]:
-        return choose_scoring([_asked(row)[1] for row in rows], recipe.domain_metric, path)
+        return choose_scoring([asked(row)[1] for row in rows], recipe.domain_metric, path)
     if recipe.domain_metric not in ("auto", "loss"):
         raise UserError(f"{path}: plain text has no answers, so domain_metric must be auto or loss")
     return Scoring("loss", f"{path}: plain text has no answers: scored by bits per token")
 
 
-def _asked(row: Row) -> tuple[list[Row], str | None]:
-    """The messages up to a row's last answer, and the answer; None where that is no text."""
-    if "messages" not in row:
-        return [{"role": "user", "content": row["prompt"]}], row["completion"]
-    messages, silent = row["messages"], row.get("silent", ())
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    last = max([i for i in answers if i not in silent] or answers)
-    answer = None if messages[last].get("tool_calls") else messages[last]["content"]
-    return messages[:last], answer
-
-
 def _example(row: Row, scoring: Scoring, group: str) -> Example:
     """A held-out row with an answer of text, to be judged."""
-    before, answer = _asked(row)
+    before, answer = asked(row)
     assert answer is not None
     alone = len(before) == 1 and before[0]["role"] == "user" and "tools" not in row
     return Example(
@@ -312,74 +337,3 @@ def _example(row: Row, scoring: Scoring, group: str) -> Example:
         tools=tuple(row.get("tools", ())),
         joint=row.get("joint", ""),
     )
-
-
-def groups_of(rows: Sequence[Row]) -> list[str]:
-    """What rows share that must not stand on both sides of a split: a context, the opening of a chat, a prompt.
-
-    A context or an opening that more than half of the rows have (a manual, "Hello") tells nothing; those go by what is
-    asked in the end, with what goes on from it. Case and spaces do not count.
-    """
-    asked = [_said(row) for row in rows]
-    opened = [_opening(row, said) for row, said in zip(rows, asked, strict=True)]
-    common = {one for one, count in Counter(opened).items() if 2 * count > len(rows)}
-    whole = {said[-1] for said in asked}
-    begun = [next(beginning for beginning in said if beginning in whole) for said in asked]
-    return [own if one in common else one for one, own in zip(opened, begun, strict=True)]
-
-
-def _said(row: Row) -> list[str]:
-    """For each message up to a row's answer the hash of all that was said up to it."""
-    asked = [row["text"]] if "text" in row else _asked(row)[0] or row["messages"]
-    found, last = list[str](), ""
-    for message in asked:
-        last = digest([last, _folded(message)])
-        found.append(last)
-    return found
-
-
-def _opening(row: Row, said: Sequence[str]) -> str:
-    """The hash of a row's context, or of all up to its first message of a user."""
-    if context := row.get("context"):
-        return digest(["context", _folded(context)])
-    users = (i for i, message in enumerate(row.get("messages", ())[: len(said)]) if message["role"] == "user")
-    return said[next(users, -1)]
-
-
-def _folded(value: Any) -> Any:
-    """Texts without what does not change what is asked: case, and the number of spaces."""
-    if isinstance(value, dict):
-        return {key: _folded(part) for key, part in value.items()}
-    return " ".join(value.split()).casefold() if isinstance(value, str) else value
-
-
-def split_by_group(items: Sequence[T], test_rows: int, groups: Sequence[str], where: str) -> tuple[list[T], list[T]]:
-    """Hold out whole groups, in the order of their hash, up to `test_rows` rows and a fifth of all rows.
-
-    A group that would go beyond is passed over; where each would, a smallest one is held out. The split depends on
-    the groups alone, not on the order of rows or a seed. Raises `UserError` where there are fewer than two groups.
-    """
-    sizes = Counter(groups)
-    order = sorted(sizes, key=lambda g: hashlib.sha256(f"held-out/{g}".encode()).hexdigest())
-    if len(order) < 2:
-        raise UserError(f"{where}: {len(items)} row(s) in one group cannot be split; give more rows or a test_path")
-    wanted = max(1, min(test_rows, len(items) // 5))
-    held: set[str] = set()
-    count = 0
-    for group in order:
-        if count + sizes[group] <= wanted:
-            held.add(group)
-            count += sizes[group]
-    if not held:
-        held.add(min(order, key=sizes.__getitem__))
-    train = [item for item, group in zip(items, groups, strict=True) if group not in held]
-    test = [item for item, group in zip(items, groups, strict=True) if group in held]
-    return train, test
-
-
-def draw(items: list[T], limit: int | None) -> list[T]:
-    """`limit` items in their order, spread by hash over the whole list, so that a sorted file is sampled fairly."""
-    if limit is None or limit >= len(items):
-        return items
-    chosen = sorted(range(len(items)), key=lambda i: hashlib.sha256(f"draw/{i}".encode()).digest())[:limit]
-    return [items[i] for i in sorted(chosen)]

@@ -67,6 +67,8 @@ class Mixture:
     @property
     def described(self) -> str:
         """How many rows of each source there are, for the user."""
+        if len(self.pools) == 1:
+            return ""
         drawn = Counter(self.origin)
         parts = []
         for i, pool in enumerate(self.pools):

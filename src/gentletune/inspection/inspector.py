@@ -16,7 +16,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.data import load_data
 from gentletune.data.domains import domain, domain_names
 from gentletune.data.forms import Row
-from gentletune.data.load import draw
+from gentletune.data.groups import draw
 from gentletune.inspection.hardest import Hardest, HardToken
 from gentletune.inspection.spool import Spool, Write, token_files
 from gentletune.inspection.stream import Dropped, RowTokens, Source, row_tokens

@@ -22,8 +22,9 @@ from gentletune.data.example import Example
 from gentletune.data.files import read_rows
 from gentletune.data.forms import Row
 from gentletune.data.general import arithmetic_examples, instruction_examples
+from gentletune.data.groups import draw
 from gentletune.data.likelihood import LIKELIHOOD_TASKS
-from gentletune.data.load import domain_name, draw, file_examples, held_out_examples
+from gentletune.data.load import domain_name, file_examples, held_out_examples
 from gentletune.evaluation.harness.content import content_hash
 from gentletune.evaluation.harness.humaneval import DATASET as HUMANEVAL
 from gentletune.evaluation.harness.humaneval import humaneval_task

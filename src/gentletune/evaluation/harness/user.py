@@ -18,7 +18,7 @@ from gentletune.core.yaml_file import read_yaml
 from gentletune.data.answers import plain, stated
 from gentletune.data.files import read_rows
 from gentletune.data.forms import Row
-from gentletune.data.load import draw
+from gentletune.data.groups import draw
 from gentletune.evaluation.harness.own import Item, OwnTask, Verdict
 from gentletune.evaluation.reading import answer_text, read_choice, read_number
 

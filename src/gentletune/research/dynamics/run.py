@@ -16,7 +16,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.locks import locked
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
-from gentletune.data.load import draw
+from gentletune.data.groups import draw
 from gentletune.methods import parse_method
 from gentletune.research.dynamics.callback import (
     DYNAMICS_FILE,
