@@ -4,9 +4,9 @@
 
 Each case runs through `train()` in a process of its own on SmolLM2-135M-Instruct (134.5 M parameters), on short rows,
 so that activations are small beside what is held for every parameter. Full fine-tuning with AdamW cannot be below 16
-bytes: weights, gradients and two moments of 4 each. Before training the base model is loaded and measured, after it the weights are merged and saved. The cases
-with `bf16` in their name compute in bf16 on a copy of the model saved in bf16; the others are fp32. `--against` runs
-another checkout of gentletune beside.
+bytes: weights, gradients and two moments of 4 each. Before training the base model is loaded and measured; after it the
+weights are merged and saved. The cases with `bf16` in their name compute in bf16 on a copy of the model saved in bf16;
+the others are fp32. `--against` runs another checkout of gentletune beside.
 
 Figures are resident memory above what the process held before it loaded anything. `anonymous` leaves out pages of
 mapped files, which the system may drop at any time.
