@@ -130,9 +130,9 @@ class LostUpdates(TrainerCallback):
 
 def how_kept(recipe: Recipe, *, trains_bf16: bool) -> str:
     """One line: that weights are held in bf16, why, and what keeps their small updates."""
-    why = "" if recipe.weights == "bf16" else " (training would not fit in fp32)"
     if not trains_bf16:
-        return f"weights are held in bf16{why}; the adapters are trained in fp32"
+        return "weights are held in bf16; the adapters are trained in fp32"
+    why = "" if recipe.weights == "bf16" else " (training would not fit in fp32)"
     kept = {
         "kahan": "what they cannot take in is kept for the next step (Kahan summation)",
         "stochastic": "they are rounded up or down at random, right on average",
