@@ -77,15 +77,15 @@ def test_the_second_start_encodes_nothing(tokenizer: Any, monkeypatch: pytest.Mo
     assert encoded(tokenizer).counts == first.counts
 
 
-@pytest.mark.parametrize(
-    "change", [{"max_length": 12}, {"truncate": "left", "max_length": 12}, {"labels": "all"}], ids=str
-)
-def test_what_decides_labels_decides_the_entry(tokenizer: Any, tmp_path: Path, change: dict[str, Any]) -> None:
-    first, other = encoded(tokenizer), encoded(tokenizer, **change)
-    assert list(other.rows) != list(first.rows)
-    assert len(entries(tmp_path)) == 2
-    encoded(tokenizer, [*ROWS[1:], ROWS[0]])
-    assert len(entries(tmp_path)) == 3
+def test_what_decides_labels_decides_the_entry(tokenizer: Any, tmp_path: Path) -> None:
+    first = encoded(tokenizer)
+    half = sorted(row_lengths(first.rows))[12]
+    changes: list[dict[str, Any]] = [{"max_length": half}, {"max_length": half, "truncate": "left"}, {"labels": "all"}]
+    for number, change in enumerate([*changes, {"rows": ROWS[1:]}], start=2):
+        assert list(encoded(tokenizer, **change).rows) != list(first.rows)
+        assert len(entries(tmp_path)) == number
+    assert encoded(tokenizer, max_length=half, truncate="left").counts["truncated"] > 0
+    assert encoded(tokenizer, max_length=half).counts["dropped_too_long"] > 1
 
 
 def test_the_first_bad_row_is_named_and_nothing_is_kept(tokenizer: Any, tmp_path: Path) -> None:

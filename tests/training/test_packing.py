@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from gentletune.training.attention import keeps_apart
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.packing import Layout, pack_length, rows_to_draw, training_set
 from gentletune.training.throughput import device_peak, model_flops
-from tests.cli.test_cli import GOOD, refused, run, write
+from tests.cli.test_cli import GOOD, run, write
 from tests.conftest import make_model
 from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, lively_model, one_step
 
@@ -113,7 +112,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tiny_dir: Path, tmp_path: Path, *mo
 def test_packing_from_the_command_line(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = trained(monkeypatch, tiny_dir, tmp_path, "--packing", "--max-length", "64", "--epochs", "2")
+    out = trained(monkeypatch, tiny_dir, tmp_path, "--packing", "--max-length", "160", "--epochs", "2")
     record = read_record(out)
     assert record is not None
     rows, steps = record.data["train"]["rows"], int(record.training["steps"])
@@ -128,22 +127,24 @@ def test_packing_from_the_command_line(
     assert label_tokens == 2 * record.data["label_tokens"]  # every row once an epoch
 
 
-@pytest.mark.parametrize("option", ["--group-by-length", "--compile"])
-def test_other_ways_of_making_batches(
-    option: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_grouping_from_the_command_line(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if option == "--compile":  # without what takes a minute: the graph is traced, and run as it is
-        monkeypatch.setenv("TORCH_COMPILE_DISABLE", "0")
-        monkeypatch.setattr("gentletune.training.arguments.COMPILER", "aot_eager")
-    plain = trained(monkeypatch, tiny_dir, tmp_path, "--max-steps", "2")
-    (tmp_path / "other").mkdir()
-    other = trained(monkeypatch, tiny_dir, tmp_path / "other", "--max-steps", "2", option)
-    lines = [read_metrics(path / "metrics.jsonl") for path in (plain, other)]
-    if option == "--compile":
-        assert [line["nll"] for line in lines[0]] == pytest.approx([line["nll"] for line in lines[1]], rel=1e-4)
-    else:
-        assert "those of like length together" in capfd.readouterr().err
-        assert [len(found) for found in lines] == [2, 2]
+    trained(monkeypatch, tiny_dir, tmp_path, "--max-steps", "1", "--group-by-length")
+    assert "rows, those of like length together" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = []
+    for name, options in (("plain", []), ("compiled", ["--compile"])):
+        (tmp_path / name).mkdir()
+        out = trained(monkeypatch, tiny_dir, tmp_path / name, "--max-steps", "2", *options)
+        lines.append(read_metrics(out / "metrics.jsonl"))
+    plain, compiled = ([line["nll"] for line in found] for found in lines)
+    assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 def test_rows_of_like_length_are_drawn_together(tokenizer: Any, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_rows_of_like_length_are_drawn_together(tokenizer: Any, tmp_path: Path) 
     )  # fmt: skip
     batches = list(trainer.get_train_dataloader())
     alike = [len(set(batch["attention_mask"].sum(1).tolist())) == 1 for batch in batches]
-    assert sum(alike) > 0.8 * len(alike)
+    assert sum(alike) > len(alike) / 2  # in random order one in 64
 
 
 @pytest.mark.parametrize(
@@ -176,8 +177,17 @@ def test_what_cannot_work_is_one_line(
         monkeypatch.setattr("gentletune.training.attention.get_cpp_compiler", no_compiler)
     data, out = write(tmp_path / "d.jsonl", GOOD), tmp_path / "run"
     call = ["train", "--model", str(tiny_dir), "--data", data, *SMALL, "--output", str(out), *options]
-    assert told in refused(monkeypatch, capfd, *call)
+    assert told in last_line(monkeypatch, capfd, *call)
     assert not (out / "model").exists()
+
+
+def last_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a call that must exit with 2 says in the end."""
+    assert run(monkeypatch, *arguments) == 2
+    *said, error = capfd.readouterr().err.strip().split("\n")
+    assert error.startswith("gentletune: ")
+    assert not any("Traceback" in line for line in said)
+    return error
 
 
 def no_compiler() -> str:
@@ -191,8 +201,8 @@ def test_a_model_that_would_mix_rows_up_is_refused(
     monkeypatch.setattr("gentletune.training.attention.keeps_apart", lambda *_: False)
     data, out = write(tmp_path / "d.jsonl", GOOD), tmp_path / "run"
     call = ["train", "--model", str(tiny_dir), "--data", data, *SMALL, "--output", str(out), "--packing"]
-    assert "does not keep the rows of a packed row apart" in refused(monkeypatch, capfd, *call)
-    assert json.dumps(sorted(path.name for path in out.glob("model*"))) == "[]"
+    assert "does not keep the rows of a packed row apart" in last_line(monkeypatch, capfd, *call)
+    assert not (out / "model").exists()
 
 
 def test_the_arithmetic_of_a_model(tokenizer: Any) -> None:

@@ -58,6 +58,11 @@ class EncodedRows:
     cut: int = 0
 
     @property
+    def count(self) -> int:
+        """Rows of the list."""
+        return len(self.rows) + self.too_long + self.no_label
+
+    @property
     def counts(self) -> dict[str, int]:
         """Counts for the record."""
         dropped = {"dropped_too_long": self.too_long, "dropped_no_label": self.no_label}

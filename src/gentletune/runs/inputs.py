@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,8 +25,10 @@ from gentletune.evaluation.harness import code_walls, resolve_tasks
 from gentletune.evaluation.measure import content_hashes
 from gentletune.lm.held import use_bf16
 from gentletune.lm.loaded import Loaded
+from gentletune.lm.setting import Rows
 from gentletune.methods import Method, parse_method, training_part
 from gentletune.methods.adapted import check_adapted
+from gentletune.training.packing import sizes_drawn
 
 _DATA = ("data", "data_path", "data_split", "data_config", "mixture", "test_path", "test_rows", "train_rows", "cot",
          "seed", "domain_metric")  # fmt: skip
@@ -41,7 +45,7 @@ class Inputs:
     """
 
     def __init__(self, recipe: Recipe, shared: Shared | None = None) -> None:
-        shared = shared or Shared()
+        single, shared = shared is None, shared or Shared()
         self.recipe = recipe
         self.processes = processes_here(recipe.processes)
         self.method: Method = parse_method(recipe.method)
@@ -49,7 +53,9 @@ class Inputs:
         tasks = self._tasks = resolve_tasks(recipe) if recipe.evaluate or recipe.evaluate_every else []
         self.sandbox = code_walls(tasks, recipe)
         fields = recipe.model_dump(mode="json", include=set(_DATA))
-        self.data: DomainData = shared.once(["data", fields], lambda: load_data(recipe))
+        self.data: DomainData = (
+            load_data(recipe) if single else shared.once(["data", fields], lambda: load_data(recipe))
+        )
         if recipe.early_stop is not None:
             EarlyStop.parse(recipe.early_stop).check_task([self.data.name, *(task.name for task in tasks)])
         self.base = base = Loaded.of(recipe, shared=shared)
@@ -73,6 +79,8 @@ class Inputs:
                 lambda: content_hashes(recipe, self.data, tasks, base.tokenizer, base.max_length),
             )
         )
+        if single and not isinstance(self.train.rows, list):  # they lie on disk, and nobody else needs them in memory
+            self.data = replace(self.data, train=[])
 
     @property
     def record_hashes(self) -> dict[str, str]:
@@ -133,6 +141,11 @@ class Inputs:
         same_content = record.status == "complete" and record.hashes == self.record_hashes
         return same_content and settings(Recipe.parse(record.recipe)) == settings(self.recipe)
 
+    @cached_property
+    def sizes(self) -> Rows:
+        """Sizes of the rows that batches are drawn from."""
+        return sizes_drawn(self.recipe, self.train.rows)
+
     @property
     def longer(self) -> str:
         """What became of training rows longer than `max_length`, in a line; empty where there are none."""
@@ -140,7 +153,7 @@ class Inputs:
         if not (count := rows.too_long + rows.cut):
             return ""
         fate = "left out (truncate: left or right cuts them)" if side == "drop" else f"cut on the {side}"
-        told = f"{count:,} of {len(self.data.train):,} training rows are longer than {limit:,} tokens and {fate}"
+        told = f"{count:,} of {rows.count:,} training rows are longer than {limit:,} tokens and {fate}"
         if self.recipe.max_length is None and limit == self.base.max_length:  # the model's whole context
             return told
         return f"{told}; max_length raises that"
@@ -210,5 +223,5 @@ def check_gpus(processes: int) -> None:
     Raises:
         UserError: there are GPUs, but too few for them.
     """
-    if 0 < (gpus := torch.cuda.device_count()) < processes:
+    if launched() == 1 and 0 < (gpus := torch.cuda.device_count()) < processes:
         raise UserError(f"processes: {processes} need as many GPUs, and {gpus} can be seen; lower it, or give auto")

@@ -10,7 +10,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.lm.fitting import largest_rows
 from gentletune.lm.plan import Planner
-from gentletune.lm.setting import Machine, Rows, setting_of
+from gentletune.lm.setting import Machine, setting_of
 from gentletune.runs.inputs import Inputs
 from gentletune.training.arguments import CHECKPOINTS
 
@@ -50,7 +50,7 @@ def halved(inputs: Inputs, run: Path) -> str | None:
 def _largest(inputs: Inputs) -> int:
     """Of the base model that is in memory by now the weights are counted again: a margin."""
     planner, machine = Planner(inputs.base.config), Machine.here(inputs.recipe)
-    setting = setting_of(inputs.recipe, planner, Rows.of(inputs.train.rows), machine, inputs.processes)
+    setting = setting_of(inputs.recipe, planner, inputs.sizes, machine, inputs.processes)
     return largest_rows(planner, replace(setting, eval_tokens=0), machine.has) or 1
 
 

@@ -21,6 +21,7 @@ from gentletune.lm.plan import MemoryPlan, Planner, Setting
 from gentletune.lm.setting import Machine, Rows, setting_of, size
 from gentletune.methods import parse_method
 from gentletune.runs.inputs import Inputs
+from gentletune.training.packing import sizes_drawn
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def planned(recipe: Recipe, config: Any, rows: Rows, machine: Machine, processes
 def first_lines(inputs: Inputs) -> list[str]:
     """What a training says of its plan before it begins."""
     machine = Machine.here(inputs.recipe)
-    plan = planned(inputs.recipe, inputs.base.config, Rows.of(inputs.train.rows), machine, inputs.processes)
+    plan = planned(inputs.recipe, inputs.base.config, inputs.sizes, machine, inputs.processes)
     return [*plan.lines(), *([inputs.longer] if inputs.longer else [])]
 
 
@@ -107,7 +108,7 @@ def check_weights_fit(inputs: Inputs) -> None:
     if parameter_count(inputs.base.directory) * inputs.base.dtype.itemsize <= has:
         return
     machine = replace(Machine.here(recipe), has=has)
-    found = planned(recipe, inputs.base.config, Rows.of(inputs.train.rows), machine, inputs.processes)
+    found = planned(recipe, inputs.base.config, inputs.sizes, machine, inputs.processes)
     if found.memory.weights <= has:
         return
     mend = f"what fits: {found.way.text}" if found.way else "nothing near this recipe fits; take a smaller model"
@@ -134,7 +135,7 @@ def rows_of(recipe: Recipe, config: Any) -> Rows:
         data.train, tokenizer, max_length=longest, truncate=recipe.truncate, labels=recipe.labels,
         where=f"{data.name}, training",
     )  # fmt: skip
-    return Rows.of(found.rows)
+    return sizes_drawn(recipe, found.rows)
 
 
 def model_config(name: str, *, trust_remote_code: bool = False) -> Any:

@@ -15,8 +15,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded
-from gentletune.data.encode import row_lengths
+from gentletune.data.encode import IGNORE, row_lengths
 from gentletune.data.rows import DiskRows, no_bars
+from gentletune.lm.setting import Rows
 
 PACKED_LENGTH = 2048  # tokens of a packed row, where the recipe gives no max_length and no row is longer
 Layout = Literal["padded", "packed", "flat"]
@@ -58,6 +59,16 @@ def rows_to_draw(recipe: Recipe, rows: Sequence[Encoded]) -> int:
     return len(rows) if length is None else len(training_set(rows, pack=length))
 
 
+def sizes_drawn(recipe: Recipe, rows: Sequence[Encoded]) -> Rows:
+    """Sizes of the rows that a training on these draws its batches from, for a plan of its memory."""
+    length = pack_length(recipe, rows)
+    if length is None:
+        return Rows.of(rows)
+    packed = training_set(rows, pack=length)
+    labels = max(int((np.asarray(row) != IGNORE).sum()) for row in packed["labels"])
+    return Rows(max(map(sum, packed["seq_lengths"])), labels, len(packed))
+
+
 def _unpacked(rows: Sequence[Encoded]) -> datasets.Dataset:
     if isinstance(rows, DiskRows):
         return rows.dataset.remove_columns("label_count")
@@ -90,7 +101,7 @@ class Collator(DataCollatorForLanguageModeling):
         batch: dict[str, Any] = super().torch_call(examples)
         if self.layout == "packed":
             del batch["attention_mask"]  # beside it, transformers would not look at the positions
-            batch["labels"][batch["position_ids"] == 0] = -100
+            batch["labels"][batch["position_ids"] == 0] = IGNORE
         if "sequence_weight" in examples[0]:
             batch["sequence_weights"] = self._weights([example["sequence_weight"] for example in examples])
         lengths = [n for e in examples for n in e.get("seq_lengths", [len(e["input_ids"])])]
