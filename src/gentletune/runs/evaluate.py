@@ -70,19 +70,25 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
         raise UserError("nothing to measure: give --tasks, or --data with its --data-path")
     if data is not None and alone:
         raise UserError("a domain is measured with KL from a base model; give --base, or --tasks alone")
-    subject = Loaded.of(recipe, model).load()
+    subject = Loaded.of(recipe, model)
+    base = subject if alone or model == recipe.model else Loaded.of(recipe)
+    subject.dtype = base.dtype  # both are computed alike
+    subject.load()  # so that what is wrong with its weights is told now
     hashes = {"model": subject.files_hash}
     hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
     if alone:
         with of_model(model):
             found = measure(subject, None, recipe, None, stage=stage)
         return Evaluation(model, None, with_mean(found.scores), [], sandbox, found.samples, hashes)
-    base = subject if model == recipe.model else Loaded.of(recipe).load()
+    if base is not subject:
+        subject.forget()  # one of them at a time
     hashes["base model"] = base.files_hash
     with of_model(f"the base model {recipe.model}"):
         reference = _reference(subject, base, data, recipe, model, stage)
         before = measure(base, data, recipe, reference, stage=lambda name: stage(f"base model: {name}"))
     same = subject.hash == base.hash
+    if base is not subject:
+        base.forget()
     with of_model(model):
         found = before if same else measure(subject, data, recipe, reference, stage=stage)
     scores, starts = with_mean(found.scores), with_mean(before.scores)

@@ -112,7 +112,8 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
             check_devices(inputs.recipe, inputs.method, inputs.processes)
             check_gpus(inputs.processes)
             check_optimizer(inputs.recipe)
-        if inputs.recipe.evaluate or inputs.recipe.probe_every or sharing(inputs.recipe) != "fsdp2":
+        apart = sharing(inputs.recipe) == "fsdp2" or inputs.recipe.quantization is not None
+        if inputs.recipe.evaluate or inputs.recipe.probe_every or not apart:
             inputs.base.load()  # shares may be of a model that no device holds whole
     with one_line_errors(run):
         for scrap in scraps(run):
@@ -231,7 +232,8 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
             if keeps_adapter(recipe):
                 adapter = keep_adapter(tuned, run)
                 del tuned  # a base in few bits goes before the plain one comes
-                tuned, rounding = unquantised(inputs, adapter)
+                whole = recipe.save == "merged" or recipe.evaluate  # else no device need hold the base model
+                tuned, rounding = unquantised(inputs, adapter) if whole else (None, {})
                 figures |= rounding
         figures["train_seconds"] = time.perf_counter() - begun
     if inputs.method.merge is not None:
@@ -243,7 +245,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     write_json_atomic(run / FIGURES_FILE, figures)
     _save(tuned, inputs, target, inputs.method.label, adapter if recipe.save == "adapter" else None)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
-    return inputs.base.with_model(tuned.to(inputs.base.dtype), target)
+    return inputs.base.with_model(tuned if tuned is None else tuned.to(inputs.base.dtype), target)
 
 
 def _less_memory(inputs: Inputs, run: Path) -> str:
