@@ -17,8 +17,9 @@ from tests.training.steps import ROWS, first_loss, gradients, lively_model, one_
 
 METHODS = [
     "sft", "talr", "talr(tau=3.0)", "talr(tau=lagged_median)", "talr(tau=lagged_median, normalization=simplex)",
-    "l2(weight=0.1)+talr(tau=3.0)",
+    "l2(weight=0.1)+talr(tau=3.0)", "talr(tau=lagged_median)+lora(r=2)",
 ]  # fmt: skip
+PACK = 14  # tokens: the four rows fill two
 
 
 class Watching(GentleTrainer):
@@ -45,9 +46,15 @@ class Watching(GentleTrainer):
         return loss
 
 
-def cases(world: int) -> list[tuple[str, int]]:
-    """Method and micro-batches of each rank: together always the four rows."""
-    return [(method, steps) for method in METHODS for steps in (1, 2) if world * steps <= len(ROWS)]
+def cases(world: int) -> list[tuple[str, dict[str, Any]]]:
+    """Name and settings, with micro-batches of each rank: together always the four rows, in two ranks also packed."""
+    found = [
+        (f"{method} {steps}", {"per_device_train_batch_size": len(ROWS) // (world * steps),
+                               "gradient_accumulation_steps": steps})
+        for method in METHODS for steps in (1, 2) if world * steps <= len(ROWS)
+    ]  # fmt: skip
+    packed: dict[str, Any] = {"per_device_train_batch_size": 1, "pack": PACK, "layout": "packed"}
+    return found + ([(f"{method} packed", packed) for method in METHODS[2:4]] if world == 2 else [])
 
 
 def run_rank(rank: int, world: int, kind: str, output: Path) -> None:
@@ -58,13 +65,13 @@ def run_rank(rank: int, world: int, kind: str, output: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{output}/meet", rank=rank, world_size=world)
     Watching.sharded = kind == "fsdp"
     tokenizer, found = make_tokenizer(), {}
-    for method, steps in cases(world):
+    for case, changes in cases(world):
         trainer, _ = one_step(
-            lively_model(tokenizer), tokenizer, output / "trainer", method, trainer_class=Watching,
-            per_device_train_batch_size=len(ROWS) // (world * steps), gradient_accumulation_steps=steps,
+            lively_model(tokenizer), tokenizer, output / "trainer", case.rsplit(" ", 1)[0], trainer_class=Watching,
+            **changes,
         )  # fmt: skip
         result = {"loss": first_loss(trainer), "gradients": gradients(trainer), "seen": gather_object([trainer.seen])}
-        found[f"{method} {steps}"] = result
+        found[case] = result
     if rank == 0:
         sharded = any(isinstance(p, DTensor) for p in trainer.model.parameters())
         torch.save(
