@@ -18,7 +18,7 @@ def check_adapted(recipe: Recipe, method: Method) -> None:
     """Refuse `quantization` and `save: adapter` where the recipe's method, or this machine, cannot do them.
 
     Raises:
-        UserError: no LoRA in the method, a merge of whole weights, no bitsandbytes.
+        UserError: no LoRA in the method, something that needs whole weights, no bitsandbytes.
     """
     adapted, name = method.parameterise is not None, method.name
     if recipe.quantization is not None:
@@ -36,3 +36,6 @@ def check_adapted(recipe: Recipe, method: Method) -> None:
             )
         if method.merge is not None:
             raise UserError(f"save: adapter cannot hold the whole weights that '{name}' ends with; leave save out")
+        if recipe.gguf is not None or (recipe.backend == "vllm" and recipe.evaluate):
+            what = "gguf" if recipe.gguf is not None else "backend: vllm"
+            raise UserError(f"{what} needs whole weights, and save: adapter leaves none; leave one of them out")

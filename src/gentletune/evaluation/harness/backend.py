@@ -178,6 +178,8 @@ def make_lm(
         return _LocalLM(pretrained=model, tokenizer=tokenizer, batch_size=_HF_BATCH, max_length=max_length)
     if find_spec("vllm") is None:
         raise UserError("backend: vllm is not installed; pip install vllm, or use backend: gentletune")
+    if is_adapter(directory):
+        raise UserError(f"backend: vllm needs whole weights, and {directory} holds an adapter; use backend: gentletune")
     made = get_model("vllm")(pretrained=str(directory), max_model_len=max_length, batch_size="auto")
     made.hf_chat_template = tokenizer.chat_template  # the recipe's, with its date, whatever lies in the directory
     return made
