@@ -103,6 +103,9 @@ def main() -> None:
     if options.child:
         child(json.loads(options.child))
         return
+    from gentletune.lm.model_files import resolve_model
+
+    model = resolve_model(options.model)  # here, since the starts have a cache of their own
     rows = []
     print("| rows | start | read s | encode s | an epoch of rows s | encoding, peak MB | held MB |")
     print("|---|---|---|---|---|---|---|")
@@ -111,7 +114,7 @@ def main() -> None:
             path = Path(scratch) / f"chats-{size}.jsonl"
             write_chats(path, size)
             for name in ("first", "second"):
-                spec = {"model": options.model, "path": str(path)}
+                spec = {"model": str(model), "path": str(path)}
                 row = {"size": size, "start": name, **start(spec, Path(scratch) / f"cache-{size}")}
                 rows.append(row)
                 figures = [f"{row[key]:.1f}" for key in ("read_s", "encode_s", "epoch_s", "encode_peak_mb", "held_mb")]
