@@ -61,10 +61,18 @@ def _follow() -> int:
     return 0
 
 
+def _lead() -> Any:
+    """The command, in the one process or in rank 0 of a launcher; its exit code."""
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "train")
+    if launched() > 1 and command != "train":
+        raise UserError(f"a launcher is for train alone; call {command} without it")
+    return app(standalone_mode=False)
+
+
 def _run() -> NoReturn:
     try:
         with memory_errors("in this command"):
-            code = app(standalone_mode=False) if rank() == 0 else _follow()
+            code = _lead() if rank() == 0 else _follow()
     except UserError as error:
         _fail(str(error))
     except _UsageError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,23 @@ class RayExecutor:
                 raise UserError(
                     f"no Ray cluster at '{address or 'this machine'}' ({problem}); give --ray-address"
                 ) from error
-        total: dict[str, float] = self.ray.cluster_resources()
-        gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
-        one_node = max((int(node["Resources"].get("GPU", 0)) for node in self.ray.nodes() if node["Alive"]), default=0)
-        self.gpus = resources.gpus_of(one_node, processes)
-        self.cpus = resources.cpus or (1 if self.gpus else min(_CPUS, cpus))
-        fits = min(cpus // self.cpus, gpus // self.gpus if self.gpus else cpus)
-        if fits == 0:
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        gpus, cpus = (max((int(node.get(kind, 0)) for node in nodes), default=0) for kind in ("GPU", "CPU"))
+        self.gpus = resources.gpus_of(gpus, processes)
+        self.cpus = resources.cpus or (1 if self.gpus else min(_CPUS, max(cpus, 1)))
+        fits = sum(self._trials_on(node) for node in nodes)
+        if fits == 0:  # a trial and its ranks run on one node
             self.close()
             raise UserError(
-                f"resources: a trial wants {self.cpus} CPUs and {self.gpus} GPUs, and the Ray cluster has "
-                f"{cpus} and {gpus}; lower them"
+                f"resources: a trial wants {self.cpus} CPUs and {self.gpus} GPUs of one node, and the Ray cluster's "
+                f"have at most {cpus} and {gpus}; lower them"
             )
         self.slots = min(workers or fits, fits)
         self.running: dict[Any, tuple[Job, Any]] = {}
+
+    def _trials_on(self, node: Mapping[str, float]) -> int:
+        by_cpus = int(node.get("CPU", 0)) // self.cpus
+        return min(by_cpus, int(node.get("GPU", 0)) // self.gpus) if self.gpus else by_cpus
 
     def start(self, job: Job) -> None:
         """A new actor for the job."""
