@@ -23,6 +23,7 @@ from gentletune.evaluation.finite import BROKEN
 from gentletune.evaluation.harness.own import Said
 from gentletune.lm.generate import Progress, generate
 from gentletune.lm.label_tokens import label_logits
+from gentletune.lm.model_files import is_adapter
 
 Backend = Literal["gentletune", "hf", "vllm"]
 BACKENDS: tuple[Backend, ...] = ("gentletune", "hf", "vllm")
