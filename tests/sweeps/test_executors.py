@@ -6,9 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from gentletune.core.locks import LOCK_FILE, holding
 from gentletune.core.records import read_record
 from gentletune.sweeps.executors import pinned
 from gentletune.sweeps.plan import Resources
+from gentletune.sweeps.ray_executor import RayExecutor
 from gentletune.training.callbacks import read_metrics
 from tests.helpers import child_sweep, comparable, tiny_recipe, tiny_study
 
@@ -219,6 +222,19 @@ def _ranks_of(run: Path) -> list[str]:
             if entry.name.isdigit() and str(run).encode() in (entry / "cmdline").read_bytes():
                 found.append(entry.name)
     return found
+
+
+def test_a_trial_of_several_gpus_has_them_on_one_node(tiny_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """On a cluster that is made to show two nodes of two GPUs and one of four."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": float(gpus)}} for gpus in (2, 2, 4)]
+    ray = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: nodes)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    found = [(e.gpus, e.slots) for e in (RayExecutor(Resources(), processes=[n]) for n in (1, 2, 4, "auto"))]
+    assert found == [(1, 8), (2, 4), (4, 1), (4, 1)]
+    study = tiny_study(tiny_dir)
+    study["base"]["processes"] = 8
+    with pytest.raises(UserError, match="1 CPUs and 8 GPUs of one node, and the Ray cluster's have at most 8 and 4"):
+        sweep(study, tmp_path, executor="ray")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
