@@ -47,7 +47,7 @@ def _of_launcher() -> Sharing | None:
     if launched() > 1:
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
             return "deepspeed"
-        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        if "FSDP_VERSION" in os.environ:  # ACCELERATE_USE_FSDP is also what accelerate leaves behind by itself
             return "fsdp2"
     return None
 
@@ -95,7 +95,7 @@ def _check_launcher(recipe: Recipe) -> None:
         raise UserError(f"processes: {recipe.processes}, but the launcher started {world}; leave processes out")
     if asked is not None and recipe.strategy not in ("auto", asked):
         raise UserError(f"strategy: {recipe.strategy}, but the launcher asks for {asked}; leave one of them out")
-    if asked == "fsdp2" and os.environ.get("FSDP_VERSION", "1") == "1":
+    if asked == "fsdp2" and os.environ["FSDP_VERSION"] == "1":
         raise UserError("the launcher asks for FSDP 1, which hides the weights from a method; give --fsdp_version 2")
 
 

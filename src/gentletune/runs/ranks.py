@@ -19,6 +19,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import RunRecord
 from gentletune.training import TrainingDivergedError
+from gentletune.training.sharding import forget_sharding
 
 _WAIT = timedelta(days=7)  # for rank 0, which measures, or writes a checkpoint
 _PATIENCE = timedelta(seconds=60)  # for what rank 0 says to a mistake that it met as well
@@ -37,6 +38,7 @@ def join_group() -> None:
         UserError: there are GPUs, but none for this rank.
     """
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # the recipe decides
+    forget_sharding()  # what a launcher sets for it is for the trainer, which is told otherwise
     backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         if local >= (gpus := torch.cuda.device_count()):
