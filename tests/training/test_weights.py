@@ -115,6 +115,15 @@ def test_kahan_keeps_what_plain_bf16_loses(tokenizer: Any, tmp_path: Path, capsy
     assert text.count("are lost") == 1
     whole = fit_fp32(tokenizer, tmp_path / "fp32", **keys)
     assert kept.figures["update_norm"] == pytest.approx(whole, rel=0.15)
+    assert 0 < kept.figures["waiting_norm"] < kept.figures["update_norm"]
+    assert "never came to them" not in text
+
+
+def test_what_never_came_to_the_weights_is_said(tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
+    done, _, text = fitted(tokenizer, tmp_path, capsys, lr=1e-6, max_steps=2)
+    assert done.figures["lost_updates"] < 0.01
+    assert done.figures["waiting_norm"] > done.figures["update_norm"]
+    assert re.search(r"they moved by \S+, and \S+ of updates never came to them; set weights: fp32", text)
 
 
 def fit_fp32(tokenizer: Any, run: Path, **keys: Any) -> float:

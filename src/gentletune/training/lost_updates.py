@@ -6,6 +6,7 @@ half of that rounds to nothing, every time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 from gentletune.core.optimizers import betas_of, named
 from gentletune.core.recipe import Recipe
+from gentletune.methods.base import squared_norm
 
 TOLERATED = 0.01  # share of updates that may be lost without a word
 ENTRIES = 2**17  # of all weights, evenly spread, are looked at
@@ -81,21 +83,22 @@ class LostUpdates(TrainerCallback):
     """Says how the weights are held, and measures at each logging step what share of the updates bf16 loses.
 
     `take` gives the last measurement once, for the log. Where a step at a rate that counts loses more than 1 %, a line
-    on the terminal says so, once.
+    on the terminal says so, once; and where most of what was kept never came to the weights.
     """
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
         self.recipe, self.console = recipe, console
         self.watch: Watch | None = None
-        self._due, self._said, self._share = False, False, dict[str, float]()
+        self._due, self._said, self._first, self._share = False, False, False, dict[str, float]()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._first = state.is_world_process_zero
         trained = [p for p in kwargs["model"].parameters() if p.requires_grad]
         small = [p for p in trained if p.dtype == torch.bfloat16]
         # Rounding at random keeps an update on average: that this step did not show it says nothing.
         if small and named(self.recipe.optimizer).bf16 != "stochastic":
             self.watch = Watch(small)
-        if state.is_world_process_zero and any(p.dtype == torch.bfloat16 for p in kwargs["model"].parameters()):
+        if self._first and any(p.dtype == torch.bfloat16 for p in kwargs["model"].parameters()):
             self._say(how_kept(self.recipe, trains_bf16=bool(small)))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -111,7 +114,7 @@ class LostUpdates(TrainerCallback):
         self._share = {"lost_updates": share}
         rate = float(kwargs["optimizer"].param_groups[0]["lr"])
         counts = rate >= self.recipe.learning_rate / 10  # the far ends of a schedule move nothing anyway
-        if share > TOLERATED and counts and not self._said and state.is_world_process_zero:
+        if share > TOLERATED and counts and not self._said and self._first:
             self._said = True
             mend = "" if named(self.recipe.optimizer).bf16 else ", or optimizer: adamw_torch, which keeps them"
             self._say(
@@ -123,6 +126,22 @@ class LostUpdates(TrainerCallback):
         """`lost_updates`, where it was measured since this was last called."""
         share, self._share = self._share, {}
         return share
+
+    def waiting(self, optimizer: Any, moved: float) -> dict[str, float]:
+        """`waiting_norm`: the length of all that is kept for weights to take in later, and never comes to them now.
+
+        Where the weights `moved` less than that, by their ‖θ-θ⁰‖, a line says so.
+        """
+        kept = [found for each in optimizer.state.values() if isinstance(found := each.get("kahan_comp"), Tensor)]
+        if not kept:
+            return {}
+        norm = math.sqrt(sum(float(squared_norm(each)) for each in kept))
+        if norm > moved and self._first:
+            self._say(
+                f"the updates were too small or too few for bf16 weights: they moved by {moved:.2g}, and {norm:.2g} "
+                "of updates never came to them; set weights: fp32, or train longer or at a larger rate"
+            )
+        return {"waiting_norm": norm}
 
     def _say(self, text: str) -> None:
         self.console.print(f"gentletune: {text}", soft_wrap=True, highlight=False, markup=False)
