@@ -33,7 +33,7 @@ def _of(module: str, install: str, names: Iterable[str], **more: bool | int | st
     return {name: Optimizer(module, install, **more) for name in names}  # type: ignore[arg-type]
 
 
-_EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "ademamix_8bit", "paged_ademamix_8bit")
+_EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw_torch": Optimizer(bf16="kahan"),
     "adamw_torch_fused": Optimizer(bf16="kahan"),
@@ -45,7 +45,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     **_of("torchao", "gentletune[lowbit]", ["adamw_torch_8bit"], state=2, bf16="stochastic"),
     **_of("torchao", "gentletune[lowbit]", ["adamw_torch_4bit"], state=1, bf16="stochastic"),
     **_of("bitsandbytes", "gentletune[quant]", _EIGHT_BIT, state=2),
-    **_of("bitsandbytes", "gentletune[quant]", ["paged_adamw_32bit", "ademamix", "paged_ademamix_32bit"]),
+    **_of("bitsandbytes", "gentletune[quant]", ["paged_adamw_32bit"]),
+    **_of("bitsandbytes", "gentletune[quant]", ["ademamix", "paged_ademamix_32bit"], state=12),
+    **_of("bitsandbytes", "gentletune[quant]", ["ademamix_8bit", "paged_ademamix_8bit"], state=3),
     **_of("bitsandbytes", "gentletune[quant]", ["lion_8bit", "paged_lion_8bit"], state=1),
     **_of("bitsandbytes", "gentletune[quant]", ["lion_32bit", "paged_lion_32bit"], state=4),
     **_of("bitsandbytes", "gentletune[quant]", ["rmsprop_bnb", "rmsprop_bnb_32bit"], state=4, betas=False),
