@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from gentletune.core.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 stdout, stderr = Console(), Console(stderr=True)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed, it gives advice when imported
 
 _RECIPE = "Recipe YAML; flags override it."
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help=_RECIPE)]
