@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gentletune.core.cache import digest, whole_directory
 from gentletune.core.devices import check_devices, launched, rank, sharded, sharing
-from gentletune.core.errors import NotFiniteError, RunFailedError, UserError, memory_errors
+from gentletune.core.errors import NotFiniteError, RunFailedError, UserError, is_out_of_memory, memory_errors
 from gentletune.core.locks import check_free, holding
 from gentletune.core.provenance import model_card, provenance
 from gentletune.core.recipe import Recipe
@@ -29,6 +30,7 @@ from gentletune.lm.model_files import quiet
 from gentletune.methods import method_parts, training_part
 from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.base import merge_weights
+from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.runs.adapted import adapter_of, keep_adapter, place_adapter, unquantised
 from gentletune.runs.directory import (
     FIGURES_FILE,
@@ -46,9 +48,12 @@ from gentletune.runs.directory import (
 from gentletune.runs.export import export_run
 from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
+from gentletune.runs.micro_batch import halved, settled
+from gentletune.runs.plan import check_weights_fit, first_lines
 from gentletune.runs.ranks import ranks
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
+from gentletune.training.attention import check_speed
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.sharding import to_share
 from gentletune.training.trainer import last_checkpoint
@@ -58,14 +63,17 @@ class _SourceFailedError(Exception):
     """The run that was to train the weights failed, so this one does."""
 
 
-def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -> RunRecord:
+def train(
+    recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent, say: Callable[[str], None] | None = None
+) -> RunRecord:
     """Run a recipe and return its record, which also lies in its run directory as `record.json`.
 
     Called again after a crash or kill it goes on from what is there; called again after it completed it returns
     the record. `reuse` is another run whose training is the same (it may differ in its merge): its tuned
     weights are taken instead of training again. A run that diverges returns a record with status `failed`.
-    While it works it holds the run directory, so that no other process can be at it. Under torchrun or accelerate
-    every rank calls it: rank 0 does all of this, the others train with it, write nothing, and return its record.
+    `say` is told what the training takes, before it begins. While it works it holds the run directory, so that no other
+    process can be at it. Under torchrun or accelerate every rank calls it: rank 0 does all of this, the others train
+    with it, write nothing, and return its record.
 
     Raises:
         RunHeldError: another process is at the run directory.
@@ -73,8 +81,8 @@ def train(recipe: Recipe, *, reuse: Path | None = None, stage: Stage = silent) -
         UserError: bad input; nothing is written then.
     """
     if launched() == 1:
-        return _train(recipe, reuse, stage)
-    return ranks().lead(lambda: _train(recipe, reuse, stage)) if rank() == 0 else follow()
+        return _train(recipe, reuse, stage, say)
+    return ranks().lead(lambda: _train(recipe, reuse, stage, say)) if rank() == 0 else follow()
 
 
 def follow() -> RunRecord:
@@ -82,7 +90,7 @@ def follow() -> RunRecord:
     return ranks().follow(share)
 
 
-def _train(recipe: Recipe, reuse: Path | None, stage: Stage) -> RunRecord:
+def _train(recipe: Recipe, reuse: Path | None, stage: Stage, say: Callable[[str], None] | None) -> RunRecord:
     if recipe.output:
         with one_line_errors(Path(recipe.output)):
             check_free(Path(recipe.output))  # told before any data are read
@@ -91,6 +99,8 @@ def _train(recipe: Recipe, reuse: Path | None, stage: Stage) -> RunRecord:
     run = Path(recipe.output or _default_output(inputs))
     if (done := _finished(inputs, run)) is None:
         with holding(run):
+            for line in first_lines(inputs) if say and not has_weights(run) else ():
+                say(line)
             done = train_held(inputs, run, reuse, stage)
     if done.status == "complete":
         export_run(recipe, run, stage)
@@ -111,7 +121,10 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
         if reuse is None:
             check_devices(inputs.recipe, inputs.method, inputs.processes)
             check_gpus(inputs.processes)
+            check_micro_batch(inputs.recipe, inputs.method, inputs.processes)
+            check_weights_fit(inputs)
             check_optimizer(inputs.recipe)
+            check_speed(inputs.recipe)
         apart = sharing(inputs.recipe) == "fsdp2" or inputs.recipe.quantization is not None
         if inputs.recipe.evaluate or inputs.recipe.probe_every or not apart:
             inputs.base.load()  # shares may be of a model that no device holds whole
@@ -225,10 +238,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
         adapter = adapter_of(reuse) if recipe.save == "adapter" else None
     else:
         with memory_errors("in training", lambda: _less_memory(inputs, run)):
-            if inputs.processes > 1:
-                tuned, figures = _launched(inputs, run) if launched() == 1 else _led(inputs, run, reference)
-            else:
-                tuned, figures = fit_weights(inputs, run, reference)
+            tuned, figures = _trained(inputs, run, reference)
             if keeps_adapter(recipe):
                 adapter = keep_adapter(tuned, run)
                 del tuned  # a base in few bits goes before the plain one comes
@@ -268,11 +278,30 @@ def _less_memory(inputs: Inputs, run: Path) -> str:
     return f"{mend}, with another --output ({run} holds {held} of this recipe)"
 
 
+def _trained(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
+    """Tuned weights and figures; where memory is full, once more in half the micro-batch, from the last checkpoint."""
+
+    def attempt() -> tuple[Any, dict[str, float]]:
+        if inputs.processes > 1:
+            return _launched(inputs, run) if launched() == 1 else _led(inputs, run, reference)
+        return fit_weights(inputs, run, reference)
+
+    try:
+        return attempt()
+    except Exception as error:
+        told = halved(inputs, run) if is_out_of_memory(error) and launched() == 1 else None
+        if told is None:
+            raise
+    print(f"gentletune: {told}", file=sys.stderr)  # the error, and what it holds of the first attempt, is gone by now
+    inputs.base.forget()
+    return attempt()
+
+
 def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
     """Weights trained by several processes of their own, which share their last checkpoint with any later launch."""
     inputs.sequence_weights()  # computed here, with all cores; the ranks read it from the cache
     inputs.base.forget()  # each rank loads its own
-    directory, figures = launch(inputs.recipe, run, inputs.processes)
+    directory, figures = launch(settled(inputs, run), run, inputs.processes)
     figures |= {"processes": float(inputs.processes)}
     return directory if keeps_adapter(inputs.recipe) else inputs.base.with_model(directory=directory).model, figures
 
@@ -280,7 +309,7 @@ def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
 def _led(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
     """Weights trained by the launcher's ranks, this one the first."""
     inputs.sequence_weights()  # the others read them from the cache
-    ranks().tell("train", {"recipe": inputs.recipe.model_dump(mode="json"), "run": str(run.absolute())})
+    ranks().tell("train", {"recipe": settled(inputs, run).model_dump(mode="json"), "run": str(run.absolute())})
     tuned, figures = fit_weights(inputs, run, reference)
     return tuned.to(device()), figures | {"processes": float(inputs.processes)}
 
@@ -295,7 +324,7 @@ def share(recipe: Recipe, run: Path) -> tuple[Any, dict[str, float]]:
 
 def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
     """Tuned weights before any merge, and figures of their training; in this process alone or as one of several."""
-    recipe, method, tokenizer = inputs.recipe, inputs.method, inputs.base.tokenizer
+    recipe, method, tokenizer = settled(inputs, run), inputs.method, inputs.base.tokenizer
 
     def look(model: Any) -> dict[str, float]:
         assert reference is not None
@@ -314,7 +343,8 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         base=base, sequence_weights=weights, probe=look if recipe.probe_every else None, evaluate=tasks,
         title=f"{method.label} lr {recipe.learning_rate:g}",
     )  # fmt: skip
-    return fitted.model, fitted.figures
+    chosen = {"micro_batch": float(recipe.batch_size)} if inputs.recipe.global_batch else {}
+    return fitted.model, fitted.figures | chosen
 
 
 def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
