@@ -87,6 +87,12 @@ TRAINING: dict[str, Any] = {
     "head": "chunked",
     "seed": 1,
     "early_stop": "domain_nll(patience=5, min_delta=0)",
+    "attention": "eager",
+    "compile": True,
+    "packing": True,
+    "group_by_length": True,
+    "global_batch": 24,
+    "strategy": "ddp",
 }
 # Keys that go with another alone.
 NEEDED: dict[str, dict[str, Any]] = {"momentum": {"optimizer": "sgd"}, "mixture": {"data": "clinic"}}
