@@ -74,7 +74,8 @@ def add_adapter(model: Any, directory: Path) -> Any:
             warnings.filterwarnings("error", message=".*missing adapter keys")  # they would stay as they were made
             wrapped = PeftModel.from_pretrained(model, str(directory))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, UserWarning) as error:
-        raise UserError(f"{problem}: {str(error).strip().splitlines()[0][:200]}") from error
+        first, *more = str(error).strip().splitlines()
+        raise UserError(f"{problem}: {(more[0].strip() if more else first)[:200]}") from error
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = wrapped.peft_config["default"].peft_type
         raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights; only LoRA's kin can be added")
