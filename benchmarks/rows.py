@@ -4,7 +4,8 @@
 
 A JSONL of chats of three turns each, made from a seed. Each start is a process of its own: `read` is the file into rows
 (split, checked, hashed), `encode` the rows into tokens and labels, from the cache at the second start, `epoch` all rows
-once in random order, as a trainer fetches them. `encode_peak_mb` is what encoding took at most above what was resident
+once in random order, as a trainer fetches them. `encode_cpu_s` are the seconds of all cores that encoding took: on a
+machine with other work, these tell. `encode_peak_mb` is what encoding took at most above what was resident
 before it, of this process and of the largest of its workers; `held_mb` what is held of the encoded rows after the epoch
 that is not mapped from a file.
 """
@@ -29,6 +30,8 @@ TEXT = (
     "the patient has a weight of seventy kilograms and height what is body mass index please explain step by step "
     "because dose of this drug depends on renal function age and sex so we divide by plasma creatinine then round"
 )
+
+_SHOWN = ("read_s", "encode_s", "encode_cpu_s", "epoch_s", "encode_peak_mb", "held_mb")
 
 
 def write_chats(path: Path, count: int) -> None:
@@ -55,6 +58,12 @@ def anonymous_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
 
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def child(spec: dict[str, Any]) -> None:
     from gentletune import Recipe
     from gentletune.core.cache import digest
@@ -69,9 +78,9 @@ def child(spec: dict[str, Any]) -> None:
     rows_hash = digest(rows)
     read = time.perf_counter() - begun
     meter, before = harness.Memory(), anonymous_mb()
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), cpu_seconds()
     found = encode_rows(rows, tokenizer, max_length=2048, rows_hash=rows_hash)
-    encode, peak = time.perf_counter() - begun, meter.extra_mb()
+    encode, peak, cpu = time.perf_counter() - begun, meter.extra_mb(), cpu_seconds() - cpu
     assert isinstance(found.rows, DiskRows)
     del rows
     begun, after = time.perf_counter(), anonymous_mb()
@@ -79,7 +88,12 @@ def child(spec: dict[str, Any]) -> None:
     order = random.Random(0).sample(range(len(data)), len(data))
     tokens = sum(len(row) for i in range(0, len(order), 64) for row in data[order[i : i + 64]]["input_ids"])
     answer: dict[str, Any] = {"read_s": read, "encode_s": encode, "epoch_s": time.perf_counter() - begun}
-    answer |= {"encode_peak_mb": peak, "held_mb": max(0.0, anonymous_mb() - after), "resident_before_mb": before}
+    answer |= {
+        "encode_cpu_s": cpu,
+        "encode_peak_mb": peak,
+        "held_mb": max(0.0, anonymous_mb() - after),
+        "resident_before_mb": before,
+    }
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print("@@" + json.dumps({"rows": len(found.rows), "tokens": tokens, **answer, "worker_peak_mb": workers}))
 
@@ -107,8 +121,8 @@ def main() -> None:
 
     model = resolve_model(options.model)  # here, since the starts have a cache of their own
     rows = []
-    print("| rows | start | read s | encode s | an epoch of rows s | encoding, peak MB | held MB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| rows | start | read s | encode s | of all cores s | an epoch of rows s | encoding, peak MB | held MB |")
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         for size in map(int, options.sizes.split(",")):
             path = Path(scratch) / f"chats-{size}.jsonl"
@@ -117,7 +131,7 @@ def main() -> None:
                 spec = {"model": str(model), "path": str(path)}
                 row = {"size": size, "start": name, **start(spec, Path(scratch) / f"cache-{size}")}
                 rows.append(row)
-                figures = [f"{row[key]:.1f}" for key in ("read_s", "encode_s", "epoch_s", "encode_peak_mb", "held_mb")]
+                figures = [f"{row[key]:.1f}" for key in _SHOWN]
                 print("| " + " | ".join([f"{size:,}", name, *figures]) + " |", flush=True)
     if options.json:
         task = {"model": options.model, "processes": len(os.sched_getaffinity(0))}
