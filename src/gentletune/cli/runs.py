@@ -59,7 +59,7 @@ def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
     if recipe.processes == launched() == 1 and (gpus := torch.cuda.device_count()) > 1:
         say(f"{gpus} GPUs can be seen, one trains; --processes auto uses all, with batch_size rows on each")
     with stages() as stage:
-        record = train(recipe, stage=stage)
+        record = train(recipe, stage=stage, say=say)
     if record.status == "failed":
         stderr.print(f"gentletune: the run failed: {record.error}", style="red", soft_wrap=True)
         raise typer.Exit(1)

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gentletune.lm.kinds import freeze_unread, model_class
 from gentletune.lm.loaded import base_causal_lm, hidden_states, lm_head
 from gentletune.lm.model_files import quiet
 from gentletune.losses import chunked, token_nll, weighted_nll
@@ -267,11 +268,9 @@ class _Live(TorchDispatchMode):
 
 
 def _model(config: Any, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = model_class(config).from_config(config, dtype=dtype)
     model.tie_weights()
-    return model
+    return freeze_unread(model)
 
 
 def _of_layers(config: Any, count: int) -> Any:
