@@ -21,7 +21,7 @@ from gentletune.training.trainer import GentleTrainer
 from tests.cli.test_cli import SMALL, refused, run
 from tests.helpers import tiny_recipe, tiny_study
 
-fit_module = importlib.import_module("gentletune.training.trainer")
+arguments_module = importlib.import_module("gentletune.training.arguments")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer is told that there are two; all else still runs on the CPU."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU")
-    monkeypatch.setattr(fit_module, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(arguments_module, "device", lambda: torch.device("cuda"))
     provenance._hardware.cache_clear()
 
 
@@ -111,9 +111,7 @@ def test_auto_is_one_process_without_gpus(tiny_dir: Path, tmp_path: Path, monkey
     assert "processes" not in record.training
 
 
-def test_train_under_a_launcher_is_refused(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_under_a_launcher_is_refused(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="starts its own processes"):
-        train(tiny_recipe(tiny_dir, tmp_path / "run"))
     with pytest.raises(UserError, match="starts its own processes"):
         sweep(tiny_study(tiny_dir), tmp_path / "study")

@@ -55,7 +55,7 @@ from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.attention import check_speed
 from gentletune.training.optimizers import check_optimizer
-from gentletune.training.sharding import to_share
+from gentletune.training.sharding import called_in_parts, to_share
 from gentletune.training.trainer import last_checkpoint
 
 
@@ -328,7 +328,8 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
 
     def look(model: Any) -> dict[str, float]:
         assert reference is not None
-        return probe(model, inputs.test.rows, reference, recipe, pad_id=tokenizer.pad_token_id)
+        with called_in_parts(model):
+            return probe(model, inputs.test.rows, reference, recipe, pad_id=tokenizer.pad_token_id)
 
     tasks = TaskLook(inputs.base, inputs.data, inputs.test.kept, recipe) if recipe.evaluate_every else None
     weights = inputs.sequence_weights()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
 from gentletune.core.devices import rank
-from gentletune.lm.loaded import FileWeights, Loaded, base_weights
+from gentletune.lm.kinds import freeze_unread, model_class
+from gentletune.lm.loaded import FileWeights, Loaded, base_causal_lm, base_weights
 
 # What transformers hands to accelerate: each decoder layer a unit, checkpoints of shares, weights from rank 0 alone.
 FSDP: dict[str, Any] = {
@@ -71,10 +72,10 @@ def to_share(
 def _unset(config: Any, trust_remote_code: bool) -> Any:
     """A model of this configuration in fp32 on the host whose weights are left unset, and so take no memory yet."""
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model = model_class(config).from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
     model.tie_weights()
     _replace(model, {id(p): nn.Parameter(torch.empty_like(p, device="cpu")) for p in model.parameters()})
-    return model.eval()
+    return freeze_unread(model).eval()
 
 
 class Whole:
@@ -124,6 +125,19 @@ def reshard(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextmanager
+def called_in_parts(model: Any) -> Iterator[None]:
+    """Backbone and head may be called without the model's own forward around them, as a probe does.
+
+    Layers gather their weights by themselves; what is the model's own, and the head, is gathered here.
+    """
+    for module in (model, base_causal_lm(model).get_output_embeddings()):
+        if isinstance(module, FSDPModule):
+            module.unshard()
+    yield
+    reshard(model)
 
 
 def forget_sharding() -> None:

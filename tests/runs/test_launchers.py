@@ -1,0 +1,264 @@
+"""`torchrun -m gentletune train`: rank 0 does the run, all ranks train, whole or with a share of the weights each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from gentletune import Recipe, UserError, train
+from gentletune.core.devices import check_devices
+from gentletune.core.records import read_record
+from gentletune.methods import parse_method
+from gentletune.training import sharding
+from gentletune.training.callbacks import read_metrics
+from tests.cli.test_cli import refused
+from tests.helpers import tiny_recipe
+
+# Steps of plain SGD, long enough that the rounding of fp32 weights is small beside them.
+PLAIN: dict[str, Any] = {
+    "optimizer": "sgd", "learning_rate": 1.0, "precision": "fp32", "evaluate": False, "probe_every": 0, "epochs": 3,
+    "max_steps": 6, "train_rows": 8,
+}  # fmt: skip
+LORA = "l2(weight=0.1)+talr(tau=lagged_median)+lora(r=2)"
+
+
+def rank_process(rank: int, world: int, folder: Path, arguments: list[str], variables: dict[str, str]) -> None:
+    """What a launcher's child is: `python -m gentletune ARGUMENTS`; the ranks meet in a file, which needs no port."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    os.environ.update(zip(names, map(str, (rank, rank, world, world)), strict=True))
+    os.environ.update(variables)
+    if "DIE_WHEN_TRAINED" in variables:  # what a kill would do before the weights are written
+        sharding.Whole.filled = lambda _self, _trained: os._exit(9)  # type: ignore[method-assign]
+    with (folder / f"said-{rank}.txt").open("w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    from gentletune.cli import main
+
+    sys.argv = ["gentletune", *arguments]
+    main()
+
+
+def start(processes: Any, folder: Path, world: int, arguments: list[str], **variables: str) -> list[Any]:
+    folder.mkdir(parents=True)
+    children = [
+        processes.Process(target=rank_process, args=(rank, world, folder, arguments, variables))
+        for rank in range(world)
+    ]
+    for child in children:
+        child.start()
+    return children
+
+
+def finish(children: list[Any]) -> list[int]:
+    """Exit codes; as a launcher does, the others are killed once one has failed."""
+    waiting = list(children)
+    while waiting and wait([child.sentinel for child in waiting], timeout=120):
+        waiting = [child for child in waiting if child.exitcode is None]
+        if any(child.exitcode for child in children):
+            break
+    for child in children:
+        child.kill()
+        child.join()
+    return [child.exitcode for child in children]
+
+
+def recipe_file(recipe: Recipe, folder: Path) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "recipe.yaml"
+    values = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return ["train", "-c", str(file)]
+
+
+def launched(processes: Any, recipe: Recipe, world: int, folder: Path, **variables: str) -> list[str]:
+    """What each rank said of a training under a launcher that ended well."""
+    children = start(processes, folder / "ranks", world, recipe_file(recipe, folder), **variables)
+    codes = finish(children)
+    said = [(folder / "ranks" / f"said-{rank}.txt").read_text() for rank in range(world)]
+    assert codes == [0] * world, "\n".join(said)
+    return said
+
+
+def update(recipe: Recipe, base: Path) -> torch.Tensor:
+    """θ - θ⁰ of all weights of a finished run, as one vector."""
+    tuned = load_file(Path(str(recipe.output)) / "model" / "model.safetensors")
+    before = load_file(base / "model.safetensors")
+    return torch.cat([(tuned[name].double() - before[name].double()).flatten() for name in sorted(before)])
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    assert float(one.norm()) > 0
+    return float((one - other).norm() / one.norm())
+
+
+def test_all_ranks_train_and_rank_0_speaks_and_writes(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
+    """Two ranks with a share of the weights each end where one process ends that takes their rows together."""
+    one = tiny_recipe(tiny_dir, tmp_path / "one", **PLAIN | {"method": LORA, "batch_size": 4, "probe_every": 3})
+    train(one)
+    changes = {"batch_size": 2, "output": str(tmp_path / "two")}
+    two = one.override(changes)
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    said = launched(processes, two, 2, tmp_path / "launch", **asked)  # as accelerate launch --use_fsdp sets them
+    assert "the tuned model is in" in said[0]
+    assert said[1] == ""
+    record = read_record(tmp_path / "two")
+    assert record is not None
+    assert (record.status, record.training["processes"]) == ("complete", 2)
+    assert distance(update(one, tiny_dir), update(two, tiny_dir)) < 1e-6
+    lines = [
+        [line for line in read_metrics(Path(str(r.output)) / "metrics.jsonl") if "loss" in line] for r in (one, two)
+    ]
+    for first, second in zip(*lines, strict=True):
+        assert second["nll"] == pytest.approx(first["nll"], rel=1e-6)
+        assert second["tau"] == pytest.approx(first["tau"], rel=1e-5)
+    assert record.training["update_norm"] == pytest.approx(float(_norm(one)), rel=1e-5)
+
+
+def _norm(recipe: Recipe) -> float:
+    record = read_record(Path(str(recipe.output)))
+    assert record is not None
+    return float(record.training["update_norm"])
+
+
+@pytest.mark.slow
+def test_shares_go_on_with_another_number_of_ranks(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
+    """Rank 1 of 2 is killed, and 4 once they have trained: 2 then write what one process ends with."""
+    changes = {"method": "l2(weight=0.1)+talr(tau=2.0)", "save_every": 1, "strategy": "fsdp2"}
+    two = tiny_recipe(tiny_dir, tmp_path / "run", **PLAIN | changes)
+    children = start(processes, tmp_path / "first", 2, recipe_file(two, tmp_path))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while children[0].is_alive() and all(line["step"] < 3 for line in read_metrics(metrics)):
+        wait([children[0].sentinel], timeout=0.002)
+    children[1].kill()
+    assert any(finish(children))
+    reached = max(line["step"] for line in read_metrics(metrics))
+    (kept,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
+    assert (kept / "pytorch_model_fsdp_0").is_dir()
+    assert not (kept / "model.safetensors").exists()
+    assert 3 <= reached < 6
+    four = two.override({"batch_size": 1})
+    assert 9 in finish(start(processes, tmp_path / "four", 4, recipe_file(four, tmp_path), DIE_WHEN_TRAINED="1"))
+    launched(processes, two, 2, tmp_path / "again")
+    lines = read_metrics(metrics)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    one = two.override({"batch_size": 4, "strategy": "auto", "output": str(tmp_path / "one")})
+    train(one)
+    assert distance(update(one, tiny_dir), update(two, tiny_dir)) < 1e-6
+
+
+def test_what_stops_rank_0_is_one_line_and_ends_all(processes: Any, tmp_path: Path) -> None:
+    call = ["train", "--model", "./none", "--data", "clinic", "--output", str(tmp_path / "run")]
+    children = start(processes, tmp_path / "ranks", 2, call)
+    for child in children:
+        child.join(60)
+    said = [(tmp_path / "ranks" / f"said-{rank}.txt").read_text() for rank in range(2)]
+    assert [child.exitcode for child in children] == [2, 0]
+    assert said[0].startswith("gentletune: ")
+    assert "no such model directory: ./none" in said[0]
+    assert said[1] == ""
+
+
+def test_a_divergence_of_one_rank_ends_all(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", **PLAIN | {"learning_rate": 1e9, "max_grad_norm": 1e9})
+    children = start(processes, tmp_path / "ranks", 2, recipe_file(recipe, tmp_path))
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [1, 0]
+    record = read_record(tmp_path / "run")
+    assert record is not None
+    assert record.status == "failed"
+    assert "lower the learning rate" in str(record.error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_of_our_own_share_as_the_recipe_says(strategy: str, tiny_dir: Path, tmp_path: Path) -> None:
+    changes = {"method": "talr", "processes": 2, "strategy": strategy}
+    two = tiny_recipe(tiny_dir, tmp_path / "two", **PLAIN | changes)
+    assert train(two).status == "complete"
+    one = two.override({"processes": 1, "strategy": "auto", "batch_size": 4, "output": str(tmp_path / "one")})
+    train(one)
+    assert distance(update(one, tiny_dir), update(two, tiny_dir)) < 1e-6
+
+
+@pytest.mark.slow
+def test_torchrun_runs_the_module(tiny_dir: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", **PLAIN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "gentletune", *recipe_file(recipe, tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the tuned model is in") == 1
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["training"]["processes"] == 2
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--strategy", "fsdp2"], "strategy: fsdp2 shares a training among several processes, and one is to train"),
+        (
+            ["--strategy", "fsdp2", "--processes", "2", "--optimizer", "adafactor"],
+            "optimizer 'adafactor' cannot be cut into shards, so not under fsdp2; take one of adamw_torch,",
+        ),
+        (["--strategy", "fsdp2", "--processes", "2", "--weights", "bf16"], "holds its shares of the weights in fp32"),
+        (["--strategy", "deepspeed", "--processes", "2"], "needs deepspeed: pip install 'gentletune[deepspeed]'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shared_is_refused(
+    flags: list[str], told: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    call = ["train", "--model", str(tiny_dir), "--data", "clinic", *flags, "--output", str(out)]
+    assert told in refused(monkeypatch, capfd, *call)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "variables", "told"),
+    [
+        ({"processes": 3}, {}, "processes: 3, but the launcher started 2; leave processes out"),
+        ({"strategy": "ddp"}, {"FSDP_VERSION": "2"}, "but the launcher asks for fsdp2"),
+        ({}, {"FSDP_VERSION": "1"}, "FSDP 1, which hides the weights from a method; give --fsdp_version 2"),
+    ],
+)
+def test_a_recipe_at_odds_with_its_launcher_is_refused(
+    values: dict[str, Any], variables: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told):
+        check_devices(Recipe(data="clinic", **values), parse_method("sft"))
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "told"),
+    [
+        ("l2", {"precision": "fp32"}, "a penalty changes the gradient at the end of a step"),
+        ("talr(normalization=simplex)", {"precision": "fp32"}, "normalization=simplex changes the gradient"),
+        ("sft", {}, "under DeepSpeed bf16 is the dtype of the weights that are saved"),
+    ],
+)
+def test_what_deepspeed_cannot_do_is_told_beforehand(
+    method: str, values: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gentletune.core.devices.find_spec", lambda _name: object())  # as if it were installed
+    recipe = Recipe(data="clinic", method=method, processes=2, strategy="deepspeed", **values)
+    with pytest.raises(UserError, match=told):
+        check_devices(recipe, parse_method(method))
