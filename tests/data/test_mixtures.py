@@ -15,6 +15,7 @@ from gentletune.core.records import RunRecord
 from gentletune.data import load_data
 from gentletune.data.domains.clinic import clinic_examples
 from gentletune.report.repeat import command
+from gentletune.sweeps.plan import plan
 from tests.cli.test_cli import run
 from tests.data.test_tools import TOOL, USES_TOOL
 
@@ -160,6 +161,13 @@ def test_a_mixture_takes_no_other_path_and_another_data_takes_its_place(two: lis
     assert recipe.override({"lr": 1e-3}).sources == recipe.sources
     assert recipe.override({"data": "clinic"}).mixture is None
     assert Recipe.parse(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_study_sets_mixtures_beside_each_other(two: list[dict[str, Any]]) -> None:
+    half = [one | {"weight": 1} for one in two]
+    found = plan({"base": {"lr": 1e-5}, "axes": {"data": [two[0]["path"], two, half]}}, Path("runs"))
+    assert [trial.name.rpartition("-data")[2] for trial in found[1:]] == ["-a4+b1", "-a1+b1"]
+    assert [len(trial.recipe.sources) for trial in found] == [0, 2, 2]
 
 
 def test_a_run_on_a_mixture_of_forms_counts_each_source(

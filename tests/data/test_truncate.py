@@ -14,6 +14,7 @@ from gentletune.core.errors import UserError
 from gentletune.data import encode_row, encode_rows
 from gentletune.data.encode import IGNORE
 from gentletune.lm.loaded import ROW_LENGTH, Loaded
+from tests.cli.test_cli import run
 from tests.lm.test_loaded import edit_config
 
 LONG, LAST = "word " * 30, "The end."
@@ -58,6 +59,26 @@ def test_a_run_cuts_as_its_recipe_says(tiny_dir: Path, tmp_path: Path) -> None:
         train(recipe)
     record = train(recipe.override({"truncate": "left"}))
     assert record.data["train"] == {"rows": 5, "dropped_too_long": 0, "dropped_no_label": 0, "truncated": 5}
+
+
+def test_a_line_says_how_many_rows_were_longer(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [TALK if n < 3 else SHORT for n in range(5)]
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, row["messages"][1]]} for n, row in enumerate(rows)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps(SHORT), encoding="utf-8")
+    call = ["train", "--model", str(tiny_dir), "--data", str(file), "--test-path", str(held), "--max-length", "40",
+            "--max-steps", "1", "--no-evaluate", "--probe-every", "0", "--output"]  # fmt: skip
+    for more, fate in (
+        ([], "left out (truncate: left or right cuts them)"),
+        (["--truncate", "left"], "cut on the left"),
+    ):
+        assert run(monkeypatch, *call, str(tmp_path / fate), *more) == 0
+        told = capfd.readouterr().err
+        assert f"3 of 5 training rows are longer than 40 tokens and {fate}; max_length raises that\n" in told
 
 
 def test_rows_have_a_length_that_a_step_can_hold_unless_more_is_asked_for(tiny_dir: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def inspect(
         other = recipe.model_copy(update={"cot": not recipe.cot})
         sets.append((_name(other), _rows(other, rows)))
     loaded = Loaded.of(recipe)
-    source = Source(loaded.model, loaded.tokenizer, loaded.max_length, recipe.eval_batch_tokens)
+    source = Source(loaded.model, loaded.tokenizer, **loaded.encoding, batch_tokens=recipe.eval_batch_tokens)
     found: list[Inspection] = []
     with token_files(csv, parquet) as files:
         for name, given in sets:

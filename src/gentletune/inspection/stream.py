@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gentletune.core.errors import UserError
-from gentletune.data.encode import IGNORE, Encoded, encode_row
+from gentletune.data.chat import Labels
+from gentletune.data.encode import IGNORE, Encoded, Fate, Truncate, encode_within
 from gentletune.data.forms import Row
 from gentletune.inspection.classes import CLASSES, classify
 from gentletune.inspection.text import TokenText
@@ -60,6 +61,8 @@ class Source:
     tokenizer: Any
     max_length: int
     batch_tokens: int = 8192
+    truncate: Truncate = "drop"
+    labels: Labels = "assistant"
     text: TokenText = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,19 +77,17 @@ def row_tokens(
     Only `_BLOCK` rows are held at a time. `advance` is called with the number of rows taken.
 
     Raises:
-        UserError: the model's probabilities are not finite, or what `encode_row` refuses.
+        UserError: the model's probabilities are not finite, or what `encode_within` refuses.
     """
     taken, numbered = 0, enumerate(rows, start=1)
     while block := list(islice(numbered, _BLOCK)):
         kept: list[tuple[int, Encoded]] = []
         for number, row in block:
-            one = encode_row(row, source.tokenizer)
-            if len(one.input_ids) > source.max_length:
-                dropped.too_long += 1
-            elif one.label_count == 0:
-                dropped.no_label += 1
-            else:
+            one, fate = encode_within(row, source.tokenizer, source.max_length, source.truncate, source.labels)
+            if fate <= Fate.CUT:
                 kept.append((number, one))
+            dropped.too_long += fate == Fate.TOO_LONG
+            dropped.no_label += fate == Fate.NO_LABEL
         yield from _block(source, kept)
         taken += len(block)
         if advance:

@@ -29,7 +29,8 @@ from gentletune.training.packing import rows_to_draw
 
 STEPS = 2  # the first is slower: it touches its memory for the first time
 SIZES = (2, 8)  # two, since a batch of many rows costs less a row
-_ALIKE = ("model", "data", "data_path", "cot", "max_length")  # what makes a step of so many rows cost the same
+# What makes a step of so many rows cost the same.
+_ALIKE = ("model", "data", "data_path", "mixture", "cot", "max_length", "truncate")
 
 
 @dataclass(frozen=True)

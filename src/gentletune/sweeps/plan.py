@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gentletune.core.errors import UserError, unknown
 from gentletune.core.recipe import Processes, Recipe
 from gentletune.core.yaml_file import read_yaml
+from gentletune.data.hub import data_name
 from gentletune.methods import parse_method, training_part
 
 M = TypeVar("M", bound=BaseModel)
@@ -133,6 +134,9 @@ def _training(recipe: Recipe) -> dict[str, Any]:
 def _name(recipe: Recipe, change: Mapping[str, Any]) -> str:
     label = parse_method(recipe.method).label
     parts = [label, f"lr{recipe.learning_rate:g}"]
+    if recipe.mixture and "data" in change:
+        sources = "+".join(f"{data_name(source.path)}{source.weight:g}" for source in recipe.sources)
+        change = {**change, "data": f"-{sources}"}
     parts += [f"{k}{v}" for k, v in sorted(change.items()) if k not in ("method", "learning_rate", "lr")]
     return "".join(c if c.isalnum() or c in "+-._=" else "_" for c in "-".join(parts))
 
