@@ -1,0 +1,148 @@
+"""A finished model on the hub, as GGUF, in shards: each once, each mistake in one line, and the run stays complete."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from gentletune import Recipe, UserError, sweep, train
+from gentletune.cli import main
+from gentletune.core.records import read_record
+from tests.helpers import tiny_recipe
+
+CONVERTER = """
+import json, pathlib, sys
+model, *options = sys.argv[1:]
+given = dict(zip(options[::2], options[1::2]))
+assert (pathlib.Path(model) / "model.safetensors").exists()
+pathlib.Path(given["--outfile"]).write_text("GGUF " + given["--outtype"])
+"""
+
+
+class Hub:
+    """Stands for the hub's API, and keeps what it is asked."""
+
+    calls: list[tuple[str, Any]]
+    refuses: str = ""
+
+    def create_repo(self, repository: str, **how: Any) -> None:
+        if self.refuses:
+            raise ConnectionError(f"{self.refuses}\nand more of it")
+        type(self).calls.append(("create", (repository, how["private"])))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        type(self).calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
+    Hub.calls, Hub.refuses = [], ""
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_fake")
+    return Hub
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["gentletune", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def short(tiny_dir: Path, run: Path, **changes: Any) -> Recipe:
+    return tiny_recipe(tiny_dir, run, evaluate=False, probe_every=0, max_steps=1, **changes)
+
+
+def test_a_run_is_uploaded_once_and_private(
+    hub: type[Hub], tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = short(tiny_dir, tmp_path / "run", push_to_hub="me/mine")
+    hub.refuses = "no route to the hub"
+    with pytest.raises(
+        UserError, match=r"me/mine was not uploaded \(ConnectionError: no route to the hub\); the model"
+    ):
+        train(recipe)
+    record = read_record(tmp_path / "run")
+    assert record is not None
+    assert record.status == "complete"
+    hub.refuses = ""
+    assert train(recipe) == train(recipe) == record
+    assert hub.calls[0] == ("create", ("me/mine", True))
+    ((where, files),) = hub.calls[1:]
+    assert where == "me/mine"
+    assert {"model.safetensors", "config.json", "README.md", "tokenizer.json"} <= set(files)
+    assert command(monkeypatch, "export", "hub", str(tmp_path / "run"), "me/public", "--public") == 0
+    assert hub.calls[2] == ("create", ("me/public", False))
+    assert "uploaded: https://huggingface.co/me/public" in capfd.readouterr().err
+
+
+def test_without_a_token_or_a_right_name_nothing_is_trained(
+    hub: type[Hub], tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="'mine' is no repository of the hub; write owner/name"):
+        train(short(tiny_dir, tmp_path / "run", push_to_hub="mine"))
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="no token of the hub is at hand; set HF_TOKEN"):
+        train(short(tiny_dir, tmp_path / "run", push_to_hub="me/mine"))
+    assert not (tmp_path / "run").exists()
+    assert hub.calls == []
+
+
+def test_gguf_by_a_converter(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text(CONVERTER)
+    recipe = short(tiny_dir, tmp_path / "run", gguf=str(tmp_path))  # llama.cpp's directory does, too
+    train(recipe)
+    assert (tmp_path / "run" / "model.gguf").read_text() == "GGUF q8_0"
+    call = ("export", "gguf", str(tmp_path / "run"), "--converter", str(script))
+    target = tmp_path / "other.gguf"
+    assert command(monkeypatch, *call, "--type", "bf16", "--output", str(target)) == 0
+    assert target.read_text() == "GGUF bf16"
+    script.write_text("import sys\nprint('loading')\nsys.exit('KeyError: no such architecture')\n")
+    capfd.readouterr()
+    for more, line in (
+        (("--type", "f16"), "convert_hf_to_gguf.py ended with code 1: KeyError: no such architecture"),
+        (("--type", "q4_k_m"), "unknown type of GGUF 'q4_k_m'"),
+    ):
+        assert command(monkeypatch, *call, *more, "--output", str(tmp_path / "third.gguf")) == 2
+        said = capfd.readouterr().err
+        assert line in said
+        assert said.count("\n") == 1
+    assert not [path for path in tmp_path.iterdir() if "third" in path.name]
+    with pytest.raises(UserError, match=r"give the path to llama\.cpp's convert_hf_to_gguf\.py"):
+        train(short(tiny_dir, tmp_path / "none", gguf=str(tmp_path / "nowhere.py")))
+    assert not (tmp_path / "none").exists()
+    assert command(monkeypatch, "export", "gguf", str(tmp_path / "none"), "--converter", str(script)) == 2
+    assert "holds no finished model" in capfd.readouterr().err
+
+
+def test_weights_in_shards_are_the_same_weights(tiny_dir: Path, tmp_path: Path) -> None:
+    train(short(tiny_dir, tmp_path / "one"))
+    train(short(tiny_dir, tmp_path / "many", shard_size="60KB"))
+    folder = tmp_path / "many" / "model"
+    names = set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values())
+    assert len(names) > 1
+    whole, found = load_file(tmp_path / "one" / "model" / "model.safetensors"), dict[str, torch.Tensor]()
+    for name in names:
+        found |= load_file(folder / name)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], value) for name, value in whole.items())
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
+
+
+def test_a_study_uploads_nothing(tiny_dir: Path, tmp_path: Path) -> None:
+    fields = short(tiny_dir, tmp_path, push_to_hub="me/mine").model_dump(exclude={"learning_rate", "output"})
+    with pytest.raises(UserError, match="push_to_hub is for one run; leave it out"):
+        sweep({"base": fields, "axes": {"learning_rate": [1e-3]}}, tmp_path / "study")
+    with pytest.raises(UserError, match="gguf is of whole weights; take save: merged"):
+        short(tiny_dir, tmp_path, method="lora", gguf="convert_hf_to_gguf.py", save="adapter")
