@@ -16,6 +16,7 @@ from gentletune.data import rows as on_disk
 from gentletune.data.encode import EncodedRows, encode_rows, label_counts, row_lengths
 from gentletune.data.rows import DiskRows
 from gentletune.lm.label_tokens import label_nll
+from gentletune.training.packing import training_set
 from tests.cli.test_cli import run as run_command
 
 ROWS: list[dict[str, Any]] = [
@@ -126,10 +127,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert isinstance(encoded(tokenizer).rows, list)
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_training_takes_the_rows_from_disk(
-    tiny_dir: Path, tmp_path: Path, packing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("pack", [None, LIMIT])
+def test_a_trainer_draws_from_both_alike(tokenizer: Any, pack: int | None) -> None:
+    found = encoded(tokenizer)
+    weights = [i / 10 for i in range(len(found.rows))]
+    drawn = [training_set(rows, weights, pack=pack) for rows in (found.rows, list(found.rows))]
+    assert drawn[0][:] == drawn[1][:]
+    assert drawn[0].cache_files
+
+
+def test_training_takes_the_rows_from_disk(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"BMI {i}?", "completion": f"{i} kg"}) + "\n" for i in range(40)))
     weights = []
@@ -139,7 +146,7 @@ def test_training_takes_the_rows_from_disk(
         code = run_command(
             monkeypatch, "train", "--model", str(tiny_dir), "--data", str(data), "--method", "flow", "--max-steps", "2",
             "--batch-size", "3", "--test-rows", "4", "--probe-every", "0", "--no-evaluate", "--max-length", "64",
-            "--packing" if packing else "--no-packing", "--output", str(run),
+            "--packing", "--output", str(run),
         )  # fmt: skip
         assert code == 0
         weights.append((run / "model" / "model.safetensors").read_bytes())

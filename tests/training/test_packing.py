@@ -13,7 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 from gentletune import Recipe
 from gentletune.core.errors import UserError
 from gentletune.core.records import read_record
-from gentletune.training.attention import keeps_apart
+from gentletune.training.attention import at_own, attending, keeps_apart
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.packing import Layout, pack_length, rows_to_draw, training_set
 from gentletune.training.throughput import device_peak, model_flops
@@ -220,12 +220,14 @@ def test_the_arithmetic_of_a_model(tokenizer: Any) -> None:
     assert device_peak("NVIDIA L40S") == 362e12
 
 
-def test_a_user_error_of_packing_leaves_the_attention(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gentletune.training.attention import attending
-
+def test_attention_is_the_models_own_again(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(50)
+    look = at_own(model, lambda seen: seen.config._attn_implementation)
+    assert look is not None
     with attending(model, Recipe(attention="eager", packing=True), bf16=False) as (name, layout):
         assert (name, layout) == ("eager", "packed")
+        assert model.config._attn_implementation == "eager"
+        assert look(model) == "sdpa"  # a probe measures as an evaluation does
         assert model.config._attn_implementation == "eager"
     assert model.config._attn_implementation == "sdpa"
     monkeypatch.setattr("gentletune.training.attention.keeps_apart", lambda *_: False)

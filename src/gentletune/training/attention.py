@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._inductor.cpp_builder import get_cpp_compiler
@@ -21,6 +21,7 @@ from gentletune.lm.loaded import base_causal_lm, device, hidden_states
 from gentletune.lm.model_files import quiet
 from gentletune.training.packing import Collator, Layout
 
+T = TypeVar("T")
 _FIRST, _OTHER, _SECOND = [1, 2, 3, 4], [7, 8, 9, 9], [5, 6, 5, 7, 8]
 
 
@@ -40,17 +41,38 @@ def attending(model: Any, recipe: Recipe, bf16: bool) -> Iterator[tuple[str, Lay
     if recipe.attention == "auto" and recipe.packing and bf16 and (flash := _flash(base)) is not None:
         name = flash
     _check(name, bf16)
-    _switch(base, name)
     layout: Layout = "padded" if not recipe.packing else "flat" if name.startswith("flash") else "packed"
-    try:
+    with _switched(base, name):
         if layout != "padded" and not keeps_apart(model, layout, bf16):
             raise UserError(
                 f"packing: attention {name} of {base.config.model_type} does not keep the rows of a packed row apart; "
                 "leave packing out (group_by_length: true saves padding, too)"
             )
         yield name, layout
+
+
+def at_own(model: Any, look: Callable[[Any], T] | None) -> Callable[[Any], T] | None:
+    """`look`, at the model with the attention that it has now: flash attention, say, has none for fp32."""
+    if look is None:
+        return None
+    own = base_causal_lm(model).config._attn_implementation
+
+    def looked(seen: Any) -> T:
+        with _switched(base_causal_lm(seen), own):
+            return look(seen)
+
+    return looked
+
+
+@contextmanager
+def _switched(base: Any, name: str) -> Iterator[None]:
+    """The model with the attention of that name; afterwards with the one it had."""
+    before = base.config._attn_implementation
+    _switch(base, name)
+    try:
+        yield
     finally:
-        _switch(base, own)
+        _switch(base, before)
 
 
 def _flash(base: Any) -> str | None:

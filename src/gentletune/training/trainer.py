@@ -27,7 +27,7 @@ from gentletune.methods import Method
 from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.talr import talr
 from gentletune.training.arguments import CHECKPOINTS, training_arguments
-from gentletune.training.attention import attending
+from gentletune.training.attention import at_own, attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
 from gentletune.training.early_stop import StopEarly
 from gentletune.training.looking import Evaluate, Probe, looks
@@ -209,7 +209,7 @@ def fit(
     progress = ProgressCallback(title)
     lost = LostUpdates(recipe, progress.console)
     called: list[Any] = [Meter(), MetricsCallback(run / METRICS_FILE), progress, lost, *callbacks]
-    looked, stop = looks(recipe, run / CHECKPOINTS, probe, evaluate)
+    looked, stop = looks(recipe, run / CHECKPOINTS, at_own(wrapped, probe), at_own(wrapped, evaluate))
     called += looked
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype)
