@@ -73,7 +73,8 @@ def chosen_rows(spec: dict[str, Any], tokenizer: Any) -> list[Any]:
     if spec["data"] == "medcalc":
         fields |= {"data_path": spec["path"]}
     recipe = Recipe(**fields)
-    rows = encode_rows(load_data(recipe).train, tokenizer, max_length=spec["max_length"], where=spec["data"]).rows
+    found = encode_rows(load_data(recipe).train, tokenizer, max_length=spec["max_length"], where=spec["data"])
+    rows = list(found.rows)
     random.Random(0).shuffle(rows)
     if spec["packed"]:
         return rows
@@ -104,6 +105,7 @@ def child(spec: dict[str, Any]) -> None:
             use_cpu=not torch.cuda.is_available(), bf16=spec["bf16"], report_to="none", save_strategy="no",
             logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False, max_length=None,
             train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,  # or the lengths of packed rows would not reach the collator
         )  # fmt: skip
         pad = {"pad_token_id": tokenizer.pad_token_id}
         collator = DataCollatorForLanguageModeling(**pad, padding_free=packed) if trl or not packed else None
