@@ -25,9 +25,9 @@ from tests.helpers import edit_config
 def test_a_model_by_name_is_loaded_when_it_is_asked_for(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Path] = []
 
-    def counted(directory: Path, **how: Any) -> Any:
+    def counted(directory: Path, *dtype: Any, **how: Any) -> Any:
         loads.append(directory)
-        return load_model(directory, **how)
+        return load_model(directory, *dtype, **how)
 
     monkeypatch.setattr(loaded, "load_model", counted)
     base = Loaded(str(tiny_dir))

@@ -36,6 +36,5 @@ def check_adapted(recipe: Recipe, method: Method) -> None:
             )
         if method.merge is not None:
             raise UserError(f"save: adapter cannot hold the whole weights that '{name}' ends with; leave save out")
-        if recipe.gguf is not None or (recipe.backend == "vllm" and recipe.evaluate):
-            what = "gguf" if recipe.gguf is not None else "backend: vllm"
-            raise UserError(f"{what} needs whole weights, and save: adapter leaves none; leave one of them out")
+        if recipe.backend == "vllm" and recipe.evaluate:
+            raise UserError("backend: vllm needs whole weights, and save: adapter leaves none; leave one of them out")
