@@ -227,10 +227,6 @@ def test_what_rounding_takes_of_an_adapter(tokenizer: Any, tmp_path: Path) -> No
         ),
         (["--save", "adapter", "--method", "sft"], "save: adapter needs LoRA, and 'sft' trains whole weights"),
         (["--save", "adapter", "--method", "lora+wise_ft"], "cannot hold the whole weights that 'lora+wise_ft' ends"),
-        (
-            ["--save", "adapter", "--method", "lora", "--gguf", "llama.cpp"],
-            "gguf needs whole weights, and save: adapter",
-        ),
         (["--save", "adapter", "--method", "lora", "--backend", "vllm"], "backend: vllm needs whole weights, and save"),
         (["--quantization", "2bit", "--method", "lora"], "quantization: input should be '4bit' or '8bit'"),
     ],
