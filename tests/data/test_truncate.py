@@ -14,6 +14,7 @@ from gentletune.core.errors import UserError
 from gentletune.data import encode_row, encode_rows
 from gentletune.data.encode import IGNORE
 from gentletune.lm.loaded import ROW_LENGTH, Loaded
+from gentletune.runs.inputs import Inputs
 from tests.cli.test_cli import run
 from tests.lm.test_loaded import edit_config
 
@@ -72,13 +73,11 @@ def test_a_line_says_how_many_rows_were_longer(
     held.write_text(json.dumps(SHORT), encoding="utf-8")
     call = ["train", "--model", str(tiny_dir), "--data", str(file), "--test-path", str(held), "--max-length", "40",
             "--max-steps", "1", "--no-evaluate", "--probe-every", "0", "--output"]  # fmt: skip
-    for more, fate in (
-        ([], "left out (truncate: left or right cuts them)"),
-        (["--truncate", "left"], "cut on the left"),
-    ):
-        assert run(monkeypatch, *call, str(tmp_path / fate), *more) == 0
-        told = capfd.readouterr().err
-        assert f"3 of 5 training rows are longer than 40 tokens and {fate}; max_length raises that\n" in told
+    assert run(monkeypatch, *call, str(tmp_path / "run"), "--truncate", "left") == 0
+    told = "3 of 5 training rows are longer than 40 tokens and"
+    assert f"{told} cut on the left; max_length raises that\n" in capfd.readouterr().err
+    dropping = Recipe(model=str(tiny_dir), data=str(file), test_path=str(held), max_length=40, evaluate=False)
+    assert Inputs(dropping).longer == f"{told} left out (truncate: left or right cuts them); max_length raises that"
 
 
 def test_rows_have_a_length_that_a_step_can_hold_unless_more_is_asked_for(tiny_dir: Path, tmp_path: Path) -> None:

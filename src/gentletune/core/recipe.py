@@ -194,7 +194,7 @@ class Recipe(BaseModel):
     def _aliases(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+        renamed: dict[Any, Any] = {ALIASES.get(key, key): value for key, value in values.items()}
         if len(renamed) != len(values):
             raise ValueError("give learning_rate or lr, not both")
         if sources := sources_of(renamed.get("data")):

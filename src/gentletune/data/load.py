@@ -284,7 +284,7 @@ def _first_held(recipe: Recipe, rows: Sequence[Row], path: str) -> _Parted | Non
         raise UserError(
             f"{path}: the first {held} rows (test_rows) are held out, and there are no more; lower test_rows"
         )
-    return _Parted("", [True] * held + [False] * (len(rows) - held))
+    return _Parted("", [number < held for number in range(len(rows))])
 
 
 def _parted(rows: Sequence[Row]) -> _Parted | None:

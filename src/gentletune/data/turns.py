@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-Message = Mapping[str, Any]
+Message = dict[str, Any]
 _PROBES = ("Zq7x", "Vk9w", "Jh3b")  # of three, one begins and ends otherwise than a text that it stands for
 
 
