@@ -75,8 +75,9 @@ class Watch:
             mine = state.get(parameter, {})
             held = [mine[n] for n in names if isinstance(mine.get(n), Tensor) and mine[n].shape == parameter.shape]
             plain = [value for value in held if type(value) in (Tensor, DTensor)]  # a quantised one is not looked into
-            found.append(plain[0] if plain else torch.zeros_like(parameter))
-        return self._sample(found)
+            # No zeros of a parameter's own size: they would be another copy of all weights.
+            found.append(self._sample(plain[:1]) if plain else torch.zeros_like(self._sample([parameter])))
+        return torch.cat(found)
 
 
 class LostUpdates(TrainerCallback):
