@@ -18,6 +18,7 @@ from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
 
 GIB = 2**30
+_PACKED = 2048  # as training.packing has it
 
 
 def size(count: int) -> str:
@@ -48,6 +49,12 @@ class Rows:
         lengths = row_lengths(rows)
         return cls(max(lengths), max(label_counts(rows)), len(rows), min(lengths) == max(lengths))
 
+    def packed(self, length: int | None) -> Rows:
+        """As rows of `length` tokens (None: 2048, or the longest) that whole rows fill up; how many is not known."""
+        longest = length or max(_PACKED, self.longest)
+        labels = -(-self.labels * longest // self.longest)
+        return replace(self, longest=longest, labels=labels, count=None, alike=False)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -76,13 +83,14 @@ class Machine:
 
 def setting_of(recipe: Recipe, planner: Planner, rows: Rows, machine: Machine, processes: int = 1) -> Setting:
     """A recipe as plain values. With `batch_size: auto` a micro-batch is a process's whole share of a step."""
+    rows = rows.packed(recipe.max_length) if recipe.packing else rows
     share = max(1, recipe.step_rows(processes) // processes)
     rows_each = share if recipe.batch_size == "auto" else recipe.batch_size
     here = torch.cuda.is_available() or not machine.gpu
     bf16 = use_bf16(recipe) if here else recipe.precision != "fp32"
     work = Work(
         rows_each, rows.longest, rows_each * rows.labels, accumulates=share > rows_each,
-        checkpointing=recipe.gradient_checkpointing, padded=rows_each > 1 and not rows.alike,
+        checkpointing=recipe.gradient_checkpointing, padded=recipe.packing or (rows_each > 1 and not rows.alike),
         bf16=bf16, gpu=machine.gpu,
     )  # fmt: skip
     setting = Setting(

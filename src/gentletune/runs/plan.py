@@ -83,7 +83,7 @@ def planned(recipe: Recipe, config: Any, rows: Rows, machine: Machine, processes
     model, trained = width * memory_plan.parameters, memory_plan.trained
     return RecipePlan(
         setting, memory_plan, machine, rows,
-        steps=None if rows.count is None and recipe.max_steps is None else recipe.steps(rows.count or 0, processes),
+        steps=recipe.max_steps if rows.count is None or recipe.packing else recipe.steps(rows.count, processes),
         model_bytes=model * (2 if method.merge else 1),
         checkpoint_bytes=width * trained + planner.optimizer_bytes(setting),
         kept_checkpoints=recipe.keep_checkpoints,
@@ -92,7 +92,8 @@ def planned(recipe: Recipe, config: Any, rows: Rows, machine: Machine, processes
 
 
 def first_lines(inputs: Inputs) -> list[str]:
-    """What a training says of its plan before it begins."""
+    """What a training says of its plan before it begins. Raises `OutOfMemoryError` as `check_weights_fit` does."""
+    check_weights_fit(inputs)
     machine = Machine.here(inputs.recipe)
     plan = planned(inputs.recipe, inputs.base.config, inputs.sizes, machine, inputs.processes)
     return [*plan.lines(), *([inputs.longer] if inputs.longer else [])]
