@@ -182,6 +182,18 @@ def test_a_divergence_of_one_rank_ends_all(processes: Any, tiny_dir: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_small_updates_of_shares_in_bf16_are_kept(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
+    changes = {"learning_rate": 1e-6, "optimizer": "adamw_torch", "precision": "bf16", "strategy": "fsdp2"}
+    two = tiny_recipe(tiny_dir, tmp_path / "two", **PLAIN | changes)
+    launched(processes, two, 2, tmp_path / "launch")
+    one = two.override({"strategy": "auto", "batch_size": 4, "output": str(tmp_path / "one")})
+    train(one)
+    moved = update(two, tiny_dir)
+    assert float((moved != 0).double().mean()) > 0.9 * float((update(one, tiny_dir) != 0).double().mean())
+    assert float(torch.nn.functional.cosine_similarity(moved, update(one, tiny_dir), dim=0)) > 0.95
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_processes_of_our_own_share_as_the_recipe_says(strategy: str, tiny_dir: Path, tmp_path: Path) -> None:
     changes = {"method": "talr", "processes": 2, "strategy": strategy}
