@@ -77,7 +77,8 @@ class StopEarly(TrainerCallback, ExportableState):
     def give_best(self) -> None:
         """Put the best weights into the trainer's model, where they are not those it has."""
         if self.best_step and self.best_step != self.trainer.state.global_step:
-            self.trainer._load_from_checkpoint(str(self.folder / f"best-{self.best_step}"))
+            with quiet():  # a tied head is not in the file, which transformers would warn of
+                self.trainer._load_from_checkpoint(str(self.folder / f"best-{self.best_step}"))
 
     def figures(self) -> dict[str, float]:
         """What a record says: the step and score of the weights that are kept, and whether training ended early."""
