@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gentletune.core.devices import SHARDED_OPTIMIZERS
+from gentletune.core.optimizers import named
 from gentletune.lm.plan import MemoryPlan, Planner, Setting
 from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
@@ -101,8 +103,18 @@ def _stages(setting: Setting, kinds: tuple[str, ...]) -> Iterator[Changes]:
         else:
             stages = _ADAPTERS if adapted or kind else _FULL
         for stage in stages:
-            if "strategy" not in stage or setting.processes > 1:
+            if _sensible(setting, stage):
                 yield {**wrap, **stage}
+
+
+def _sensible(setting: Setting, stage: Changes) -> bool:
+    """Whether a recipe may say so: shares need several processes, bf16 weights an optimiser and a precision."""
+    optimizer = stage.get("optimizer", setting.optimizer)
+    if "strategy" in stage:
+        return setting.processes > 1 and optimizer in SHARDED_OPTIMIZERS
+    full = parse_method(setting.method).parameterise is None
+    kept = not full or named(optimizer).bf16 is not None
+    return "weights" not in stage or (not setting.fp32_alone and kept)
 
 
 def _with_lora(method: str) -> str:

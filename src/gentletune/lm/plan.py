@@ -25,7 +25,7 @@ class Setting:
     """How a model is trained, as far as memory goes.
 
     `quantization` is that of the frozen linear layers under LoRA; `work` is a micro-batch of one process, of which a
-    step has `micro_batches`.
+    step has `micro_batches`. `fp32_alone`: bf16 is ruled out.
     """
 
     work: Work
@@ -38,6 +38,7 @@ class Setting:
     processes: int = 1
     eval_tokens: int = 8192
     micro_batches: int = 1
+    fp32_alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def setting_of(recipe: Recipe, planner: Planner, rows: Rows, machine: Machine, p
     setting = Setting(
         work, recipe.method, "fp32", recipe.quantization, recipe.optimizer, bool(recipe.momentum), sharing(recipe),
         processes, recipe.eval_batch_tokens if recipe.evaluate else 0, max(1, share // rows_each),
+        recipe.precision == "fp32",
     )  # fmt: skip
     held = _auto(recipe, planner, setting, machine) if recipe.weights == "auto" else recipe.weights
     return replace(setting, weights=held)
