@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from gentletune.core import optimizers
 from gentletune.core.errors import UserError, check_text, unknown
 from gentletune.core.schedule import EarlyStop, Schedule, save_interval
-from gentletune.core.sources import DOMAIN_NAME, Source, sources_of, sources_text
+from gentletune.core.sources import DOMAIN_NAME, SOURCE_KEYS, Source, check_sources, keys_of, sources_of
 from gentletune.core.yaml_file import read_yaml
 
 ALIASES = {"lr": "learning_rate"}
@@ -197,10 +197,7 @@ class Recipe(BaseModel):
         renamed: dict[Any, Any] = {ALIASES.get(key, key): value for key, value in values.items()}
         if len(renamed) != len(values):
             raise ValueError("give learning_rate or lr, not both")
-        if sources := sources_of(renamed.get("data")):
-            if said := [key for key in ("data_path", "mixture") if renamed.get(key) is not None]:
-                raise ValueError(f"data names its sources itself; leave out {said[0]}")
-            renamed |= sources[0].fields | {"mixture": sources_text(sources)}
+        renamed |= keys_of(renamed)
         data, path = renamed.get("data"), renamed.get("data_path")
         if isinstance(data, str) and data and not DOMAIN_NAME.fullmatch(data):
             if path is not None and path != data:
@@ -210,14 +207,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _whole_mixture(self) -> Self:
-        if self.mixture is not None:
-            sources = self.sources
-            if not sources or sources[0].fields != {key: getattr(self, key) for key in sources[0].fields}:
-                raise ValueError("mixture is what data becomes; give data, as a list of {path: …, weight: …}")
-            if any(source.streaming for source in sources) and self.max_steps is None:
-                raise ValueError("data: a streaming source is not counted; give max_steps")
-            if any(source.streaming for source in sources) and self.processes == "auto":
-                raise ValueError("data: a streaming source is read as far as the run needs; give processes as a number")
+        check_sources(self)
         return self
 
     @field_validator("processes", "batch_size", mode="before")
@@ -330,8 +320,9 @@ class Recipe(BaseModel):
         """A copy with `values` replaced, validated."""
         mine, data = self.model_dump(), values.get("data")
         if data is not None and (self.mixture or self.data is None or not DOMAIN_NAME.fullmatch(str(data))):
-            for key in ("data_path", "mixture", *(("data_split", "data_config") if self.mixture else ())):
-                del mine[key]  # another file, or none, takes its place
+            del mine["data_path"]  # another file, or none, takes its place
+        if data is not None and (self.mixture or sources_of(data)):
+            mine = {key: value for key, value in mine.items() if key not in SOURCE_KEYS}
         return self.parse({**mine, **_renamed(values, "recipe")})
 
     @property

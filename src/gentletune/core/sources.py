@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 DOMAIN_NAME = re.compile(r"\w+(\(.*\))?")  # what is written otherwise (mine.jsonl, owner/name) is a file or the hub's
+_SPLIT = ("data_split", "train")  # the default
 _WEIGHED = re.compile(r"\s*(.+?):((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:,|$)")
+SOURCE_KEYS = ("data", "data_path", "data_split", "data_config", "mixture")  # recipe keys that say where data are
 _HINT = "give each as {path: mine.jsonl, weight: 0.7}"
 
 
@@ -64,6 +66,34 @@ def sources_of(value: Any) -> tuple[Source, ...]:
     if twice := next((place[0] for place in places if places.count(place) > 1), None):
         raise ValueError(f"data names {twice} twice; give it once, with the sum of the weights")
     return tuple(found)
+
+
+def keys_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe keys that `data` stands for where it names several sources; none where it names one.
+
+    Raises:
+        ValueError: as `sources_of`; a key that says of one source what the list says of each.
+    """
+    sources = sources_of(values.get("data"))
+    if not sources:
+        return {}
+    said = [key for key in SOURCE_KEYS[1:] if values.get(key) is not None and (key, values[key]) != _SPLIT]
+    if said:
+        raise ValueError(f"data names its sources itself; leave out {said[0]}")
+    return sources[0].fields | {"mixture": sources_text(sources)}
+
+
+def check_sources(recipe: Any) -> None:
+    """Raises `ValueError` where a recipe's `mixture` is none of its `data`, or streams without an end."""
+    sources = sources_of(recipe.mixture)
+    if recipe.mixture is None:
+        return
+    if not sources or sources[0].fields != {key: getattr(recipe, key) for key in sources[0].fields}:
+        raise ValueError("mixture is what data becomes; give data, as a list of {path: …, weight: …}")
+    if any(source.streaming for source in sources) and recipe.max_steps is None:
+        raise ValueError("data: a streaming source is not counted; give max_steps")
+    if any(source.streaming for source in sources) and recipe.processes == "auto":
+        raise ValueError("data: a streaming source is read as far as the run needs; give processes as a number")
 
 
 def sources_text(sources: Sequence[Source]) -> str:

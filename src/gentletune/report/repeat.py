@@ -9,9 +9,9 @@ from typing import Any
 
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import RunRecord
+from gentletune.core.sources import SOURCE_KEYS
 
 _ALWAYS = ("model", "data", "data_path", "method", "learning_rate", "seed")
-_SOURCE = ("mixture", "data_path", "data_split", "data_config")
 _SHORT = {"learning_rate": "lr"}
 _NAMED = 3  # runs named beside a value that not all share
 _VALUES = 6  # distinct values shown of one entry
@@ -31,7 +31,7 @@ def command(record: RunRecord) -> str:
         return ""
     words, recipe = ["gentletune", "train"], record.recipe
     if mixture := recipe.get("mixture"):  # data is written so
-        recipe = {key: value for key, value in recipe.items() if key not in _SOURCE} | {"data": mixture}
+        recipe = {key: value for key, value in recipe.items() if key not in SOURCE_KEYS} | {"data": mixture}
     names = [*_ALWAYS, *(name for name in Recipe.model_fields if name not in (*_ALWAYS, "output"))]
     for name in names:
         default = Recipe.model_fields[name].get_default(call_default_factory=True)
