@@ -133,9 +133,9 @@ def main() -> None:
                 rows.append(row)
                 figures = [f"{row[key]:.1f}" for key in _SHOWN]
                 print("| " + " | ".join([f"{size:,}", name, *figures]) + " |", flush=True)
-    if options.json:
-        task = {"model": options.model, "processes": len(os.sched_getaffinity(0))}
-        harness.write_json(options.json, {**harness.machine(), "task": task, "rows": rows})
+                if options.json:
+                    task = {"model": options.model, "processes": len(os.sched_getaffinity(0))}
+                    harness.write_json(options.json, {**harness.machine(), "task": task, "rows": rows})
 
 
 if __name__ == "__main__":
