@@ -158,6 +158,8 @@ def test_a_mixture_takes_no_other_path_and_another_data_takes_its_place(two: lis
     with pytest.raises(UserError, match="data names its sources itself; leave out data_split"):
         Recipe.parse({"data": two, "data_split": "test"})
     assert Recipe(data="owner/name", data_split="test").override({"data": two}).data_split == "train"
+    with pytest.raises(UserError, match="data is an empty list"):
+        Recipe().override({"data": []})
     with pytest.raises(UserError, match="mixture is what data becomes"):
         Recipe.parse({"data": "clinic", "mixture": "lab:1,clinic:1"})
     recipe = Recipe.parse({"data": two})

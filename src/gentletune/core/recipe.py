@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from gentletune.core import optimizers
 from gentletune.core.errors import UserError, check_text, unknown
 from gentletune.core.schedule import EarlyStop, Schedule, save_interval
-from gentletune.core.sources import DOMAIN_NAME, SOURCE_KEYS, Source, check_sources, keys_of, sources_of
+from gentletune.core.sources import DOMAIN_NAME, SOURCE_KEYS, Source, check_sources, keys_of, names_several, sources_of
 from gentletune.core.yaml_file import read_yaml
 
 ALIASES = {"lr": "learning_rate"}
@@ -321,7 +321,7 @@ class Recipe(BaseModel):
         mine, data = self.model_dump(), values.get("data")
         if data is not None and (self.mixture or self.data is None or not DOMAIN_NAME.fullmatch(str(data))):
             del mine["data_path"]  # another file, or none, takes its place
-        if data is not None and (self.mixture or sources_of(data)):
+        if data is not None and (self.mixture or names_several(data)):
             mine = {key: value for key, value in mine.items() if key not in SOURCE_KEYS}
         return self.parse({**mine, **_renamed(values, "recipe")})
 

@@ -68,6 +68,14 @@ def sources_of(value: Any) -> tuple[Source, ...]:
     return tuple(found)
 
 
+def names_several(value: Any) -> bool:
+    """Whether `value` names sources as a list does, be it well or ill."""
+    try:
+        return bool(sources_of(value))
+    except ValueError:
+        return True
+
+
 def keys_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe keys that `data` stands for where it names several sources; none where it names one.
 
