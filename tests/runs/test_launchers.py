@@ -134,7 +134,8 @@ def _norm(recipe: Recipe) -> float:
 @pytest.mark.slow
 def test_shares_go_on_with_another_number_of_ranks(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
     """Rank 1 of 2 is killed, and 4 once they have trained: 2 then write what one process ends with."""
-    changes = {"method": "l2(weight=0.1)+talr(tau=2.0)", "save_every": 1, "strategy": "fsdp2"}
+    method = "l2(weight=0.1)+talr(tau=2.0)"
+    changes = {"method": method, "save_every": 1, "strategy": "fsdp2", "gradient_checkpointing": True}
     two = tiny_recipe(tiny_dir, tmp_path / "run", **PLAIN | changes)
     children = start(processes, tmp_path / "first", 2, recipe_file(two, tmp_path))
     metrics = tmp_path / "run" / "metrics.jsonl"
