@@ -13,7 +13,8 @@ from gentletune.core.optimizers import named
 from gentletune.lm.step_memory import Parts, Skeleton, Work
 from gentletune.methods import Method, parse_method
 
-SURE = 0.1  # how far a plan may be off either way: beyond that it is sure (docs/memory.md)
+# How far a plan may be off either way, beyond which it is sure; of a host the C library keeps more (docs/memory.md).
+SURE, SURE_HOST = 0.1, 0.35
 GPU_OVERHEAD = 700 * 2**20  # context and kernels of a process, assumed
 _LOGITS = 2**24  # of the block in which label tokens are measured
 # Of a 4-bit weight: half a byte, a byte of scale for 64, 4 bytes for 256 such (bitsandbytes, double quantisation).
@@ -64,6 +65,7 @@ class MemoryPlan:
     parameters: int
     trained: int
     rough: bool = False
+    sure: float = SURE
 
     @property
     def training(self) -> int:
@@ -78,9 +80,9 @@ class MemoryPlan:
 
     def verdict(self, has: int) -> str:
         """`fits`, `tight` (the plan is no surer than that) or `too large` for a device of so many bytes."""
-        if self.total * (1 + SURE) <= has:
+        if self.total * (1 + self.sure) <= has:
             return "fits"
-        return "tight" if self.total * (1 - SURE) <= has else "too large"
+        return "tight" if self.total * (1 - self.sure) <= has else "too large"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with the sums."""
@@ -159,6 +161,7 @@ class Planner:
         return MemoryPlan(
             **parts,
             overhead=overhead,
+            sure=SURE if setting.work.gpu else SURE_HOST,
             reference=2 * plain if method.penalty or method.merge else 0,
             evaluation=self._evaluation(setting, skeleton) + overhead,
             parameters=plain,

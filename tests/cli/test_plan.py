@@ -1,0 +1,177 @@
+"""`gentletune plan`, what `train` says of its plan, and micro-batches that are chosen and halved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import gentletune.lm.setting as setting_module
+import gentletune.runs.plan as plan_module
+from gentletune.core.records import read_record
+from gentletune.training.trainer import GentleTrainer
+from tests.cli.test_cli import GOOD, refused, run, write
+
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+SHORT = [
+    "--max-steps",
+    "3",
+    "--lr",
+    "1e-2",
+    "--precision",
+    "fp32",
+    "--no-evaluate",
+    "--probe-every",
+    "0",
+    "--save-every",
+    "1",
+]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model" / "model.safetensors")
+
+
+def training(tiny_dir: Path, tmp_path: Path, name: str, *more: str) -> list[str]:
+    data = write(tmp_path / "d.jsonl", GOOD)
+    return ["train", "--model", str(tiny_dir), "--data", data, *SHORT, "--output", str(tmp_path / name), *more]
+
+
+def test_plan_of_a_configuration_alone(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(tiny_dir / "config.json", bare)
+    out = tmp_path / "plan.json"
+    call = ["plan", "--model", str(bare), "--gpus", "2", "--memory", "80", "--method", "lora", "--json", str(out)]
+    assert run(monkeypatch, *call) == 0
+    said = capfd.readouterr().out
+    for word in ("weights", "activations", "optimizer", "it has (fits)", "80.00 GiB", "assumed: rows of 512 tokens"):
+        assert word in said
+    found = json.loads(out.read_text())
+    assert found["verdict"] == "fits"
+    assert found["memory"]["trained"] < found["memory"]["parameters"]
+    parts = ("weights", "copies", "gradients", "optimizer", "activations", "head", "other", "overhead")
+    assert sum(found["memory"][part] for part in parts) == found["memory"]["training"]
+
+
+def test_plan_goes_by_the_rows_and_names_what_fits(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write(tmp_path / "d.jsonl", GOOD), tmp_path / "plan.json"
+    call = ["plan", "--model", str(tiny_dir), "--data", data, "--precision", "fp32", "--eval-batch-tokens", "64"]
+    assert run(monkeypatch, *call, "--json", str(out)) == 0
+    whole = json.loads(out.read_text())
+    assert whole["micro_batch"]["tokens"] < 100  # not the 512 of the context
+    assert whole["steps"] == 1
+    monkeypatch.setattr(setting_module.psutil, "virtual_memory", lambda: Left(int(whole["memory"]["total"])))
+    assert run(monkeypatch, *call, "--json", str(out)) == 0
+    assert "what surely fits: batch_size: " in capfd.readouterr().out
+    assert json.loads(out.read_text())["verdict"] == "tight"
+
+
+class Left:
+    """What psutil says of a machine with so many bytes left."""
+
+    def __init__(self, available: int) -> None:
+        self.available = available
+
+
+def test_weights_that_cannot_fit_are_refused_with_what_does(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    size = (tmp_path / "wide" / "model.safetensors").stat().st_size
+    monkeypatch.setattr(plan_module, "memory", lambda _: int(0.99 * size))
+    more = ["--method", "lora(r=2)", "--weights", "fp32", "--precision", "bf16", "--batch-size", "1"]
+    call = training(tmp_path / "wide", tmp_path, "run", *more)
+    line = refused(monkeypatch, capfd, *call)
+    assert f"the weights of {tmp_path / 'wide'} alone take" in line
+    assert "what fits: weights: bf16" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_says_its_plan_and_a_chosen_micro_batch_changes_no_update(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *training(tiny_dir, tmp_path, "whole", "--batch-size", "4")) == 0
+    said = capfd.readouterr().err
+    assert "gentletune: plan: about " in said.splitlines()[1]
+    auto = ["--batch-size", "auto", "--global-batch", "4"]
+    monkeypatch.setattr("gentletune.runs.micro_batch.largest_rows", lambda *_: 2)
+    assert run(monkeypatch, *training(tiny_dir, tmp_path, "auto", *auto)) == 0
+    record = read_record(tmp_path / "auto")
+    assert record is not None
+    assert (record.training["micro_batch"], record.training["steps"]) == (2, 3)
+    whole, chosen = weights(tmp_path / "whole"), weights(tmp_path / "auto")
+    assert all(torch.allclose(whole[name], chosen[name], atol=1e-5) for name in whole)
+    # The machine chose; the run is the same where another would choose otherwise, or the user does.
+    monkeypatch.setattr("gentletune.runs.micro_batch.largest_rows", lambda *_: 4)
+    monkeypatch.setattr("gentletune.runs.run.fit", None)
+    assert run(monkeypatch, *training(tiny_dir, tmp_path, "auto", "--batch-size", "1", "--global-batch", "4")) == 0
+
+
+def test_a_full_memory_halves_the_micro_batch_once(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    auto = ["--batch-size", "auto", "--global-batch", "4"]
+    assert run(monkeypatch, *training(tiny_dir, tmp_path, "whole", *auto)) == 0
+    plain, seen = GentleTrainer.training_step, list[int]()
+    full = [3]  # the step at which memory is full, once each
+
+    def step(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
+        seen.append(self.args.per_device_train_batch_size)
+        if len(seen) in full:
+            raise CUDA
+        return plain(self, model, inputs, *more)
+
+    monkeypatch.setattr(GentleTrainer, "training_step", step)
+    capfd.readouterr()
+    assert run(monkeypatch, *training(tiny_dir, tmp_path, "halved", *auto)) == 0
+    assert "out of memory in training: micro-batches of 2 rows instead of 4 from the last checkpoint on" in (
+        capfd.readouterr().err
+    )
+    assert seen == [4, 4, 4, 2, 2]  # two steps are kept, the third is done again in two halves
+    whole, halves = weights(tmp_path / "whole"), weights(tmp_path / "halved")
+    assert all(torch.allclose(whole[name], halves[name], atol=1e-5) for name in whole)
+    seen.clear()
+    full[:] = [1, 2]
+    line = refused_last(monkeypatch, capfd, *training(tiny_dir, tmp_path, "twice", *auto))
+    assert line.startswith("gentletune: out of memory in training")
+    assert seen == [4, 2]
+
+
+def refused_last(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run(monkeypatch, *arguments) == 2
+    return capfd.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--batch-size", "auto"], "batch_size: auto fills global_batch, the rows of one update; give it"),
+        (["--batch-size", "3", "--global-batch", "4"], "global_batch 4 is no multiple of batch_size 3"),
+        (["--global-batch", "8", "--gradient-accumulation", "2"], "leave gradient_accumulation out"),
+        (["--batch-size", "auto", "--global-batch", "8", "--method", "talr"], "its τ is of a micro-batch; give"),
+        (["--global-batch", "8", "--processes", "3"], "global_batch 8 cannot be shared evenly by 3 processes"),
+        (["--batch-size", "some"], "batch_size: must be a whole number from 1, or auto"),
+    ],
+)
+def test_micro_batches_that_cannot_be(
+    more: list[str], words: str, tiny_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert words in refused_last(monkeypatch, capfd, *training(tiny_dir, tmp_path, "run", *more))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,125 @@
+"""The memory plan: what it says beside what torch really allocates, what it says of other devices, what fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gentletune.lm.fitting import largest_rows, nearest, with_rows
+from gentletune.lm.plan import Planner, Setting, optimizer_bytes
+from gentletune.lm.step_memory import Work
+from gentletune.methods import parse_method
+from gentletune.training.trainer import GentleTrainer
+from tests.training.steps import settings
+
+ROWS, LENGTH, LABELS = 4, 96, 40
+CONFIG = LlamaConfig(
+    vocab_size=500, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=2, pad_token_id=2,
+)  # fmt: skip
+
+
+def allocated(run: Any) -> int:
+    """The most bytes that torch holds on the CPU beyond what it held before, while `run` runs."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize(("method", "accumulation", "checkpointing"), [("sft", 1, False), ("talr", 2, True)])
+def test_the_plan_is_what_torch_allocates(
+    method: str, accumulation: int, checkpointing: bool, tokenizer: Any, tmp_path: Path
+) -> None:
+    parts = parse_method(method)
+    row = {"input_ids": [5] * LENGTH, "labels": [-100] * (LENGTH - LABELS) + [5] * LABELS}
+    rows = datasets.Dataset.from_list([row] * (2 * ROWS * accumulation))
+    arguments = settings(
+        tmp_path, per_device_train_batch_size=ROWS, gradient_accumulation_steps=accumulation, max_steps=2,
+        gradient_checkpointing=checkpointing, optim="adamw_torch_fused",
+    )  # fmt: skip
+    model = parts.parameterisation.wrap(LlamaForCausalLM(CONFIG).float())
+    trainer = GentleTrainer(model, arguments, method=parts, train_dataset=rows, processing_class=tokenizer)
+    measured = allocated(trainer.train)
+    work = Work(ROWS, LENGTH, ROWS * LABELS, accumulates=accumulation > 1, checkpointing=checkpointing)
+    plan = Planner(CONFIG).plan(Setting(work, method))
+    assert plan.training - plan.weights == pytest.approx(measured, rel=0.1)
+    assert not plan.rough
+
+
+def test_few_layers_tell_of_many() -> None:
+    deep = LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 8, "vocab_size": 5000})
+    skeleton = Planner(deep)._of(Setting(Work(2, 64, 60)))
+    work = Work(2, 64, 60, checkpointing=True, bf16=True)
+    assert skeleton._few is not None
+    assert skeleton.peak(work) == skeleton._peak(work)
+
+
+def test_what_changes_the_plan() -> None:
+    planner = Planner(CONFIG)
+    setting = Setting(Work(ROWS, LENGTH, ROWS * LABELS))
+    plain = planner.plan(setting)
+    assert plain.optimizer == 8 * plain.parameters
+    low = planner.plan(replace(setting, weights="bf16"))
+    assert low.weights == pytest.approx(plain.weights / 2, rel=0.01)
+    assert low.optimizer == 6 * plain.parameters  # two moments, and what Kahan's sum has left
+    shared = planner.plan(replace(setting, strategy="fsdp2", processes=4))
+    assert (shared.weights, shared.optimizer) == (plain.weights // 4, plain.optimizer // 4)
+    several = planner.plan(replace(setting, processes=4))
+    assert several.other >= 4 * plain.parameters  # DDP's buckets
+    adapters = planner.plan(replace(setting, method="lora(r=2)"))
+    few_bits = planner.plan(replace(setting, method="lora(r=2)", quantization="4bit"))
+    assert adapters.trained < plain.parameters / 10
+    assert few_bits.weights < adapters.weights / 3
+    casts = planner.plan(replace(setting, work=replace(setting.work, bf16=True)))
+    assert casts.copies == pytest.approx(2 * plain.parameters, rel=0.2)
+
+
+def test_a_step_that_numbers_decide_is_a_rule_of_thumb(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = Planner(CONFIG)
+    setting = Setting(Work(ROWS, LENGTH, ROWS * LABELS))
+    exact = planner.plan(setting).activations
+
+    def undecided(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("data-dependent")
+
+    monkeypatch.setattr("gentletune.lm.step_memory.hidden_states", undecided)
+    rough = Planner(CONFIG).plan(setting)
+    assert rough.rough
+    assert rough.activations == pytest.approx(exact, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_each"),
+    [("adamw_torch_fused", 8), ("sgd", 0), ("adamw_8bit", 2), ("lion_32bit", 4), ("adafactor", 0), ("adagrad", 4)],
+)
+def test_optimizers(name: str, bytes_each: int) -> None:
+    held = optimizer_bytes(name, [torch.empty(1000, 1000, device="meta")])
+    assert held / 1e6 == pytest.approx(bytes_each, abs=0.05)
+    assert optimizer_bytes("sgd", [torch.empty(10)], momentum=True) == 40
+
+
+def test_the_nearest_way_changes_the_update_least() -> None:
+    planner = Planner(CONFIG)
+    setting = Setting(Work(8, 128, 8 * 100), eval_tokens=128)
+
+    def way(rows: int, **changes: Any) -> str | None:
+        """What fits where so many rows and these changes of the work do."""
+        work = replace(with_rows(setting.work, rows), **changes)
+        has = int(1.4 * planner.plan(replace(setting, work=work)).total)
+        found = nearest(planner, setting, has, kinds=("",))
+        return None if found is None else found.text
+
+    assert way(8) == ""
+    assert way(4) == "batch_size: 4, gradient_accumulation: 2"
+    assert way(2, checkpointing=True) == "batch_size: 2, gradient_accumulation: 4, gradient_checkpointing: true"
+    assert nearest(planner, setting, 2**16, kinds=("",)) is None
+    assert largest_rows(planner, setting, 2**16) == 0
