@@ -20,7 +20,7 @@ from gentletune import Recipe, UserError, load_recipe, load_records
 from gentletune.advice import Proposal, advise
 from gentletune.advice.method import base_method
 from gentletune.core.records import RunRecord, write_json_atomic
-from gentletune.lm.loaded import settle_memory
+from gentletune.lm.device import settle_memory
 from gentletune.report import recommend
 from gentletune.report.axes import both_axes
 

@@ -22,7 +22,8 @@ from gentletune import Recipe
 from gentletune.data.general import instruction_examples
 from gentletune.evaluation.harness import resolve_tasks
 from gentletune.evaluation.harness.backend import GentleLM
-from gentletune.lm.loaded import Loaded, settle_memory
+from gentletune.lm.device import settle_memory
+from gentletune.lm.loaded import Loaded
 
 VARIANTS = ("lm_eval_hf_1", "lm_eval_hf_4", "lm_eval_hf_8", "ours")
 

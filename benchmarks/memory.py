@@ -93,7 +93,7 @@ def child(case: str) -> None:
     from transformers.trainer import DEFAULT_CALLBACKS
 
     import gentletune
-    from gentletune.lm.loaded import settle_memory
+    from gentletune.lm.device import settle_memory
     from gentletune.lm.model_files import resolve_model
 
     settle_memory()  # as the command line does

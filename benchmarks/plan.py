@@ -87,7 +87,7 @@ def child(spec: dict[str, Any]) -> None:
 
     import gentletune
     from gentletune.cli.common import prepare
-    from gentletune.lm.loaded import give_back_memory
+    from gentletune.lm.device import give_back_memory
     from gentletune.runs.inputs import Inputs
     from gentletune.runs.plan import Machine, Rows, planned
 

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
 from gentletune.lm import loaded
-from gentletune.lm.loaded import Loaded, device, hidden_states, lm_head, load_model, load_tokenizer
+from gentletune.lm.device import device
+from gentletune.lm.loaded import Loaded, hidden_states, lm_head, load_model, load_tokenizer
 from gentletune.losses import Head, token_nll
 from tests.conftest import make_model, make_tokenizer
 from tests.helpers import edit_config

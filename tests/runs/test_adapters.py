@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -217,3 +218,22 @@ def test_a_merged_run_has_no_adapter_to_take(runs: Path, tiny_dir: Path, tmp_pat
     recipe = tiny_recipe(tiny_dir, tmp_path / "run", save="adapter", evaluate=False, **LORA)
     with pytest.raises(UserError, match="saved whole weights, so save: adapter has nothing to take"):
         train(recipe, reuse=runs / "merged")
+
+
+# --- several processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", [None, "4bit"])
+def test_ranks_leave_their_adapter(quantization: str | None, tiny_dir: Path, tmp_path: Path) -> None:
+    if quantization and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is an extra: quant")
+    how = LORA | {"batch_size": 1, "processes": 2, "evaluate": False, "probe_every": 0, "quantization": quantization}
+    recipe = tiny_recipe(tiny_dir, tmp_path / "alone", save="adapter", **how)
+    assert train(recipe).status == "complete"
+    train(recipe.override({"save": "merged", "output": str(tmp_path / "merged")}))
+    merged = load_model(tmp_path / "merged" / "model").state_dict()
+    found = load_model(tmp_path / "alone" / "model").state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in merged.items())
+    config = json.loads((tmp_path / "alone" / "model" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_dir)

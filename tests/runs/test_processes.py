@@ -53,6 +53,7 @@ def test_one_process_trains_on_one_gpu(
     monkeypatch.setattr(GentleTrainer, "training_step", step)
     out = tmp_path / "run"
     call = ["train", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "8", *SMALL, "--output", str(out)]
+    call += ["--precision", "fp32"]  # transformers would look for the GPU's bf16
     assert run(monkeypatch, *call) == 0
     assert "2 GPUs can be seen, one trains; --processes auto uses all" in capfd.readouterr().err
     assert {n for n, _ in wrapped} == {1}
@@ -111,7 +112,11 @@ def test_auto_is_one_process_without_gpus(tiny_dir: Path, tmp_path: Path, monkey
     assert "processes" not in record.training
 
 
-def test_a_study_under_a_launcher_is_refused(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_launcher_started_and_studies_under_one_are_refused(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"started 2 processes, but .*RANK"):
+        train(tiny_recipe(tiny_dir, tmp_path / "run"))
     with pytest.raises(UserError, match="starts its own processes"):
         sweep(tiny_study(tiny_dir), tmp_path / "study")

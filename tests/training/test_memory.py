@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 import gentletune.runs.run as run_module
 from gentletune import MethodMixin, Recipe, TALRTrainer, train
 from gentletune.core.errors import UserError
-from gentletune.lm.loaded import FileWeights, base_weights
+from gentletune.lm.base_weights import FileWeights, base_weights
 from gentletune.methods import parse_method
 from gentletune.methods.base import Method
 from gentletune.training.packing import training_set

@@ -94,6 +94,29 @@ def test_nothing_is_rounded_on_the_way_to_the_trainer(bf16_dir: Path, tokenizer:
     assert all(torch.equal(found[n], value) for n, value in start.items())  # B is zero, so A has no gradient yet
 
 
+@needs_bitsandbytes
+def test_it_goes_on_where_it_was_stopped(bf16_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = {"quantization": "4bit", "save": "adapter", "save_every": 1, "evaluate": False, "probe_every": 0}
+    whole, cut = (recipe(bf16_dir, tmp_path / name, **how) for name in ("whole", "cut"))
+    train(whole)
+    original = trainer_module.GentleTrainer.training_step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.GentleTrainer, "training_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut)
+    assert (tmp_path / "cut" / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors").exists()
+    train(cut)
+    one, other = (load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert {tensor.dtype for tensor in one.values()} == {torch.float32}
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 # --- what comes out
 
 

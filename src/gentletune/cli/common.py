@@ -60,7 +60,7 @@ def seed_list(text: str) -> list[int]:
 
 def prepare() -> None:
     """Quiet the libraries' own chatter and keep memory; before any model is touched."""
-    from gentletune.lm.loaded import settle_memory
+    from gentletune.lm.device import settle_memory
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     settle_memory()

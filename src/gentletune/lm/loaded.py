@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
-import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from gentletune.core.cache import Shared, digest
@@ -20,6 +17,8 @@ from gentletune.core.errors import UserError, is_out_of_memory
 from gentletune.core.recipe import DATE, Recipe
 from gentletune.data.templates import prompted_hash, set_chat_template
 from gentletune.lm.adapters import Bits, keep_layout, merge_adapter, quantized
+from gentletune.lm.base_weights import base_weights
+from gentletune.lm.device import device, give_back_memory, index_here
 from gentletune.lm.held import how_held
 from gentletune.lm.kinds import freeze_unread, model_class
 from gentletune.lm.model_files import adapter_base, is_adapter, model_hash, plain_directory, quiet, resolve_model
@@ -195,7 +194,7 @@ def load_model(
         base = adapter_base(directory, trust_remote_code=trust_remote_code)
         plain = load_model(base, dtype, trust_remote_code=trust_remote_code, place=place)
         return merge_adapter(plain, directory).eval()
-    held = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": _place()}}
+    held = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": index_here()}}
     try:
         with quiet():
             kind = model_class(AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code))
@@ -299,128 +298,3 @@ def stop_at(model: Any, tokens: Iterable[int]) -> None:
     known = list(own) if isinstance(own, (list, tuple)) else [] if own is None else [own]
     if more := sorted(set(tokens) - set(known)):
         config.eos_token_id = [*known, *more]
-
-
-# --- θ⁰
-
-
-class FileWeights(Mapping[str, Tensor]):
-    """The tensors of a model directory's safetensors, in the dtype they were published in.
-
-    Nothing is kept: each look reads the tensor from its file, which the system's page cache makes cheap, and the
-    caller drops it. Files that cannot be read are passed over.
-
-    Raises:
-        UserError: at a look, where the file is gone or another by now: it would no longer be θ⁰.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._files: dict[str, Path] = {}
-        self._known: dict[Path, tuple[int, int, int]] = {}
-        for path in sorted(directory.glob("*.safetensors")):
-            with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
-                self._known[path] = _signature(path)
-                self._files |= dict.fromkeys(file.keys(), path)
-
-    def __getitem__(self, name: str) -> Tensor:
-        path = self._files[name]
-        try:
-            with safe_open(path, framework="pt") as file:
-                same = _signature(path) == self._known[path]
-                tensor: Tensor = file.get_tensor(name)
-        except (OSError, SafetensorError):
-            same = False
-        if not same:
-            raise UserError(
-                f"the base model's {path} was replaced or deleted while a run that needs it was at work; put it back, "
-                "or start again from a model that stays"
-            )
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def base_weights(model: Any, directory: Path | None = None) -> Mapping[str, Tensor]:
-    """θ⁰ of every parameter of `model`, which has not been trained yet.
-
-    Read from `directory`, where its files hold exactly these weights under these names. Where they do not (another
-    name or layout in the file), or where no directory is given, copies on the host, each in the smallest dtype that
-    holds its values exactly: weights published in bf16 and loaded in fp32 take 2 bytes each.
-    """
-    parameters = dict(model.named_parameters())
-    if directory is not None:
-        files = FileWeights(directory)
-        if all(name in files and _same(files[name], value) for name, value in parameters.items()):
-            return files
-    return host_copies(parameters)
-
-
-def host_copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of each parameter on the host, in the smallest dtype that holds its values exactly.
-
-    >>> host_copies({"w": torch.tensor([0.5, 1.0])})["w"].dtype
-    torch.bfloat16
-    """
-    return {name: _compact(value) for name, value in parameters.items()}
-
-
-def _signature(path: Path) -> tuple[int, int, int]:
-    """What tells a file from another at its place."""
-    stat = path.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _same(published: Tensor, loaded: Tensor) -> bool:
-    return published.shape == loaded.shape and torch.equal(published.to(loaded.device, loaded.dtype), loaded.detach())
-
-
-def _compact(value: Tensor) -> Tensor:
-    value = value.detach()
-    for dtype in (torch.bfloat16, torch.float16):
-        smaller = value.to(dtype)
-        if torch.equal(smaller.to(value.dtype), value):
-            return smaller.to("cpu", copy=True)
-    return value.to("cpu", copy=True)
-
-
-# --- the device and its memory
-
-
-def device() -> torch.device:
-    """The device a run uses: the GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _place() -> int | str:
-    """The device by the number that libraries which spread models over devices want to hear."""
-    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-
-
-def settle_memory() -> None:
-    """Spare a process that is about to work what it need not do again and again; to call once all is imported.
-
-    glibc keeps freed memory for the next step instead of giving it back to the system: activations are hundreds of
-    megabytes that come and go with every step, and touching fresh pages for them took up to a third of an
-    evaluation's time on a CPU. Elsewhere than on Linux with glibc that does nothing. And Python's garbage collector no
-    longer walks the hundreds of thousands of objects of the imported libraries, a third of a short training's time
-    (docs/log.md).
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    gc.collect()
-    gc.freeze()
-
-
-def give_back_memory() -> None:
-    """Collect what is unreachable and return freed memory to the device and the system, also after the above."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

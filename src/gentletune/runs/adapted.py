@@ -11,8 +11,9 @@ from gentletune.core.cache import whole_directory
 from gentletune.core.errors import UserError
 from gentletune.core.paths import user_path
 from gentletune.lm.adapters import add_adapter, rounded_away, save_adapter
+from gentletune.lm.device import give_back_memory
 from gentletune.lm.held import published_dtype
-from gentletune.lm.loaded import give_back_memory, load_model
+from gentletune.lm.loaded import load_model
 from gentletune.lm.model_files import ADAPTER, ADAPTER_WEIGHTS, is_adapter
 from gentletune.runs.inputs import Inputs
 from gentletune.training.arguments import CHECKPOINTS

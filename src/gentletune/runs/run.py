@@ -23,9 +23,10 @@ from gentletune.data.templates import save_tokenizer
 from gentletune.evaluation.finite import BROKEN, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Measured, Reference, TaskLook, measure, probe, reference_answers, silent
+from gentletune.lm.device import device
 from gentletune.lm.export import check_export
 from gentletune.lm.kinds import copy_processor
-from gentletune.lm.loaded import Loaded, device, stop_at
+from gentletune.lm.loaded import Loaded, stop_at
 from gentletune.lm.model_files import quiet
 from gentletune.methods import method_parts, training_part
 from gentletune.methods.adapted import keeps_adapter
@@ -99,8 +100,10 @@ def _train(recipe: Recipe, reuse: Path | None, stage: Stage, say: Callable[[str]
     run = Path(recipe.output or _default_output(inputs))
     if (done := _finished(inputs, run)) is None:
         with holding(run):
-            for line in first_lines(inputs) if say and not has_weights(run) else ():
-                say(line)
+            if reuse is None and not has_weights(run):
+                _check_here(inputs)
+                for line in first_lines(inputs) if say else ():
+                    say(line)
             done = train_held(inputs, run, reuse, stage)
     if done.status == "complete":
         export_run(recipe, run, stage)
@@ -119,12 +122,7 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
         return done
     if not has_weights(run):  # what is wrong is said before anything is measured or written
         if reuse is None:
-            check_devices(inputs.recipe, inputs.method, inputs.processes)
-            check_gpus(inputs.processes)
-            check_micro_batch(inputs.recipe, inputs.method, inputs.processes)
-            check_weights_fit(inputs)
-            check_optimizer(inputs.recipe)
-            check_speed(inputs.recipe)
+            _check_here(inputs)
         apart = sharing(inputs.recipe) == "fsdp2" or inputs.recipe.quantization is not None
         if inputs.recipe.evaluate or inputs.recipe.probe_every or not apart:
             inputs.base.load()  # shares may be of a model that no device holds whole
@@ -140,6 +138,16 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
             raise
         write_record(run, record)
     return record
+
+
+def _check_here(inputs: Inputs) -> None:
+    """Raises `UserError` where the recipe cannot train on this machine."""
+    check_devices(inputs.recipe, inputs.method, inputs.processes)
+    check_gpus(inputs.processes)
+    check_micro_batch(inputs.recipe, inputs.method, inputs.processes)
+    check_weights_fit(inputs)
+    check_optimizer(inputs.recipe)
+    check_speed(inputs.recipe)
 
 
 def _default_output(inputs: Inputs) -> str:

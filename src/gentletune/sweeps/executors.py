@@ -21,7 +21,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Processes
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
-from gentletune.lm.loaded import settle_memory
+from gentletune.lm.device import settle_memory
 from gentletune.sweeps.plan import Resources
 from gentletune.sweeps.store import LOGS, Finished, Job, record_death, run_job
 

@@ -99,7 +99,7 @@ class _Trial:
     def __init__(self, directory: str, threads: int) -> None:
         import torch
 
-        from gentletune.lm.loaded import settle_memory
+        from gentletune.lm.device import settle_memory
 
         os.chdir(directory)  # paths in recipes may be relative
         torch.set_num_threads(threads)

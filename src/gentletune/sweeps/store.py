@@ -16,7 +16,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import RECORD_FILE, RunRecord, read_record, write_record, write_text_atomic
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
-from gentletune.lm.loaded import give_back_memory
+from gentletune.lm.device import give_back_memory
 from gentletune.methods import parse_method
 from gentletune.runs.directory import RunDirectoryError, has_weights
 from gentletune.runs.inputs import Inputs

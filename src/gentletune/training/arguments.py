@@ -14,8 +14,8 @@ from gentletune.core.devices import sharded
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import SCHEDULES, Schedule
+from gentletune.lm.device import device
 from gentletune.lm.held import use_bf16
-from gentletune.lm.loaded import device
 from gentletune.training.optimizers import check_optimizer, optimizer_fields
 from gentletune.training.sharding import FSDP, compute_in_bf16
 

@@ -15,9 +15,10 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from gentletune.core.devices import launched, sharing
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
+from gentletune.lm.device import device
 from gentletune.lm.held import use_bf16
 from gentletune.lm.label_tokens import evaluating
-from gentletune.lm.loaded import base_causal_lm, device, hidden_states
+from gentletune.lm.loaded import base_causal_lm, hidden_states
 from gentletune.lm.model_files import quiet
 from gentletune.training.packing import Collator, Layout
 

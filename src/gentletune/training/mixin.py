@@ -9,7 +9,8 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from gentletune.lm.loaded import base_causal_lm, host_copies
+from gentletune.lm.base_weights import host_copies
+from gentletune.lm.loaded import base_causal_lm
 from gentletune.losses import IGNORE, Backend
 from gentletune.methods import Method, parse_method
 from gentletune.methods.base import deviation_norm

@@ -15,7 +15,7 @@ from trl import SFTConfig
 from gentletune.core.errors import UserError
 from gentletune.core.optimizers import betas_of, check_installed, named
 from gentletune.core.recipe import Recipe
-from gentletune.lm.loaded import device
+from gentletune.lm.device import device
 
 
 def check_optimizer(recipe: Recipe) -> None:

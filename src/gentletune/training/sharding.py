@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor
 from trl import SFTConfig
 
 from gentletune.core.devices import rank
+from gentletune.lm.base_weights import FileWeights, base_weights
 from gentletune.lm.kinds import freeze_unread, model_class
-from gentletune.lm.loaded import FileWeights, Loaded, base_causal_lm, base_weights
+from gentletune.lm.loaded import Loaded, base_causal_lm
 
 # What transformers hands to accelerate: each decoder layer a unit, checkpoints of shares, weights from rank 0 alone.
 FSDP: dict[str, Any] = {

@@ -20,7 +20,8 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import Schedule
 from gentletune.data import Encoded
 from gentletune.lm.adapters import rounded_away
-from gentletune.lm.loaded import base_weights, give_back_memory
+from gentletune.lm.base_weights import base_weights
+from gentletune.lm.device import give_back_memory
 from gentletune.lm.model_files import quiet
 from gentletune.losses import Backend
 from gentletune.methods import Method
@@ -191,7 +192,7 @@ def fit(
     """Train `model` on `rows` by `method`, from the last checkpoint in `run` if there is one.
 
     Killed at any moment, the same call continues from the last checkpoint and, on the same CPU, ends with the
-    same weights bit for bit as an uninterrupted one. `base` is θ⁰ by parameter name (`lm.loaded.base_weights`; None:
+    same weights bit for bit as an uninterrupted one. `base` is θ⁰ by parameter name (`lm.base_weights`; None:
     copied to the host). Of the `callbacks`, those with an attribute `trainer` are told the trainer before it trains.
     Gradients, optimiser state and what training held else are gone when this returns. Where ranks hold a share of the
     weights each (`strategy: fsdp2`), rank 0 alone gets the model, on the host.
