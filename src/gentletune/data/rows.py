@@ -74,12 +74,12 @@ class DiskRows(Sequence[Encoded]):
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
-        return _numbers(self.dataset, "length").tolist()
+        return list(map(int, _numbers(self.dataset, "length")))
 
     @cached_property
     def label_counts(self) -> list[int]:
         """Label tokens of each row, as `Encoded.label_count`."""
-        return _numbers(self.dataset, "label_count").tolist()
+        return list(map(int, _numbers(self.dataset, "label_count")))
 
 
 def rows_on_disk(

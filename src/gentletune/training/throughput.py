@@ -20,6 +20,7 @@ _PEAKS = {
     "A100": 312.0, "H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "L40S": 362.0, "L4": 121.0,
     "A10": 125.0, "RTX 3090": 71.0, "RTX 4090": 165.2,
 }  # fmt: skip
+_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # of a configuration whose tokens use some weights
 
 
@@ -40,7 +41,7 @@ def model_flops(model: Any) -> ModelFlops | None:
     """
     base = base_causal_lm(model)
     config = base.config.get_text_config()
-    sizes = [getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")]
+    sizes: list[Any] = [getattr(config, name, None) for name in _SIZES]
     if None in sizes or any(getattr(config, name, None) for name in _EXPERTS):
         return None
     layers, heads, hidden = sizes
