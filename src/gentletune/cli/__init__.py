@@ -46,7 +46,8 @@ def main() -> None:
         if rank() == 0:
             from gentletune.runs.ranks import dismiss
 
-            dismiss()
+            with suppress(UserError):  # which was told, if there are no other ranks
+                dismiss()
         leave(stop.code if isinstance(stop.code, int) else 1)
 
 

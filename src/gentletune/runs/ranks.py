@@ -35,7 +35,7 @@ def join_group() -> None:
     """Take this rank's GPU and enter the group of all ranks; waits for them.
 
     Raises:
-        UserError: there are GPUs, but none for this rank.
+        UserError: there are GPUs, but none for this rank; or no launcher did what one does.
     """
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # the recipe decides
     forget_sharding()  # what a launcher sets for it is for the trainer, which is told otherwise
@@ -48,8 +48,15 @@ def join_group() -> None:
     else:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
-    if not torch.distributed.is_initialized():
+    if torch.distributed.is_initialized():
+        return
+    try:
         torch.distributed.init_process_group(backend, timeout=_WAIT)
+    except ValueError as error:  # a variable is missing that every launcher sets
+        raise UserError(
+            f"WORLD_SIZE says that a launcher started {launched()} processes, but {error}; start them with torchrun or "
+            "accelerate launch, or unset WORLD_SIZE"
+        ) from error
 
 
 class Ranks:
