@@ -198,6 +198,30 @@ def script(name: str, options: tuple[str, ...], dry_options: tuple[str, ...], gi
     return found
 
 
+def memory(method: str, given: Given) -> Answer:
+    """Bytes that `gentletune plan` says a training takes, and the most that torch held on the GPU (none on a CPU)."""
+    import torch
+
+    from gentletune import Recipe, train
+    from gentletune.runs.plan import plan_recipe
+
+    if not given.dry and (not given.model or not (Path(given.model) / "config.json").is_file()):
+        raise LacksError(f"no model directory at {given.model or '--model'}: carry the weights there (docs/gpu.md)")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Recipe.parse({
+            "model": "lab" if given.dry else given.model, "data": "lab" if given.dry else "clinic", "method": method,
+            "train_rows": 8, "batch_size": 2, "max_steps": 2, "evaluate": False, "probe_every": 0, "output": folder,
+        })  # fmt: skip
+        planned = plan_recipe(recipe).memory.total
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        record = train(recipe.override({"output": str(Path(folder) / "run")}))
+        if record.status == "failed":
+            raise RuntimeError(record.error)
+        measured = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"method": method, "planned_bytes": float(planned), "measured_bytes": measured}
+
+
 # ------------------------------------------------------------------------------------------ 6: the study
 
 TINY: Answer = {
@@ -255,9 +279,9 @@ def parts(dry: bool) -> list[Part]:
         ]
     found.append(Part("correctness", "correctness", correctness))
     found += [Part("head", f"head-{n}x{d}x{v}", functools.partial(head, n, d, v)) for n, d, v in sizes]
-    tiny = ("--steps", "1", "--model", "lab")
+    tiny = ("--steps", "1", "--rows", "2", "--model", "lab")
     found.append(Part("step", "step", functools.partial(script, "step.py", steps, tiny), trained))
-    found.append(Part("memory", "memory", functools.partial(script, "plan.py", (), ("--dry-run",)), trained))
+    found += [Part("memory", f"memory-{m}", functools.partial(memory, m), trained) for m in ("sft", "lora")]
     for method in ("sft", "talr"):
         for rate in rates:
             found.append(Part("study", f"study-{method}-{rate:g}", functools.partial(study, method, rate), trained))
