@@ -67,7 +67,7 @@ def tests(folder: str, given: Given) -> Answer:
     """The tests of a folder, which train and measure on the GPU where one is visible."""
     target = "tests/losses/test_weights.py" if given.dry else folder
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", target, "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", target, "-p", "no:cacheprovider"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.strip()]
