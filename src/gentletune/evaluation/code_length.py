@@ -140,7 +140,7 @@ def text_rows(path: str, tokenizer: Any, max_length: int) -> list[Encoded]:
         UserError: missing or empty file, not UTF-8, nothing to score, or what `read_rows`, `shaped_rows`,
             `encode_rows` refuse.
     """
-    return encoded_file(path, tokenizer, max_length).rows
+    return list(encoded_file(path, tokenizer, max_length).rows)
 
 
 def encoded_file(path: str, tokenizer: Any, max_length: int) -> EncodedRows:

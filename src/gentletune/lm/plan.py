@@ -137,7 +137,7 @@ class Planner:
         """Weights, gradients and optimiser state, over all devices."""
         skeleton = self._of(setting)
         trained = sum(p.nbytes for p in skeleton.trained)
-        return _weight_bytes(skeleton, setting.quantization) + trained + self.optimizer_bytes(setting)
+        return int(_weight_bytes(skeleton, setting.quantization) + trained + self.optimizer_bytes(setting))
 
     def _sharded(self, setting: Setting, skeleton: Skeleton, weights: int, gradients: int, state: int) -> MemoryPlan:
         """Under FSDP2: shards, two whole layers at a time, and the root's own (embedding, head) whole throughout."""
@@ -182,7 +182,7 @@ class Planner:
         except Exception:
             passed = setting.eval_tokens * 8 * skeleton.config.hidden_size * size
         block = 4 * min(_LOGITS, setting.eval_tokens * skeleton.config.vocab_size)
-        return whole + max(passed, cached) + block
+        return int(whole + max(passed, cached) + block)
 
     def _of(self, setting: Setting) -> Skeleton:
         quantised = setting.quantization is not None
@@ -231,11 +231,12 @@ def optimizer_bytes(name: str, parameters: Iterable[Any], *, momentum: bool = Fa
 
 
 def _weight_bytes(skeleton: Skeleton, quantization: str | None) -> int:
-    everything = sum(p.nbytes for p in skeleton.model.parameters()) + skeleton.buffers
+    everything: int = sum(p.nbytes for p in skeleton.model.parameters()) + skeleton.buffers
     if quantization is None:
         return everything
     linear = {id(weight): weight for weight in skeleton.linear}.values()
-    return everything - sum(w.nbytes for w in linear) + int(_QUANTISED[quantization] * sum(w.numel() for w in linear))
+    held = sum(_QUANTISED[quantization] * w.numel() - w.nbytes for w in linear)
+    return everything + int(held)
 
 
 def _dequantised(skeleton: Skeleton, setting: Setting) -> int:

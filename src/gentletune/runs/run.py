@@ -102,8 +102,9 @@ def _train(recipe: Recipe, reuse: Path | None, stage: Stage, say: Callable[[str]
         with holding(run):
             if reuse is None and not has_weights(run):
                 _check_here(inputs)
-                for line in first_lines(inputs) if say else ():
-                    say(line)
+                if say is not None:
+                    for line in first_lines(inputs):
+                        say(line)
             done = train_held(inputs, run, reuse, stage)
     if done.status == "complete":
         export_run(recipe, run, stage)
