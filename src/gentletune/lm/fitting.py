@@ -123,6 +123,8 @@ def _with_lora(method: str) -> str:
 
 def _applied(setting: Setting, changes: Changes) -> Setting:
     own = {key: value for key, value in changes.items() if key != "gradient_checkpointing"}
+    if own.get("strategy") == "fsdp2":
+        own["weights"] = "fp32"  # shares are held so (lm/held.py)
     checkpointing = setting.work.checkpointing or "gradient_checkpointing" in changes
     return replace(setting, **own, work=replace(setting.work, checkpointing=checkpointing))
 

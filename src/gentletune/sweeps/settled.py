@@ -64,6 +64,5 @@ def _sources(trial: Trial) -> list[Path]:
     recipe = trial.recipe
     named = [value for name in _NAMES if (value := getattr(recipe, name)) is not None]
     named += [path for source in recipe.sources if (path := source.fields["data_path"]) is not None]
-    named += [path for source in recipe.sources if (path := source.fields["data_path"]) is not None]
     named += [task for task in recipe.tasks if task.endswith((".yaml", ".yml"))]
     return [resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code), *(user_path(n) for n in named)]
