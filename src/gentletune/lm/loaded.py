@@ -26,7 +26,6 @@ from gentletune.losses import Head
 
 ROW_LENGTH = 4096
 """Longest row in tokens where the recipe does not say: one as long as today's contexts would fill any memory."""
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 class Loaded:

@@ -13,6 +13,7 @@ from gentletune.core.cache import digest
 from gentletune.core.errors import UserError
 from gentletune.core.paths import user_path
 from gentletune.core.records import RECORD_FILE, RunRecord, read_record, write_json_atomic
+from gentletune.core.yaml_file import read_yaml
 from gentletune.lm.model_files import resolve_model
 from gentletune.sweeps.plan import Trial
 
@@ -64,5 +65,13 @@ def _sources(trial: Trial) -> list[Path]:
     recipe = trial.recipe
     named = [value for name in _NAMES if (value := getattr(recipe, name)) is not None]
     named += [path for source in recipe.sources if (path := source.fields["data_path"]) is not None]
-    named += [task for task in recipe.tasks if task.endswith((".yaml", ".yml"))]
-    return [resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code), *(user_path(n) for n in named)]
+    tasks = [path for task in recipe.tasks if task.endswith((".yaml", ".yml")) for path in _of_task(user_path(task))]
+    model = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    return [model, *tasks, *(user_path(name) for name in named)]
+
+
+def _of_task(path: Path) -> list[Path]:
+    """A task's YAML file and the data file it names. Raises `UserError` where it names none, as lm-eval's own form."""
+    if not (file := read_yaml(path).get("file")):
+        raise UserError(f"{path} may take its questions from anywhere")
+    return [path, path.parent / user_path(str(file))]
