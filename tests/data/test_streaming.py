@@ -71,6 +71,12 @@ def test_in_a_mixture_each_is_read_for_its_share(tmp_path: Path) -> None:
     assert [len(pool.rows) for pool in found.mixture.pools] == [16, 6]
 
 
+def test_under_a_launcher_the_rows_are_those_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.parse({"data": [streamed(write(tmp_path / "big.jsonl", rows(100)))], **HERE})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len({row["completion"] for row in load_data(recipe).train}) == 24
+
+
 def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from gentletune.core.cache import digest
+from gentletune.core.devices import launched
 from gentletune.core.errors import UserError
 from gentletune.core.paths import user_path
 from gentletune.core.recipe import Recipe
@@ -103,7 +104,8 @@ def _total(recipe: Recipe) -> int:
     """Rows that a run of so many steps takes in."""
     assert recipe.max_steps is not None
     assert isinstance(recipe.processes, int)
-    return recipe.train_rows or recipe.max_steps * recipe.step_rows(recipe.processes)
+    processes = launched() if launched() > 1 else recipe.processes
+    return recipe.train_rows or recipe.max_steps * recipe.step_rows(processes)
 
 
 def _read_first(recipe: Recipe, source: Source | None) -> int | None:

@@ -32,6 +32,8 @@ from gentletune.training.packing import sizes_drawn
 
 _DATA = ("data", "data_path", "data_split", "data_config", "mixture", "test_path", "test_rows", "train_rows", "cot",
          "seed", "domain_metric")  # fmt: skip
+# What says how far a streaming source is read.
+_READ = ("max_steps", "batch_size", "gradient_accumulation", "global_batch", "processes")
 # Recipe keys that only say where something lies: its content is in the record's hashes or in the directory's identity.
 _BY_CONTENT = frozenset({"model", "data_path", "mixture", "test_path", "reference_path", "tasks", "task_data",
                          "chat_template", "date", "processes", "strategy", "batch_size", "gradient_accumulation",
@@ -52,7 +54,8 @@ class Inputs:
         check_adapted(recipe, self.method)
         tasks = self._tasks = resolve_tasks(recipe) if recipe.evaluate or recipe.evaluate_every else []
         self.sandbox = code_walls(tasks, recipe)
-        fields = recipe.model_dump(mode="json", include=set(_DATA))
+        streams = any(source.streaming for source in recipe.sources)
+        fields = recipe.model_dump(mode="json", include={*_DATA, *(_READ if streams else ())})
         self.data: DomainData = (
             load_data(recipe) if single else shared.once(["data", fields], lambda: load_data(recipe))
         )
