@@ -12,7 +12,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._triton import has_triton
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from gentletune.core.devices import launched, sharing
+from gentletune.core.devices import launched, rank, sharded, sharing
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.lm.device import device
@@ -44,7 +44,9 @@ def attending(model: Any, recipe: Recipe, bf16: bool) -> Iterator[tuple[str, Lay
     _check(name, bf16)
     layout: Layout = "padded" if not recipe.packing else "flat" if name.startswith("flash") else "packed"
     with _switched(base, name):
-        if layout != "padded" and not keeps_apart(model, layout, bf16):
+        # Of shares, rank 0's host alone holds the weights before they are cut: the others have none to tell it by.
+        weighed = rank() == 0 or not sharded(recipe)
+        if layout != "padded" and weighed and not keeps_apart(model, layout, bf16):
             raise UserError(
                 f"packing: attention {name} of {base.config.model_type} does not keep the rows of a packed row apart; "
                 "leave packing out (group_by_length: true saves padding, too)"
@@ -77,8 +79,8 @@ def _switched(base: Any, name: str) -> Iterator[None]:
 
 
 def _flash(base: Any) -> str | None:
-    """The fastest flash attention that is installed and that the model knows; None on a CPU."""
-    if device().type != "cuda" or not getattr(base, "_supports_flash_attn", False):
+    """The fastest flash attention that is installed and that the model knows; None where the model is on a CPU."""
+    if base.device.type != "cuda" or not getattr(base, "_supports_flash_attn", False):
         return None
     if is_flash_attn_3_available():
         return "flash_attention_3"
@@ -89,12 +91,16 @@ def check_speed(recipe: Recipe) -> None:
     """What cannot train on this machine, told before weights are loaded.
 
     Raises:
-        UserError: an attention that cannot run here, `compile` without a compiler or with shares of the weights.
+        UserError: an attention that cannot run here, `compile` without a compiler; that, or packing with flash
+            attention, with shares of the weights.
     """
     _check(recipe.attention, use_bf16(recipe))
+    shares = sharing(recipe) == "fsdp2" and (launched() > 1 or recipe.processes != 1)
+    if shares and recipe.packing and recipe.attention.startswith("flash"):  # the weights begin on the host
+        raise UserError(f"packing with attention: {recipe.attention} cannot be tried under fsdp2; give sdpa, or auto")
     if not recipe.compile:
         return
-    if sharing(recipe) == "fsdp2" and (launched() > 1 or recipe.processes != 1):
+    if shares:
         raise UserError("compile: true is not known to work with fsdp2; leave it out, or take strategy: ddp")
     try:
         if device().type == "cpu":
