@@ -75,6 +75,17 @@ def test_plan_goes_by_the_rows_and_names_what_fits(
     assert run(monkeypatch, *call, "--json", str(out)) == 0
     assert "what surely fits: batch_size: " in capfd.readouterr().out
     assert json.loads(out.read_text())["verdict"] == "tight"
+    assert run(monkeypatch, *call, "--global-batch", "8") == 0
+    said = capfd.readouterr().out
+    assert "what surely fits: batch_size: " in said
+    assert "gradient_accumulation" not in said  # which a recipe with global_batch refuses
+
+
+def test_plan_refuses_what_training_would(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = ["plan", "--model", str(tiny_dir), "--strategy", "fsdp2"]
+    assert "strategy: fsdp2 shares a training among several" in refused(monkeypatch, capfd, *call)
 
 
 class Left:

@@ -11,8 +11,10 @@ from rich.table import Table
 from gentletune.cli.check import check_recipe
 from gentletune.cli.common import ConfigOption, app, prepare, say, stdout
 from gentletune.cli.flags import recipe_command
+from gentletune.core.devices import check_devices
 from gentletune.core.recipe import Recipe, load_recipe
 from gentletune.core.records import write_json_atomic
+from gentletune.methods import parse_method
 
 if TYPE_CHECKING:
     from gentletune.runs.plan import RecipePlan
@@ -40,6 +42,7 @@ def plan_command(
       gentletune plan --model smollm2-135m --data clinic --gradient-checkpointing --probe
     """
     recipe = load_recipe(config, given)
+    check_devices(recipe, parse_method(recipe.method), gpus)
     check_recipe(recipe, models=[], data=False)
     from gentletune.runs.plan import plan_recipe
 

@@ -79,6 +79,8 @@ def planned(recipe: Recipe, config: Any, rows: Rows, machine: Machine, processes
         setting = replace(setting, work=with_rows(setting.work, most), micro_batches=setting.work.rows // most)
     memory_plan = planner.plan(setting)
     way = None if memory_plan.verdict(machine.has) == "fits" else nearest(planner, setting, machine.has)
+    if way is not None and recipe.global_batch is not None:  # which says how many micro-batches are a step
+        way = replace(way, changes={k: v for k, v in way.changes.items() if k != "gradient_accumulation"})
     width, method = 2 if setting.weights == "bf16" else 4, parse_method(recipe.method)
     model, trained = width * memory_plan.parameters, memory_plan.trained
     return RecipePlan(

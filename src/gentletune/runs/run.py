@@ -271,7 +271,8 @@ def _less_memory(inputs: Inputs, run: Path) -> str:
     """What to do where memory is too small to train in."""
     recipe, ways = inputs.recipe, list[str]()
     if recipe.batch_size != "auto" and recipe.batch_size > 1:
-        ways.append(f"lower batch_size (now {recipe.batch_size}) and raise gradient_accumulation as much")
+        more = " and raise gradient_accumulation as much" if recipe.global_batch is None else ""
+        ways.append(f"lower batch_size (now {recipe.batch_size}){more}")
     if not recipe.gradient_checkpointing:
         ways.append("set gradient_checkpointing: true")
     if inputs.processes > 1 and sharing(recipe) == "ddp":
