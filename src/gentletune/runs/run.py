@@ -311,8 +311,9 @@ def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
     """Weights trained by several processes of their own, which share their last checkpoint with any later launch."""
     inputs.sequence_weights()  # computed here, with all cores; the ranks read it from the cache
     inputs.base.forget()  # each rank loads its own
-    directory, figures = launch(settled(inputs, run), run, inputs.processes)
-    figures |= {"processes": float(inputs.processes)}
+    recipe = settled(inputs, run)
+    directory, figures = launch(recipe, run, inputs.processes)
+    figures |= {"processes": float(inputs.processes)} | _chosen(inputs, recipe)
     return directory if keeps_adapter(inputs.recipe) else inputs.base.with_model(directory=directory).model, figures
 
 
@@ -354,8 +355,12 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         base=base, sequence_weights=weights, probe=look if recipe.probe_every else None, evaluate=tasks,
         title=f"{method.label} lr {recipe.learning_rate:g}",
     )  # fmt: skip
-    chosen = {"micro_batch": float(recipe.batch_size)} if inputs.recipe.global_batch else {}
-    return fitted.model, fitted.figures | chosen
+    return fitted.model, fitted.figures | _chosen(inputs, recipe)
+
+
+def _chosen(inputs: Inputs, recipe: Recipe) -> dict[str, float]:
+    """The rows of a micro-batch, for the record, where `global_batch` left them open."""
+    return {"micro_batch": float(recipe.batch_size)} if inputs.recipe.global_batch else {}
 
 
 def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
