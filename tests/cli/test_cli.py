@@ -44,6 +44,15 @@ def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     return error
 
 
+def refused_last(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The last line on stderr of a call that must exit with 2, behind whatever it said before."""
+    assert run(monkeypatch, *arguments) == 2
+    *said, error = capfd.readouterr().err.strip().split("\n")
+    assert error.startswith("gentletune: ")
+    assert not any("Traceback" in line for line in said)
+    return error
+
+
 def write(path: Path, text: str) -> str:
     path.write_text(text, encoding="utf-8")
     return str(path)

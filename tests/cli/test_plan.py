@@ -16,7 +16,7 @@ import gentletune.lm.setting as setting_module
 import gentletune.runs.plan as plan_module
 from gentletune.core.records import read_record
 from gentletune.training.trainer import GentleTrainer
-from tests.cli.test_cli import GOOD, refused, run, write
+from tests.cli.test_cli import GOOD, refused, refused_last, run, write
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 SHORT = [
@@ -53,7 +53,7 @@ def test_plan_of_a_configuration_alone(
     call = ["plan", "--model", str(bare), "--gpus", "2", "--memory", "80", "--method", "lora", "--json", str(out)]
     assert run(monkeypatch, *call) == 0
     said = capfd.readouterr().out
-    for word in ("weights", "activations", "optimizer", "it has (fits)", "80.00 GiB", "assumed: rows of 512 tokens"):
+    for word in ("weights", "activations", "optimizer", "available (fits)", "80.00 GiB", "assumed: rows of 512 tokens"):
         assert word in said
     found = json.loads(out.read_text())
     assert found["verdict"] == "fits"
@@ -162,11 +162,6 @@ def test_a_full_memory_halves_the_micro_batch_once(
     line = refused_last(monkeypatch, capfd, *training(tiny_dir, tmp_path, "twice", *auto))
     assert line.startswith("gentletune: out of memory in training")
     assert seen == [4, 2]
-
-
-def refused_last(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run(monkeypatch, *arguments) == 2
-    return capfd.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from gentletune.data.encode import IGNORE
 from gentletune.lm.loaded import ROW_LENGTH, Loaded
 from gentletune.runs.inputs import Inputs
 from tests.cli.test_cli import run
-from tests.lm.test_loaded import edit_config
+from tests.helpers import edit_config
 
 LONG, LAST = "word " * 30, "The end."
 CHAT = {"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": LAST}]}

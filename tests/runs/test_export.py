@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from gentletune import Recipe, UserError, sweep, train
-from gentletune.cli import main
 from gentletune.core.records import read_record
+from tests.cli.test_cli import run as command
 from tests.helpers import tiny_recipe
 
 CONVERTER = """
@@ -48,13 +47,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setenv("HF_TOKEN", "hf_fake")
     return Hub
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def short(tiny_dir: Path, run: Path, **changes: Any) -> Recipe:

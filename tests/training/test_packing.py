@@ -17,7 +17,7 @@ from gentletune.training.attention import at_own, attending, keeps_apart
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.packing import Layout, pack_length, rows_to_draw, training_set
 from gentletune.training.throughput import device_peak, model_flops
-from tests.cli.test_cli import GOOD, run, write
+from tests.cli.test_cli import GOOD, refused_last, run, write
 from tests.conftest import make_model
 from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, lively_model, one_step
 
@@ -177,17 +177,8 @@ def test_what_cannot_work_is_one_line(
         monkeypatch.setattr("gentletune.training.attention.get_cpp_compiler", no_compiler)
     data, out = write(tmp_path / "d.jsonl", GOOD), tmp_path / "run"
     call = ["train", "--model", str(tiny_dir), "--data", data, *SMALL, "--output", str(out), *options]
-    assert told in last_line(monkeypatch, capfd, *call)
+    assert told in refused_last(monkeypatch, capfd, *call)
     assert not (out / "model").exists()
-
-
-def last_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a call that must exit with 2 says in the end."""
-    assert run(monkeypatch, *arguments) == 2
-    *said, error = capfd.readouterr().err.strip().split("\n")
-    assert error.startswith("gentletune: ")
-    assert not any("Traceback" in line for line in said)
-    return error
 
 
 def no_compiler() -> str:
@@ -201,7 +192,7 @@ def test_a_model_that_would_mix_rows_up_is_refused(
     monkeypatch.setattr("gentletune.training.attention.keeps_apart", lambda *_: False)
     data, out = write(tmp_path / "d.jsonl", GOOD), tmp_path / "run"
     call = ["train", "--model", str(tiny_dir), "--data", data, *SMALL, "--output", str(out), "--packing"]
-    assert "does not keep the rows of a packed row apart" in last_line(monkeypatch, capfd, *call)
+    assert "does not keep the rows of a packed row apart" in refused_last(monkeypatch, capfd, *call)
     assert not (out / "model").exists()
 
 
@@ -218,6 +209,7 @@ def test_the_arithmetic_of_a_model(tokenizer: Any) -> None:
     assert frozen.token == 4 * weights
     assert device_peak("NVIDIA A100-SXM4-80GB") == 312e12
     assert device_peak("NVIDIA L40S") == 362e12
+    assert device_peak("NVIDIA RTX A1000") is device_peak("NVIDIA A10G") is None
 
 
 def test_attention_is_the_models_own_again(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,6 @@ def test_a_clock_saves_and_a_kill_loses_no_more_than_its_time(tokenizer: Any, tm
     assert Recipe(save_every="10 min").save_every == "10min"
 
 
-def test_one_long_warm_up_is_no_schedule(tmp_path: Path) -> None:
+def test_one_long_warm_up_is_no_schedule() -> None:
     with pytest.raises(UserError, match="more than all of them"):
         Recipe.parse({"schedule": "wsd", "warmup": 0.9})

@@ -61,7 +61,7 @@ def _table(found: RecipePlan) -> Table:
     from gentletune.lm.setting import size
 
     m, setting, work = found.memory, found.setting, found.setting.work
-    table = Table("of each device", "", "of what", box=None, header_style="bold", pad_edge=False)
+    table = Table("per device", "", "what it is", box=None, header_style="bold", pad_edge=False)
     table.columns[1].justify = "right"
     kept = "gradient checkpointing" if work.checkpointing else "no gradient checkpointing"
     held = setting.quantization or setting.weights
@@ -82,7 +82,7 @@ def _table(found: RecipePlan) -> Table:
     table.add_row("training", size(m.training), f"at its fullest moment: {m.moment}", style="bold")
     if setting.eval_tokens:
         table.add_row("measuring afterwards", size(m.evaluation), f"batches of {setting.eval_tokens} tokens")
-    table.add_row(f"it has ({found.verdict})", size(found.machine.has), found.machine.device, style="bold")
+    table.add_row(f"available ({found.verdict})", size(found.machine.has), found.machine.device, style="bold")
     return table
 
 

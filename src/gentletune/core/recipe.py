@@ -76,7 +76,8 @@ class Recipe(BaseModel):
         "drop", description="A longer row: dropped and counted, or cut on the left (its end stays) or on the right."
     )
     labels: Literal["assistant", "last", "all"] = Field(
-        "assistant", description="Trained on in a row: all turns of the assistant, its last turn alone, or every token."
+        "assistant",
+        description="What of a row is trained on: all turns of the assistant, its last turn alone, or every token.",
     )
     chat_template: str | None = Field(
         None,
@@ -94,22 +95,23 @@ class Recipe(BaseModel):
         optimizers.DEFAULT,
         description="By transformers' name: adamw_torch, adamw_8bit, adafactor, lion_8bit, schedule_free_adamw, sgd, …",
     )
-    betas: tuple[Beta, Beta] | None = Field(None, description="Of Adam's and Lion's kind (None: the optimiser's own).")
-    momentum: Beta | None = Field(None, description="Of sgd and rmsprop (None: 0).")
+    betas: tuple[Beta, Beta] | None = Field(None, description="Betas of an Adam or Lion (None: the optimiser's own).")
+    momentum: Beta | None = Field(None, description="Momentum of sgd and rmsprop (None: 0).")
     epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps.")
     max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
     batch_size: int | Literal["auto"] = Field(
-        8, description="Rows per process and micro-batch; auto: as many as fit, to fill global_batch up with."
+        8, description="Rows per process and micro-batch; auto: as many as fit, accumulated up to global_batch."
     )
     gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step, unless global_batch.")
     global_batch: int | None = Field(
         None, ge=1, description="Rows per optimiser step, over all processes, in as many micro-batches as that takes."
     )
     processes: Processes = Field(
-        1, description="Processes that train and sweep train in, each on a GPU of its own; auto: one a visible GPU."
+        1, description="Processes that train and sweep train in, each on a GPU of its own; auto: one per visible GPU."
     )
     strategy: Literal["auto", "ddp", "fsdp2", "deepspeed"] = Field(
-        "auto", description="Of several processes each holds all (ddp, auto) or a share of weights and optimiser."
+        "auto",
+        description="What each of several processes holds: all (ddp, auto), or a share of weights and optimiser.",
     )
     schedule: str = Field(
         "cosine",

@@ -13,7 +13,7 @@ from transformers import Trainer
 from trl import SFTConfig
 
 from gentletune.core.errors import UserError
-from gentletune.core.optimizers import betas_of, check_installed, named
+from gentletune.core.optimizers import DEFAULT, betas_of, check_installed, named
 from gentletune.core.recipe import Recipe
 from gentletune.lm.device import device
 
@@ -23,6 +23,7 @@ def check_optimizer(recipe: Recipe) -> None:
     check_installed(recipe.optimizer)
     if recipe.optimizer.startswith("paged_") and device().type == "cpu":
         plain = recipe.optimizer.removeprefix("paged_")
+        plain = {"adamw_32bit": DEFAULT, "ademamix_32bit": "ademamix"}.get(plain, plain)
         raise UserError(f"optimizer '{recipe.optimizer}' pages between a GPU and the host; without a GPU take {plain}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
@@ -17,8 +18,8 @@ from gentletune.lm.loaded import base_causal_lm
 
 # Dense bf16 with fp32 sums, TFLOP/s, from the makers' data sheets, by a part of what CUDA calls the device.
 _PEAKS = {
-    "A100": 312.0, "H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "L40S": 362.0, "L4": 121.0,
-    "A10": 125.0, "RTX 3090": 71.0, "RTX 4090": 165.2,
+    "A100": 312.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0,
+    "L40S": 362.0, "L4": 121.0, "A10": 125.0, "RTX 3090": 71.0, "RTX 4090": 165.2,
 }  # fmt: skip
 _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # of a configuration whose tokens use some weights
@@ -60,7 +61,7 @@ def device_peak(name: str) -> float | None:
     >>> device_peak("NVIDIA H100 80GB HBM3"), device_peak("Some CPU")
     (989000000000000.0, None)
     """
-    known = next((peak for part, peak in _PEAKS.items() if part in name), None)
+    known = next((peak for part, peak in _PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
     return None if known is None else known * 1e12
 
 
