@@ -59,8 +59,8 @@ class ProgressCallback(TrainerCallback):
             self.nll = f", NLL {logs['nll']:.3f}"
             if self.bar:
                 self.bar.update(self.task, description=self.title + self.nll)
-
-        if logs and (scores := [f"{name} {value:.4g}" for name, value in logs.items() if "/" in name]):
+        scores = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if "/" in name]
+        if scores and state.is_world_process_zero:
             self.say(f"step {state.global_step}: {', '.join(scores)}")
 
     def say(self, what: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from gentletune.core.errors import NotFiniteError
+from gentletune.core.errors import NotFiniteError, UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score
 from gentletune.core.schedule import EarlyStop, seconds_of
@@ -51,11 +51,18 @@ class ProbeCallback(TrainerCallback):
         return {name: Seen(value) for name, value in self.probe(model).items()}
 
     def _agreed(self, look: Callable[[Any], dict[str, Seen]], model: Any) -> dict[str, Seen]:
-        """What rank 0 found, on every rank: they must stop at the same step."""
-        found = [look(model)]
+        """What rank 0 found, or what stops it, on every rank: they must stop at the same step."""
+        found: list[Any] = []
+        try:
+            found.append(look(model))
+        except UserError as error:
+            found.append(error)
         if self.trainer.accelerator.num_processes > 1:
             broadcast_object_list(found)
-        return found[0]
+        if isinstance(found[0], UserError):
+            raise found[0]
+        seen: dict[str, Seen] = found[0]
+        return seen
 
 
 class EvaluateCallback(ProbeCallback):
