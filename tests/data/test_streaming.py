@@ -101,6 +101,7 @@ def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ({"max_steps": None}, "a streaming source is not counted; give max_steps"),
         ({"processes": "auto"}, "give processes as a number"),
+        ({"packing": True}, "how many rows of a streaming source fill packed rows is not known; give train_rows"),
         ({"test_rows": 100}, "the first 100 rows .test_rows. are held out, and there are no more; lower test_rows"),
     ],
 )

@@ -266,6 +266,7 @@ def test_a_recipe_at_odds_with_its_launcher_is_refused(
         ("l2", {"precision": "fp32"}, "a penalty changes the gradient at the end of a step"),
         ("talr(normalization=simplex)", {"precision": "fp32"}, "normalization=simplex changes the gradient"),
         ("sft", {}, "under DeepSpeed bf16 is the dtype of the weights that are saved"),
+        ("lora", {"quantization": "4bit"}, "quantization is not supported under DeepSpeed"),
     ],
 )
 def test_what_deepspeed_cannot_do_is_told_beforehand(

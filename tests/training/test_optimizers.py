@@ -139,6 +139,7 @@ def test_betas_and_momentum_reach_the_optimizer(tokenizer: Any, tmp_path: Path) 
     ("keys", "expected"),
     [
         ({"optimizer": "adamw_torh"}, "did you mean 'adamw_torch'?"),
+        ({"optimizer": "adamw"}, "optimizer 'adamw' goes by transformers' name: adamw_torch_fused"),
         ({"optimizer": "lomo"}, "steps within the backward pass"),
         ({"optimizer": "adamw_torch_xla"}, "not supported; take adamw_torch_fused"),
         ({"optimizer": "sgd", "betas": "0.9,0.99"}, "'sgd' has no betas; give momentum"),

@@ -74,6 +74,8 @@ def named(name: str) -> Optimizer:
     >>> named("sgd").momentum
     True
     """
+    if name == "adamw":
+        raise UserError(f"optimizer 'adamw' goes by transformers' name: {DEFAULT}")
     if name in _EARLY:
         raise UserError(
             f"'{name}' steps within the backward pass, before normalization, penalty and clipping have seen the whole "

@@ -157,7 +157,7 @@ class Recipe(BaseModel):
     probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
     evaluate_every: int = Field(0, ge=0, description="Steps between looks at the tasks, both sides (0: none).")
     evaluate_limit: int = Field(32, ge=1, description="Documents of each task in such a look.")
-    shard_size: str = Field("5GB", pattern=r"^\d+(KB|MB|GB)$", description="Largest file of the saved weights.")
+    shard_size: str = Field("5GB", pattern=r"^[1-9]\d*(KB|MB|GB)$", description="Largest file of the saved weights.")
     push_to_hub: str | None = Field(
         None, min_length=1, description="Upload the finished model to owner/name of the hub, private; needs HF_TOKEN."
     )

@@ -98,10 +98,14 @@ def check_sources(recipe: Any) -> None:
         return
     if not sources or sources[0].fields != {key: getattr(recipe, key) for key in sources[0].fields}:
         raise ValueError("mixture is what data becomes; give data, as a list of {path: …, weight: …}")
-    if any(source.streaming for source in sources) and recipe.max_steps is None:
+    if not any(source.streaming for source in sources):
+        return
+    if recipe.max_steps is None:
         raise ValueError("data: a streaming source is not counted; give max_steps")
-    if any(source.streaming for source in sources) and recipe.processes == "auto":
+    if recipe.processes == "auto":
         raise ValueError("data: a streaming source is read as far as the run needs; give processes as a number")
+    if recipe.packing and recipe.train_rows is None:
+        raise ValueError("data: how many rows of a streaming source fill packed rows is not known; give train_rows")
 
 
 def sources_text(sources: Sequence[Source]) -> str:
