@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A worker a core; the tests of a file share what they train, so they stay together.
+# One worker per core; the tests of a file share what they train, so they stay together.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
 # The model of the demo's second part: a directory, a bundled alias or a hub name.

@@ -40,8 +40,8 @@ def inspect_command(
         list[float] | None, typer.Option(help="Probability below which to count tokens; may be given several times.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with coloured tokens to this file.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write one row a token to this CSV file.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write one row a token to this Parquet file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write one row per token to this CSV file.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write one row per token to this Parquet file.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
     coloured: Annotated[int, typer.Option(min=0, help="Rows of each set that the page shows token by token.")] = 20,
 ) -> None:

@@ -55,8 +55,8 @@ class Way:
 def nearest(planner: Planner, setting: Setting, has: int, kinds: tuple[str, ...] = ("", "lora", "qlora")) -> Way | None:
     """The first way to fit a device of `has` bytes, surely; None where there is none.
 
-    First fewer rows a micro-batch and gradient checkpointing, which leave the update as it is; then sharding, a smaller
-    optimiser, bf16 weights; then, by `kinds`, adapters and quantised weights.
+    First fewer rows per micro-batch and gradient checkpointing, which leave the update as it is (but for a τ that is of
+    a micro-batch); then sharding, a smaller optimiser, bf16 weights; then, by `kinds`, adapters and quantised weights.
     """
     for changes in _stages(setting, kinds):
         changed = _applied(setting, changes)

@@ -193,7 +193,7 @@ def _lines(
 
 
 def curves(records: Sequence[RunRecord], looks: Looks) -> list[tuple[str, Figure]]:
-    """Every kind of curve that a record holds: a line a run, coloured by method and dashed by learning rate."""
+    """Every kind of curve that a record holds: one line per run, coloured by method and dashed by learning rate."""
     rates = sorted({record.learning_rate for record in records})
     held = dict.fromkeys(name for record in records for name in record.curves)
     names = [*(name for name in CURVES if name in held), *(name for name in held if "/" in name)]

@@ -125,7 +125,7 @@ def as_json(table: Table) -> list[dict[str, Any]]:
 
 
 def settings_table(scene: Scene | None) -> Table:
-    """One row a setting: both axes, their changes against the base model and plain SFT, how often on the front."""
+    """One row per setting: both axes, their changes against the base model and plain SFT, how often on the front."""
     if scene is None:
         return Table()
     options, settings = scene.options, [c.setting for c in scene.options if c.setting]
@@ -195,7 +195,7 @@ def runs_table(records: Sequence[RunRecord], named: dict[int, str]) -> Table:
 
 
 def areas_table(found: Sequence[Volume]) -> Table:
-    """One row a method: the area that its settings enclose."""
+    """One row per method: the area that its settings enclose."""
     columns = [
         Column("method", "Method", [v.method for v in found], _text),
         Column("settings", "Settings", [v.points for v in found], _number),
@@ -223,7 +223,7 @@ def exchange_table(steps: Sequence[Step], domain: Axis | None, general: Axis | N
 
 
 def category_tables(records: Sequence[RunRecord]) -> list[tuple[str, Table]]:
-    """For each score that has categories, a row a setting, its seeds averaged, and a column a category."""
+    """For each score that has categories, one row per setting, its seeds averaged, and one column per category."""
     made = []
     for axis in score_axes(records):
         settings = settings_of(records, axis)

@@ -61,7 +61,7 @@ def _number(value: Value) -> Number:
 
 
 class Working:
-    """The arithmetic of a chain of thought, one `a op b = c` line a step.
+    """The arithmetic of a chain of thought, one `a op b = c` line per step.
 
     >>> work = Working()
     >>> half = work.step(5, "/", 2)
