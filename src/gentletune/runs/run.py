@@ -55,6 +55,7 @@ from gentletune.runs.ranks import ranks
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.attention import check_speed
+from gentletune.training.lost_updates import TOLERATED
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.sharding import called_in_parts, to_share
 from gentletune.training.trainer import last_checkpoint
@@ -255,6 +256,9 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
                 tuned, rounding = unquantised(inputs, adapter) if whole else (None, {})
                 figures |= rounding
         figures["train_seconds"] = time.perf_counter() - begun
+        if recipe.save == "merged" and (share := figures.get("merge_rounding", 0.0)) > TOLERATED:
+            mend = "save: adapter keeps it" if recipe.quantization else "weights: fp32 keeps it"
+            print(f"gentletune: {share:.0%} of the adapter is lost in weights of 2 bytes; {mend}", file=sys.stderr)
     if inputs.method.merge is not None:
         _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
         figures["tuned_norm"] = figures["update_norm"]  # for trials that take the weights before the merge
