@@ -5,9 +5,9 @@
 A JSONL of chats of three turns each, made from a seed. Each start is a process of its own: `read` is the file into rows
 (split, checked, hashed), `encode` the rows into tokens and labels, from the cache at the second start, `epoch` all rows
 once in random order, as a trainer fetches them. `encode_cpu_s` are the seconds of all cores that encoding took: on a
-machine with other work, these tell. `encode_peak_mb` is what encoding took at most above what was resident
-before it, of this process and of the largest of its workers; `held_mb` what is held of the encoded rows after the epoch
-that is not mapped from a file.
+machine with other work, these tell. `encode_peak_mb` is what encoding took at most in this process above what was
+resident before it, `worker_peak_mb` the most that one of its workers had resident; `held_mb` what is held of the
+encoded rows after the epoch that is not mapped from a file.
 """
 
 from __future__ import annotations
