@@ -86,6 +86,9 @@ def test_plan_refuses_what_training_would(
 ) -> None:
     call = ["plan", "--model", str(tiny_dir), "--strategy", "fsdp2"]
     assert "strategy: fsdp2 shares a training among several" in refused(monkeypatch, capfd, *call)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    line = refused(monkeypatch, capfd, "plan", "--model", str(tiny_dir), "--gpus", "2")
+    assert "so --gpus needs --memory" in line
 
 
 class Left:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def plan_command(
     given: dict[str, Any],
     config: ConfigOption = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for so many GPUs, whatever is here.")] = None,
-    memory: Annotated[float | None, typer.Option(min=0.1, help="Plan for GPUs of so many GiB each.")] = None,
-    probe: Annotated[bool, typer.Option(help="Load the model and time two steps, for the time it takes.")] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for this many GPUs, whatever this machine has.")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="Plan for GPUs of this many GiB each.")] = None,
+    probe: Annotated[bool, typer.Option(help="Load the model and time two steps, to tell how long it takes.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, too.")] = None,
 ) -> None:
     """What a recipe takes: memory of each device, disk and, with --probe, time; and the nearest recipe that fits.

@@ -64,6 +64,8 @@ def plan_recipe(recipe: Recipe, *, gpus: int | None = None, gib: float | None = 
 
     Reads configuration, tokenizer and data. Raises `UserError` on bad input.
     """
+    if gpus is not None and gib is None and not torch.cuda.is_available():
+        raise UserError("no GPU is visible here, so --gpus needs --memory, the GiB of each")
     config = model_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
     machine = Machine.here(recipe) if gib is None else Machine.of_gpus(gib)
     processes = gpus or (recipe.processes if isinstance(recipe.processes, int) else max(1, torch.cuda.device_count()))
