@@ -168,6 +168,7 @@ def test_a_trial_held_elsewhere_comes_last_and_is_read_afterwards(tiny_dir: Path
     assert (records[0].label, records[0].learning_rate) == ("sft", 1e-3)
 
 
+@pytest.mark.slow  # the quick ones are in tests/runs
 def test_two_ranks_train_as_one_process_with_twice_the_rows(tiny_dir: Path, tmp_path: Path) -> None:
     """`processes: 2` with 2 rows each is one process with 4, up to the order of addition."""
     fields: dict[str, Any] = {"method": "talr(tau=2.0)+l2", "learning_rate": 1e-3, "probe_every": 2}

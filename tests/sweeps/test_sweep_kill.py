@@ -58,7 +58,7 @@ def outcome(output: Path) -> tuple[list[dict[str, Any]], list[str], list[list[fl
     return [comparable(r) for r in load_records([output])], [file_digest(w) for w in weights], losses
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_and_continued_equals_uninterrupted(
     moments: int, processes: Any, tiny_dir: Path, tmp_path: Path
 ) -> None:

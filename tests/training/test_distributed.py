@@ -14,7 +14,9 @@ from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, l
 
 
 @pytest.fixture(
-    scope="module", params=[("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4)], ids=lambda p: f"{p[0]}{p[1]}"
+    scope="module",
+    params=[("ddp", 2), ("fsdp", 2), *(pytest.param((kind, 4), marks=pytest.mark.slow) for kind in ("ddp", "fsdp"))],
+    ids=lambda p: f"{p[0]}{p[1]}",
 )
 def ranks(request: pytest.FixtureRequest, processes: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What rank 0 found, after all cases in one launch."""
