@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback as PlainProgress
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
@@ -87,6 +89,11 @@ class GentleTrainer(MethodMixin, Metered, SFTTrainer):
             args.lr_scheduler_kwargs = {**options, "num_decay_steps": steps}
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As transformers makes it, but that rows of like length come as the seed and the epoch say."""
+        sampler = super()._get_train_sampler(train_dataset)
+        return _ByEpoch(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
+
     # --- checkpoints
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -133,6 +140,21 @@ class GentleTrainer(MethodMixin, Metered, SFTTrainer):
         file = checkpoint / PREVIOUS_FILE
         if file.exists():
             self.previous = torch.load(file, weights_only=True, map_location="cpu").to(self.accelerator.device)
+
+
+class _ByEpoch(Sampler[int]):
+    """Rows of like length in an order that a resumed epoch has again: transformers goes by the global random state."""
+
+    def __init__(self, sampler: Any, trainer: Any) -> None:
+        self.sampler, self.trainer = sampler, trainer
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = int(self.trainer.state.epoch or 0)
+        self.sampler.generator = torch.Generator().manual_seed(self.trainer.args.seed + epoch)
+        return iter(self.sampler)
 
 
 class TALRTrainer(MethodMixin, SFTTrainer):
