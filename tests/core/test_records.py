@@ -45,7 +45,7 @@ def test_items_groups_and_details_come_back(tmp_path: Path) -> None:
     assert (SCORE.units, back.scores[0].units) == (2, 1)
 
 
-@pytest.mark.parametrize("schema", [1, "2", None])
+@pytest.mark.parametrize("schema", [2, "3", None])
 def test_a_record_of_another_schema_is_refused_in_one_line(tmp_path: Path, schema: Any) -> None:
     write_record(tmp_path, record())
     values = json.loads((tmp_path / "record.json").read_text())
@@ -54,7 +54,7 @@ def test_a_record_of_another_schema_is_refused_in_one_line(tmp_path: Path, schem
     if schema is None:
         del values["schema_version"]
     (tmp_path / "record.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"record.json is not a record of this gentletune \(schema .*, not 2\); delete"):
+    with pytest.raises(UserError, match=r"record.json is not a record of this gentletune \(schema .*, not 3\); delete"):
         read_record(tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_missing_and_empty_directories_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"", b"[]", b'{"schema_version": 2, "status": "complete"}', b'{"a": "\xff"}', b"null"]
+    "content", [b"{", b"", b"[]", b'{"schema_version": 3, "status": "complete"}', b'{"a": "\xff"}', b"null"]
 )
 def test_a_corrupt_record_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
@@ -118,6 +118,6 @@ def test_a_corrupt_record_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_record_with_a_value_that_is_no_number_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "record.json").write_text('{"schema_version": 2, "scores": [{"value": NaN}]}', encoding="utf-8")
+    (tmp_path / "record.json").write_text('{"schema_version": 3, "scores": [{"value": NaN}]}', encoding="utf-8")
     with pytest.raises(UserError, match="is not a run record: NaN is no number"):
         read_record(tmp_path)

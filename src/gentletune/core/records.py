@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from gentletune.core.errors import NotFiniteError, UserError
 
 RECORD_FILE = "record.json"
-SCHEMA = 2
+SCHEMA = 3
 MEAN = "general_mean"  # of the general accuracies, where there are several
 FROM_BASE = ("kl_sampled", "nll_greedy")  # tasks that are changes from the base model already: it scores 0
 Side = Literal["domain", "general"]

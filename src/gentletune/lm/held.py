@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gentletune.core.devices import sharing
+from gentletune.core.devices import launched, sharing
 from gentletune.core.errors import UserError
 from gentletune.core.optimizers import named
 from gentletune.core.recipe import Recipe
@@ -110,5 +110,5 @@ def memory(recipe: Recipe) -> int:
     """Bytes that one of the recipe's processes has: its GPU's, or its share of the machine's."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    processes = recipe.processes if isinstance(recipe.processes, int) else 1
+    processes = max(launched(), recipe.processes if isinstance(recipe.processes, int) else 1)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from gentletune.core.devices import sharing
+from gentletune.core.devices import launched, sharing
 from gentletune.core.recipe import Recipe
 from gentletune.data.encode import Encoded, label_counts, row_lengths
 from gentletune.lm.held import ROOM, memory, use_bf16
@@ -71,7 +71,7 @@ class Machine:
         whole = memory(recipe)
         if torch.cuda.is_available():
             return cls(whole, whole, True, torch.cuda.get_device_name())
-        processes = recipe.processes if isinstance(recipe.processes, int) else 1
+        processes = max(launched(), recipe.processes if isinstance(recipe.processes, int) else 1)
         share = " for each process" if processes > 1 else ""
         return cls(psutil.virtual_memory().available // processes, whole, False, f"this machine, free now{share}")
 

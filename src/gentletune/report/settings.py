@@ -160,10 +160,12 @@ def _rest(record: RunRecord) -> dict[str, Any]:
     """What of the recipe makes a setting, beside method and rate.
 
     The rows of an optimiser step count, not how they are spread over processes and micro-batches. `precision` counts:
-    bf16 rounds what small rates add up, so its runs are named by it and are no seeds of the fp32 ones.
+    bf16 rounds what small rates add up, so its runs are named by it and are no seeds of the fp32 ones. Where a score
+    may end a training, how often it is looked at decides the weights.
     """
     recipe = record.recipe
-    rest = {key: value for key, value in recipe.items() if key not in _FREE | _SPREAD}
+    free = _FREE - {"probe_every", "evaluate_every"} if recipe.get("early_stop") else _FREE
+    rest = {key: value for key, value in recipe.items() if key not in free | _SPREAD}
     if "batch_size" in recipe:
         ranks = int(record.training.get("processes", 1))
         spread = (recipe["batch_size"], recipe.get("gradient_accumulation", 1), ranks)

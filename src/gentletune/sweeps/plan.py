@@ -128,7 +128,8 @@ def make_trial(
 
 
 def _training(recipe: Recipe) -> dict[str, Any]:
-    return recipe.training_fields() | {"method": training_part(recipe.method)}
+    """What trials have in common that share one training: `save` too, since of whole weights no adapter can be taken."""
+    return recipe.training_fields() | {"method": training_part(recipe.method), "save": recipe.save}
 
 
 def _name(recipe: Recipe, change: Mapping[str, Any]) -> str:
