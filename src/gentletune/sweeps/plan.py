@@ -128,7 +128,7 @@ def make_trial(
 
 
 def _training(recipe: Recipe) -> dict[str, Any]:
-    """What trials have in common that share one training: `save` too, since of whole weights no adapter can be taken."""
+    """What trials that share one training have in common; `save`, too: of whole weights no adapter can be taken."""
     return recipe.training_fields() | {"method": training_part(recipe.method), "save": recipe.save}
 
 
