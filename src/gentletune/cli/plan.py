@@ -112,9 +112,10 @@ def _seconds(recipe: Recipe) -> float:
     """Seconds of the training on this machine, from a timed probe of two steps."""
     from gentletune.runs.inputs import Inputs
     from gentletune.sweeps.estimate import probe_trial
+    from gentletune.training.packing import rows_to_draw
 
     inputs = Inputs(recipe)
-    seconds = probe_trial(inputs).training(recipe, len(inputs.train.rows))
+    seconds = probe_trial(inputs).training(recipe, rows_to_draw(recipe, inputs.train.rows))
     stdout.print(f"time: about {seconds:.0f} s to train on this machine, by two steps timed", highlight=False)
     return seconds
 
