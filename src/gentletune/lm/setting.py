@@ -18,7 +18,7 @@ from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
 
 GIB = 2**30
-_PACKED = 2048  # as training.packing has it
+PACKED_LENGTH = 2048  # tokens of a packed row, where the recipe gives no max_length and no row is longer
 
 
 def size(count: int) -> str:
@@ -51,7 +51,7 @@ class Rows:
 
     def packed(self, length: int | None) -> Rows:
         """As rows of `length` tokens (None: 2048, or the longest) that whole rows fill up; how many is not known."""
-        longest = length or max(_PACKED, self.longest)
+        longest = length or max(PACKED_LENGTH, self.longest)
         labels = -(-self.labels * longest // self.longest)
         return replace(self, longest=longest, labels=labels, count=None, alike=False)
 

@@ -17,9 +17,8 @@ from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded
 from gentletune.data.encode import IGNORE, row_lengths
 from gentletune.data.rows import DiskRows, no_bars
-from gentletune.lm.setting import Rows
+from gentletune.lm.setting import PACKED_LENGTH, Rows
 
-PACKED_LENGTH = 2048  # tokens of a packed row, where the recipe gives no max_length and no row is longer
 Layout = Literal["padded", "packed", "flat"]
 
 
