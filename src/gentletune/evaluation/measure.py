@@ -270,7 +270,9 @@ class TaskLook:
         """The scores of the model as it is now, and the mean of its general accuracies where there are several."""
         state = [(parameter.sum(dtype=torch.float64), torch.linalg.vector_norm(parameter, dtype=torch.float64))
                  for parameter in model.parameters() if parameter.requires_grad]  # fmt: skip
-        known = digest([self.base.hash, [[float(total), float(norm)] for total, norm in state]])
+        known = digest(
+            [self.base.hash, self.recipe.quantization, [[float(total), float(norm)] for total, norm in state]]
+        )
         subject = self.base.with_model(base_causal_lm(model), known_as=known)
         results = run_tasks(subject, self.tasks, self.recipe, silent)
         return with_mean([score for result in results for score in result.scores])

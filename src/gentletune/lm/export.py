@@ -22,6 +22,11 @@ def check_export(recipe: Recipe) -> None:
     """Raises `UserError` where the hub or the converter that a recipe names could not be used after training."""
     if recipe.push_to_hub is not None:
         check_repository(recipe.push_to_hub)
+        if recipe.save == "adapter" and ("/" not in recipe.model or user_path(recipe.model).exists()):
+            raise UserError(
+                f"push_to_hub: the adapter would name its base model {recipe.model} by a folder of this machine; take "
+                "a base model of the hub, or save: merged"
+            )
     if recipe.gguf is not None:
         check_converter(recipe.gguf)
 

@@ -179,7 +179,7 @@ class Planner:
         cached = setting.eval_tokens * skeleton.cache_width * size
         try:
             passed = skeleton.forward_peak(work)
-        except Exception:
+        except Exception:  # a model that fake tensors cannot go through: a rule of thumb is better than no plan
             passed = setting.eval_tokens * 8 * skeleton.config.hidden_size * size
         block = 4 * min(_LOGITS, setting.eval_tokens * skeleton.config.vocab_size)
         return int(whole + max(passed, cached) + block)

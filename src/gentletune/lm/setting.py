@@ -70,7 +70,8 @@ class Machine:
         """The GPU of one of the recipe's processes, or its share of what the host has left."""
         whole = memory(recipe)
         if torch.cuda.is_available():
-            return cls(whole, whole, True, torch.cuda.get_device_name())
+            free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()  # others may be on it
+            return cls(free, whole, True, torch.cuda.get_device_name())
         processes = max(launched(), recipe.processes if isinstance(recipe.processes, int) else 1)
         share = " for each process" if processes > 1 else ""
         return cls(psutil.virtual_memory().available // processes, whole, False, f"this machine, free now{share}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.evaluation.harness import Stage
@@ -17,9 +18,11 @@ def export_run(recipe: Recipe, run: Path, stage: Stage) -> None:
     """Do what is asked and not done yet; the run is complete and stays so whatever is refused here.
 
     Raises:
-        UserError: as `lm.export` says.
+        UserError: as `lm.export` says; the weights were deleted.
     """
     if not holds_model(run / "model"):
+        if recipe.gguf is not None or recipe.push_to_hub is not None:
+            raise UserError(f"{run} holds no model any more, so there is nothing to export; train it again elsewhere")
         return
     if recipe.gguf is not None and not (run / GGUF_FILE).exists():
         stage(f"GGUF, by {Path(recipe.gguf).name}")

@@ -18,7 +18,9 @@ from gentletune.core.devices import leave, rank
 from gentletune.core.errors import UserError, is_out_of_memory
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
+from gentletune.lm.adapters import save_adapter
 from gentletune.lm.model_files import quiet
+from gentletune.methods.adapted import keeps_adapter
 from gentletune.runs.launch import Exchange
 from gentletune.runs.ranks import join_group
 from gentletune.runs.run import share
@@ -43,7 +45,10 @@ def main(run: Path) -> None:
         raise
     if rank() == 0:
         with whole_directory(exchange.model) as scratch, quiet():
-            tuned.save_pretrained(scratch)
+            if keeps_adapter(recipe):
+                save_adapter(tuned, scratch)
+            else:
+                tuned.save_pretrained(scratch)
         write_json_atomic(exchange.answer, {"figures": figures})
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.paths import user_path
 from gentletune.core.records import RECORD_FILE, RunRecord, read_record, write_json_atomic
 from gentletune.core.yaml_file import read_yaml
-from gentletune.lm.model_files import resolve_model
+from gentletune.lm.model_files import plain_directory, resolve_model
 from gentletune.sweeps.plan import Trial
 
 STAMP_FILE = ".settled.json"
@@ -67,7 +67,7 @@ def _sources(trial: Trial) -> list[Path]:
     named += [path for source in recipe.sources if (path := source.fields["data_path"]) is not None]
     tasks = [path for task in recipe.tasks if task.endswith((".yaml", ".yml")) for path in _of_task(user_path(task))]
     model = resolve_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    return [model, *tasks, *(user_path(name) for name in named)]
+    return [model, plain_directory(model), *tasks, *(user_path(name) for name in named)]
 
 
 def _of_task(path: Path) -> list[Path]:

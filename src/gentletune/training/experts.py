@@ -14,6 +14,9 @@ from gentletune.core.errors import UserError
 from gentletune.lm.label_tokens import evaluating
 from gentletune.methods import Method
 
+UNSET = "_gentletune_unset"
+"""Mark of a model whose weights this rank does not have yet."""
+
 
 @dataclass(frozen=True)
 class RouterLoss:
@@ -68,7 +71,7 @@ def router_loss_of(model: Any) -> RouterLoss:
 def _same(model: Any, loss: RouterLoss) -> bool:
     """Whether the model's own loss on a few tokens is that of their labels and ours."""
     device = next(model.parameters()).device
-    if device.type == "meta":
+    if device.type == "meta" or hasattr(model, UNSET):  # rank 0, which has the weights, looks
         return True
     ids = torch.arange(6, device=device).view(2, 3) % model.config.get_text_config().vocab_size
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]], device=device)

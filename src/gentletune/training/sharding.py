@@ -20,6 +20,7 @@ from gentletune.core.devices import rank
 from gentletune.lm.base_weights import FileWeights, base_weights
 from gentletune.lm.kinds import freeze_unread, model_class
 from gentletune.lm.loaded import Loaded, base_causal_lm
+from gentletune.training.experts import UNSET
 
 # What transformers hands to accelerate: each decoder layer a unit, checkpoints of shares, weights from rank 0 alone.
 FSDP: dict[str, Any] = {
@@ -76,6 +77,7 @@ def _unset(config: Any, trust_remote_code: bool) -> Any:
         model = model_class(config).from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
     model.tie_weights()
     _replace(model, {id(p): nn.Parameter(torch.empty_like(p, device="cpu")) for p in model.parameters()})
+    setattr(model, UNSET, True)
     return freeze_unread(model).eval()
 
 
