@@ -349,7 +349,7 @@ def test_cards_say_gain_price_and_how_sure(tmp_path: Path) -> None:
     assert "A small loss, shown to lie within the margin." in head
     assert "Most domain gain ■ talr at learning rate 2e-5" in head
     assert "A significant loss of general skill." in head
-    assert head.count("of training a run; mean of 2 seeds") == 2
+    assert head.count("of training per run; mean of 2 seeds") == 2
     bars = [a for tag, a in page.tags if tag == "rect" and a.get("class") in ("within", "interval")]
     places = [(float(a["x"] or 0), float(a["x"] or 0) + float(a["width"] or 0)) for a in bars]
     assert all(0 <= low < high <= 100 for low, high in places)

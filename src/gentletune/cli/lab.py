@@ -25,7 +25,7 @@ def pretrain_command(
     width: Annotated[int, typer.Option(help="Hidden size, a multiple of 24.")] = 96,
     layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Steps of AdamW.")] = 5000,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 110,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 110,
 ) -> None:
     """Train a lab base model from nothing, on one core: the packaged one is this command's without options.
 
