@@ -102,7 +102,7 @@ def test_the_first_bad_row_is_named_and_nothing_is_kept(tokenizer: Any, tmp_path
 def test_one_that_is_killed_halfway_leaves_nothing_that_is_used(tokenizer: Any, tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:  # killed with all rows written, before the directory gets its name
-        on_disk._check = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        on_disk._check = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         encoded(tokenizer)
         os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL

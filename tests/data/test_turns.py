@@ -149,11 +149,12 @@ def test_a_run_trains_on_what_its_recipe_says(tiny_dir: Path, tmp_path: Path, la
                    a1={"weight": n % 2}) for n in range(6)]  # fmt: skip
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    quick: dict[str, Any] = {"max_steps": 1, "batch_size": 2, "evaluate": False, "probe_every": 0, "test_rows": 1}
-    recipe = Recipe(model=str(tiny_dir), data=str(file), output=str(tmp_path / "run"), labels=labels, **quick)  # type: ignore[arg-type]
+    quick = {"max_steps": 1, "batch_size": 2, "evaluate": False, "probe_every": 0, "test_rows": 1}
+    places = {"model": str(tiny_dir), "data": str(file), "output": str(tmp_path / "run")}
+    recipe = Recipe.parse({**places, "labels": labels, **quick})
     record = train(recipe)
     tokenizer, data = AutoTokenizer.from_pretrained(tiny_dir), load_data(recipe)
-    expected = sum(encode_row(row, tokenizer, labels).label_count for row in data.train)  # type: ignore[arg-type]
+    expected = sum(encode_row(row, tokenizer, labels).label_count for row in data.train)
     assert record.data["label_tokens"] == expected
     other = "last" if labels != "last" else "all"
     with pytest.raises(UserError, match=r"another recipe \(different: labels\)"):

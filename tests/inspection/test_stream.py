@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -139,7 +139,7 @@ def test_a_tokenizer_that_drops_the_first_space_keeps_it() -> None:
         """As sentencepiece decodes: no space at the very beginning."""
 
         words = ("a", " b", " c")
-        added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012 (transformers' tokenizers have it as a property)
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
         eos_token_id = 2
         chat_template = None
 

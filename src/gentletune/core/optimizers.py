@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -29,10 +28,6 @@ class Optimizer:
     bf16: str | None = None
 
 
-def _of(module: str, install: str, names: Iterable[str], **more: bool | int | str) -> dict[str, Optimizer]:
-    return {name: Optimizer(module, install, **more) for name in names}  # type: ignore[arg-type]
-
-
 _EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw_torch": Optimizer(bf16="kahan"),
@@ -41,22 +36,27 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adafactor": Optimizer(state=0, betas=False),
     "adagrad": Optimizer(state=4, betas=False),
     "rmsprop": Optimizer(state=4, betas=False, momentum=True),
-    **_of("optimi", "torch-optimi", ["stable_adamw"], bf16="kahan"),
-    **_of("torchao", "gentletune[lowbit]", ["adamw_torch_8bit"], state=2, bf16="stochastic"),
-    **_of("torchao", "gentletune[lowbit]", ["adamw_torch_4bit"], state=1, bf16="stochastic"),
-    **_of("bitsandbytes", "gentletune[quant]", _EIGHT_BIT, state=2),
-    **_of("bitsandbytes", "gentletune[quant]", ["paged_adamw_32bit"]),
-    **_of("bitsandbytes", "gentletune[quant]", ["ademamix", "paged_ademamix_32bit"], state=12),
-    **_of("bitsandbytes", "gentletune[quant]", ["ademamix_8bit", "paged_ademamix_8bit"], state=3),
-    **_of("bitsandbytes", "gentletune[quant]", ["lion_8bit", "paged_lion_8bit"], state=1),
-    **_of("bitsandbytes", "gentletune[quant]", ["lion_32bit", "paged_lion_32bit"], state=4),
-    **_of("bitsandbytes", "gentletune[quant]", ["rmsprop_bnb", "rmsprop_bnb_32bit"], state=4, betas=False),
-    **_of("bitsandbytes", "gentletune[quant]", ["rmsprop_bnb_8bit"], state=1, betas=False),
-    **_of("schedulefree", "gentletune[lowbit]", ["schedule_free_adamw", "schedule_free_radam"]),
-    **_of("schedulefree", "gentletune[lowbit]", ["schedule_free_sgd"], state=4, betas=False),
-    **_of("galore_torch", "galore-torch", ["galore_adamw", "galore_adamw_8bit", "galore_adafactor"], betas=False),
-    **_of("apollo_torch", "apollo-torch", ["apollo_adamw"]),
-    **_of("grokadamw", "grokadamw", ["grokadamw"], betas=False),
+    "stable_adamw": Optimizer("optimi", "torch-optimi", bf16="kahan"),
+    "adamw_torch_8bit": Optimizer("torchao", "gentletune[lowbit]", state=2, bf16="stochastic"),
+    "adamw_torch_4bit": Optimizer("torchao", "gentletune[lowbit]", state=1, bf16="stochastic"),
+    **dict.fromkeys(_EIGHT_BIT, Optimizer("bitsandbytes", "gentletune[quant]", state=2)),
+    "paged_adamw_32bit": Optimizer("bitsandbytes", "gentletune[quant]"),
+    **dict.fromkeys(["ademamix", "paged_ademamix_32bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=12)),
+    **dict.fromkeys(["ademamix_8bit", "paged_ademamix_8bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=3)),
+    **dict.fromkeys(["lion_8bit", "paged_lion_8bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=1)),
+    **dict.fromkeys(["lion_32bit", "paged_lion_32bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=4)),
+    **dict.fromkeys(
+        ["rmsprop_bnb", "rmsprop_bnb_32bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=4, betas=False)
+    ),
+    "rmsprop_bnb_8bit": Optimizer("bitsandbytes", "gentletune[quant]", state=1, betas=False),
+    **dict.fromkeys(["schedule_free_adamw", "schedule_free_radam"], Optimizer("schedulefree", "gentletune[lowbit]")),
+    "schedule_free_sgd": Optimizer("schedulefree", "gentletune[lowbit]", state=4, betas=False),
+    **dict.fromkeys(
+        ["galore_adamw", "galore_adamw_8bit", "galore_adafactor"],
+        Optimizer("galore_torch", "galore-torch", betas=False),
+    ),
+    "apollo_adamw": Optimizer("apollo_torch", "apollo-torch"),
+    "grokadamw": Optimizer("grokadamw", "grokadamw", betas=False),
 }
 # They take their step within the backward pass, before a gradient is whole.
 _EARLY = ("lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise",

@@ -31,8 +31,6 @@ _SCALARS = {
 class _Reader(yaml.SafeLoader):
     """PyYAML's safe reader with the scalars above."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own table, which subclasses share otherwise
-
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         """As PyYAML, which keeps the last of a key that is given twice; here that is refused."""
         node = super().compose_mapping_node(anchor)
@@ -57,6 +55,7 @@ def _function_name(reader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
     return str(reader.construct_scalar(node))
 
 
+_Reader.yaml_implicit_resolvers = {}  # its own table: subclasses share PyYAML's otherwise
 for _name, (_pattern, _first) in _SCALARS.items():
     _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
 _Reader.add_constructor("tag:yaml.org,2002:int", _whole_number)

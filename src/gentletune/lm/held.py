@@ -98,7 +98,8 @@ def _entries(directory: Path) -> dict[str, int]:
     for path in plain_directory(directory, trust_remote_code=True).glob("*.safetensors"):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
+                names = file.keys()  # not a dict: it cannot be walked itself
+                for name in names:
                     part = file.get_slice(name)
                     counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + math.prod(part.get_shape())
         except (OSError, SafetensorError):
