@@ -145,7 +145,7 @@ def end_tokens(tokenizer: Any) -> set[int]:
     form = _form(tokenizer, None) if tokenizer.chat_template else None
     if form is not None and form.final is not None:
         return {tokenizer.eos_token_id, form.final}
-    added = tokenizer.get_added_vocab()  # the whole vocabulary would cost 30 ms a call
+    added = tokenizer.get_added_vocab()  # the whole vocabulary would cost 30 ms per call
     return {tokenizer.eos_token_id, *(added[token] for token in _USUAL_ENDS if token in added)}
 
 

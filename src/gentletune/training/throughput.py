@@ -1,4 +1,4 @@
-"""How fast a training is and what it takes: tokens a second, model FLOPs utilisation (MFU), peak memory."""
+"""How fast a training is and what it takes: tokens per second, model FLOPs utilisation (MFU), peak memory."""
 
 from __future__ import annotations
 
