@@ -28,7 +28,7 @@ from gentletune.lm.model_files import quiet
 from gentletune.losses import Backend
 from gentletune.methods import Method
 from gentletune.methods.adapted import keeps_adapter
-from gentletune.methods.talr import talr
+from gentletune.methods.token_weights.talr import talr
 from gentletune.training.arguments import CHECKPOINTS, training_arguments
 from gentletune.training.attention import at_own, attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
@@ -161,7 +161,7 @@ class TALRTrainer(MethodMixin, SFTTrainer):
     """`trl.SFTTrainer` with TALR's loss (arXiv 2509.20758): all it takes and does, packing and PEFT included.
 
     Args:
-        tau, floor, normalization: of TALR; see `gentletune.methods.talr`.
+        tau, floor, normalization: of TALR; see `gentletune.methods.token_weights.talr`.
         backend: of the token-NLL head.
 
     Raises:

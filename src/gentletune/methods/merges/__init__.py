@@ -1,0 +1,1 @@
+"""Methods that merge base and tuned weights after training."""

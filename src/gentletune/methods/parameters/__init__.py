@@ -1,0 +1,1 @@
+"""Methods that choose what is trained: adapters, a part of the weights."""

@@ -1,0 +1,1 @@
+"""Methods that weight the label tokens, each step, from what the model makes of them."""
