@@ -8,15 +8,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gentletune.core.errors import UserError
-from gentletune.core.recipe import Recipe, load_recipe
-from gentletune.core.records import RunRecord, Score, load_records
 from gentletune.core.threads import wait_passively
 
 wait_passively()  # before torch, which nothing above imports, starts its threads
 
 if TYPE_CHECKING:
     from gentletune.advice import advise
+    from gentletune.core.errors import UserError
+    from gentletune.core.recipe import Recipe, load_recipe
+    from gentletune.core.records import RunRecord, Score, load_records
     from gentletune.inspection import inspect
     from gentletune.report import recommend, report
     from gentletune.runs.evaluate import evaluate
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 # Imported on first use: `import gentletune` stays quick, and reports need no torch.
 _LAZY = {
+    "Recipe": "gentletune.core.recipe",
+    "RunRecord": "gentletune.core.records",
+    "Score": "gentletune.core.records",
+    "UserError": "gentletune.core.errors",
+    "load_recipe": "gentletune.core.recipe",
+    "load_records": "gentletune.core.records",
     "train": "gentletune.runs.run",
     "evaluate": "gentletune.runs.evaluate",
     "sweep": "gentletune.sweeps.sweep",

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 import gentletune.cli.runs
 from gentletune.cli import main
+from gentletune.cli.commands import COMMANDS, Commands
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe, groups
 from gentletune.core.records import read_record
@@ -263,6 +264,18 @@ def test_the_installed_command_and_its_help() -> None:
         assert end in " ".join(lines[first : first + 2])
     assert "None" not in done.stdout
     assert "True" not in done.stdout
+
+
+def test_the_list_of_commands_comes_at_once_and_says_what_each_says() -> None:
+    code = "import sys; from gentletune.cli import main\ntry: main()\nfinally: print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert "'pydantic'" not in done.stdout
+    assert "'gentletune.cli.runs'" not in done.stdout
+    context: Any = None
+    for name, command in COMMANDS.items():
+        assert name in done.stdout
+        made = Commands().resolve_command(context, [name])[1]
+        assert made.help.partition("\n\n")[0].replace("\n", " ") == command.about
 
 
 def test_flags_as_a_shell_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from gentletune.cli import export, inspect, lab, plan, research, runs, texts  # noqa: F401 (importing adds commands)
 from gentletune.cli.common import app, prepare, stderr
 from gentletune.core.devices import launched, leave, rank
 from gentletune.core.errors import UserError, memory_errors

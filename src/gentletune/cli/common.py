@@ -13,9 +13,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from gentletune.cli.commands import Commands
 from gentletune.core.errors import UserError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands, add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
 stdout, stderr = Console(), Console(stderr=True)
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed, it gives advice when imported
 

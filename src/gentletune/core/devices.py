@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from gentletune.core.errors import UserError
-from gentletune.core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from gentletune.core.recipe import Recipe
 
 Sharing = Literal["ddp", "fsdp2", "deepspeed"]
 
