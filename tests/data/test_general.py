@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from importlib.resources import files
+
+import pytest
 
 from gentletune.data.example import ANSWER_PREFIX
 from gentletune.data.general import (
     EASY,
     HARDER,
     TOPICS,
+    GeneralPrompt,
     arithmetic_examples,
     general_prompts,
     instruction_examples,
+    replay_prompts,
+    steer_prompts,
 )
 from gentletune.evaluation.constraints import CHECKERS, satisfied
 
@@ -28,30 +34,37 @@ def plain(prompt: str) -> str:
     return re.sub(r"\W+", " ", prompt.lower()).strip()
 
 
-def test_there_are_enough_prompts_and_no_two_are_alike() -> None:
-    prompts = general_prompts()
-    assert len(prompts) >= 240
-    assert len({plain(one.prompt) for one in prompts}) == len(prompts)
-    openings = Counter(tuple(plain(one.prompt).split()[:4]) for one in prompts)
-    assert max(openings.values()) <= 8  # "what is the difference" is the commonest
+USES = {"general": general_prompts, "replay": replay_prompts, "steer": steer_prompts}
 
 
-def test_every_beginning_of_the_prompts_is_balanced() -> None:
-    prompts = general_prompts()
-    assert [one.kind for one in prompts] == KINDS * (len(prompts) // 5)
-    assert general_prompts(7) == prompts[:7]
-    assert general_prompts(10_000) == prompts
+def test_there_are_enough_prompts_and_no_two_are_alike_whatever_they_are_for() -> None:
+    assert [len(prompts()) for prompts in USES.values()] == [250, 250, 120]
+    every = [plain(one.prompt) for prompts in USES.values() for one in prompts()]
+    assert len(set(every)) == len(every)
+    for prompts in USES.values():
+        openings = Counter(tuple(plain(one.prompt).split()[:4]) for one in prompts())
+        assert max(openings.values()) <= 8  # "what is the difference" is the commonest
 
 
-def test_prompts_are_short_and_not_medical() -> None:
-    for one in general_prompts():
+@pytest.mark.parametrize("prompts", USES.values(), ids=USES)
+def test_every_beginning_of_the_prompts_is_balanced(prompts: Callable[..., list[GeneralPrompt]]) -> None:
+    found = prompts()
+    assert [one.kind for one in found] == KINDS * (len(found) // 5)
+    assert prompts(7) == found[:7]
+    assert prompts(10_000) == found
+
+
+@pytest.mark.parametrize("prompts", USES.values(), ids=USES)
+def test_prompts_are_short_and_not_medical(prompts: Callable[..., list[GeneralPrompt]]) -> None:
+    for one in prompts():
         assert one.prompt == one.prompt.strip()
-        assert 3 <= len(one.prompt.split()) < 30
+        assert 2 <= len(one.prompt.split()) < 30
         assert not MEDICAL.search(one.prompt)
 
 
-def test_the_prompt_file_holds_only_kind_and_prompt() -> None:
-    lines = files("gentletune.data").joinpath("general_prompts.jsonl").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("name", USES)
+def test_a_prompt_file_holds_only_kind_and_prompt(name: str) -> None:
+    lines = files("gentletune.data").joinpath(f"{name}_prompts.jsonl").read_text(encoding="utf-8").splitlines()
     assert all(list(json.loads(line)) == ["kind", "prompt"] for line in lines)
 
 

@@ -32,6 +32,17 @@ def test_a_skill_is_tested_on_prompts_it_never_saw(name: str) -> None:
     assert seen.isdisjoint(row.prompt for row in tested)
 
 
+def test_what_is_measured_replayed_and_steered_by_share_no_prompt_and_none_is_of_a_test() -> None:
+    prompts = domain("lab").prompts
+    assert prompts is not None
+    uses = [prompts(10**4, "measure"), prompts(10**4, "replay"), prompts(10**4, "steer")]
+    assert [len(used) for used in uses] == [450, 540, 540]
+    assert len({prompt for used in uses for prompt in used}) == 1530
+    assert prompts(20, "replay") == uses[1][:20]
+    tested = {row.prompt for name in SKILLS for row in skill_examples(name, 200, seed=20250920)}
+    assert tested.isdisjoint(prompt for used in uses for prompt in used)
+
+
 def test_no_prompt_of_the_domain_is_on_both_sides() -> None:
     train_rows, test_rows = rows("lab", 2000), rows("lab", 300, split="test")
     assert {row.prompt for row in train_rows}.isdisjoint(row.prompt for row in test_rows)

@@ -11,10 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from random import Random
+from typing import Literal
 
 from gentletune.data.example import ANSWER_PREFIX, Answer, Constraint, Example
 
-PROMPTS_FILE = "general_prompts.jsonl"
+Use = Literal["measure", "replay", "steer"]
+"""What a prompt serves to: to measure KL from base, to have the base model say what is replayed, to steer a budget."""
+
+_FILES: dict[Use, str] = {
+    "measure": "general_prompts.jsonl",
+    "replay": "replay_prompts.jsonl",
+    "steer": "steer_prompts.jsonl",
+}
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -30,14 +38,38 @@ class GeneralPrompt:
 
 
 def general_prompts(limit: int | None = None) -> list[GeneralPrompt]:
-    """The first `limit` general prompts, or all; the kinds take turns, so any beginning is balanced.
+    """The first `limit` general prompts that KL from base is measured on, or all 250.
 
-    A limit beyond their number gives them all.
+    The kinds take turns, so any beginning is balanced. A limit beyond their number gives them all.
 
     >>> [one.kind for one in general_prompts(5)]
     ['maths', 'code', 'instructions', 'chat', 'facts']
     """
-    lines = files("gentletune.data").joinpath(PROMPTS_FILE).read_text(encoding="utf-8").splitlines()
+    return _read("measure", limit)
+
+
+def replay_prompts(limit: int | None = None) -> list[GeneralPrompt]:
+    """The first `limit` general prompts whose answers may be trained on, or all 250; no measurement uses them.
+
+    >>> len(replay_prompts())
+    250
+    """
+    return _read("replay", limit)
+
+
+def steer_prompts(limit: int | None = None) -> list[GeneralPrompt]:
+    """The first `limit` general prompts by which a training may be steered, or all 120.
+
+    They are neither measured on nor replayed.
+
+    >>> len(steer_prompts())
+    120
+    """
+    return _read("steer", limit)
+
+
+def _read(use: Use, limit: int | None) -> list[GeneralPrompt]:
+    lines = files("gentletune.data").joinpath(_FILES[use]).read_text(encoding="utf-8").splitlines()
     return [GeneralPrompt(**json.loads(line)) for line in lines[:limit]]
 
 

@@ -20,7 +20,7 @@ from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
 from gentletune.data.files import read_rows
 from gentletune.data.forms import Row, shaped_rows
-from gentletune.data.general import general_prompts
+from gentletune.data.general import Use, general_prompts, replay_prompts, steer_prompts
 from gentletune.data.groups import asked, draw, groups_of, split_by_group
 from gentletune.data.hub import data_name, is_hub_name
 from gentletune.data.mixture import Mixture, Pool, mix
@@ -167,10 +167,21 @@ def domain_name(recipe: Recipe) -> str:
 
 def reference_prompts(recipe: Recipe) -> list[str]:
     """The prompts on whose answers KL from base is measured: the domain's own where it has some, else the shipped."""
+    return prompts_for(recipe, "measure", recipe.general_prompts)
+
+
+def prompts_for(recipe: Recipe, use: Use, limit: int) -> list[str]:
+    """At most `limit` general prompts of a use, no prompt in two: the domain's own, else the shipped.
+
+    >>> measured, replayed = (set(prompts_for(Recipe(), use, 300)) for use in ("measure", "replay"))
+    >>> measured & replayed
+    set()
+    """
     own = domain(recipe.data).prompts if recipe.data else None
     if own is not None:
-        return own(recipe.general_prompts)
-    return [one.prompt for one in general_prompts(recipe.general_prompts)]
+        return own(limit, use)
+    shipped = {"measure": general_prompts, "replay": replay_prompts, "steer": steer_prompts}
+    return [one.prompt for one in shipped[use](limit)]
 
 
 def _on_hub(path: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from gentletune.core.errors import UserError
 from gentletune.data.domains import Domain, register_domain
 from gentletune.data.example import ANSWER_PREFIX, Answer, Example
+from gentletune.data.general import Use
 from gentletune.lab.skills import SKILLS, Split, ask, formulas, note, skill_examples, split_of
 from gentletune.lab.words import FILLERS, KNOWN, MULTIPLIERS, VARIABLES, Formula
 
@@ -126,11 +127,26 @@ def _noisy(rng: Random, words: Sequence[str], share: float) -> list[str]:
     return found
 
 
-def general_prompts(n: int) -> list[str]:
-    """`n` prompts of the base model's skills in turns, on which its KL from base is measured."""
-    share = -(-n // len(SKILLS))
-    columns = [skill_examples(name, share, seed=1, split="train") for name in SKILLS]
-    return [row.prompt for rows in zip(*columns, strict=True) for row in rows][:n]
+_MEASURED, _USED = 50, 60
+"""Prompts of a skill that KL from base may be measured on, and those of either other use."""
+
+
+def general_prompts(n: int, use: Use = "measure") -> list[str]:
+    """`n` prompts of the base model's skills in turns, at most 50 of a skill (60 to replay or to steer by).
+
+    None is of two uses, and none is of the skills' tests.
+    """
+    columns = [_of_skill(name, -(-n // len(SKILLS)), use) for name in SKILLS]
+    return [prompt for prompts in zip(*columns, strict=True) for prompt in prompts][:n]
+
+
+def _of_skill(name: str, n: int, use: Use) -> list[str]:
+    measured = [row.prompt for row in skill_examples(name, _MEASURED, seed=1, split="train")]
+    if use == "measure":
+        return measured[:n]
+    drawn = [row.prompt for row in skill_examples(name, _MEASURED + 2 * _USED, seed=2, split="train")]
+    others = [prompt for prompt in drawn if prompt not in set(measured)]
+    return (others[:_USED] if use == "replay" else others[_USED : 2 * _USED])[:n]
 
 
 register_domain(lab_domain())

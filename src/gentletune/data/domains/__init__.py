@@ -13,6 +13,7 @@ from gentletune.core.cache import file_digest
 from gentletune.core.errors import UserError, unknown
 from gentletune.core.records import OwnMetric
 from gentletune.data.example import Example
+from gentletune.data.general import Use
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Domain:
         metric: what its answers are scored by.
         both_completions: whether every row has a chain of thought and a label alone.
         knobs: `knobs(**values)`, the domain with other settings, where a recipe may write `name(key=value)`.
-        prompts: `prompts(n)`, what KL from base is measured on instead of the shipped general prompts.
+        prompts: `prompts(n, use)`, at most so many prompts to measure KL from base on (`measure`), to replay answers to
+            (`replay`) or to steer by (`steer`), instead of the shipped ones. No two uses share a prompt.
         skills: what it trains beside its own knowledge, such as `arithmetic`: a general task of such a skill may gain
             by it.
 
@@ -49,7 +51,7 @@ class Domain:
     both_completions: bool = False
     skills: tuple[str, ...] = ()
     knobs: Callable[..., Domain] | None = None
-    prompts: Callable[[int], list[str]] | None = None
+    prompts: Callable[[int, Use], list[str]] | None = None
 
     def __post_init__(self) -> None:
         if (self.generate is None) == (self.example is None):
