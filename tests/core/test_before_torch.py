@@ -44,6 +44,11 @@ FILES = {
     "notes.csv": "Patient Note,Question\nnote,question\n",
     "key.yaml": "data: clinic\nleraning_rate: 1e-5\n",
     "value.yaml": "data: clinic\nlr: fast\n",
+    "mapping.yaml": "data: {path: good.jsonl}\n",
+    "texts.yaml": "data: clinic\nmodel: [a, b]\n",
+    "size.yaml": "data: clinic\nshard_size: 5 apples\n",
+    "stop.yaml": "data: clinic\nearly_stop: [domain_nll]\n",
+    "schedule.yaml": "data: clinic\nschedule: [linear]\n",
     "line.yaml": "data: [clinic\nlr: 1\n",
     "task.yaml": "task: ask\nfile: none.jsonl\nprompt: '{{q}}'\nanswer: '{{a}}'\n",
     "method.yaml": "base: {data: clinic}\naxes: {method: [sft, tarl]}\n",
@@ -57,7 +62,21 @@ TRAIN = ("train", "--model", "model", "--output", "out", "--data-path")
 CLINIC = ("--model", "model", "--data", "clinic")
 MISTAKES: list[tuple[list[str], str]] = [
     (["train", "-c", "key.yaml"], "key.yaml: unknown key 'leraning_rate'; did you mean 'learning_rate'?"),
-    (["train", "-c", "value.yaml"], "learning_rate: input should be a valid number"),
+    (["train", "-c", "value.yaml"], "learning_rate: must be a number"),
+    (
+        ["train", "-c", "mapping.yaml"],
+        "mapping.yaml: data is a mapping; write the name or the file alone, or a list: [",
+    ),
+    (["train", "-c", "texts.yaml"], "texts.yaml: model: must be one text (got ['a', 'b'])"),
+    (
+        ["train", "-c", "size.yaml"],
+        "size.yaml: shard_size: must be a whole number with its unit, KB, MB or GB: such as",
+    ),
+    (["train", "-c", "stop.yaml"], "stop.yaml: early_stop: write one score as domain_nll(patience=3), or as {score: "),
+    (
+        ["train", "-c", "schedule.yaml"],
+        "schedule.yaml: schedule: write one schedule by its name, such as cosine or wsd",
+    ),
     (["train", "-c", "line.yaml"], "line.yaml: line 2: broken YAML"),
     (["train", *CLINIC, "--method", "tarl"], "unknown method 'tarl'; did you mean 'talr'?"),
     (["train", *CLINIC, "--method", "lora(r=0)+wise_ft"], "r must be a whole number >= 1"),

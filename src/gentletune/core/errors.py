@@ -10,6 +10,19 @@ from typing import Any
 
 # How torch and its back ends word it, beside the classes they have for it.
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# What pydantic says of a value of another kind, by its name for the error.
+_PLAIN = {
+    "string_type": "must be one text",
+    "tuple_type": "must be a list, such as [a, b]",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_too_short": "must not be empty",
+}
 _SMALLER = (
     "lower batch_size or eval_batch_tokens, set gradient_checkpointing: true, train adapters (+lora), or take a "
     "smaller model"
@@ -89,6 +102,16 @@ def check_text(value: Any, where: str) -> None:
     elif isinstance(value, (list, tuple)):
         for part in value:
             check_text(part, where)
+
+
+def plainly(error: Mapping[str, Any]) -> str:
+    """One of pydantic's `errors()` in plain words, to stand behind the key.
+
+    >>> plainly({"type": "int_from_float", "msg": "Input should be a valid integer, got a number with a …"})
+    'must be a whole number'
+    """
+    message: str = _PLAIN.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gentletune.core import optimizers
-from gentletune.core.errors import UserError, check_text, unknown
-from gentletune.core.schedule import EarlyStop, Schedule, save_interval
+from gentletune.core.errors import UserError, check_text, plainly, unknown
+from gentletune.core.schedule import EarlyStop, Schedule, file_size, save_interval, schedule_text
 from gentletune.core.sources import DOMAIN_NAME, SOURCE_KEYS, Source, check_sources, keys_of, names_several, sources_of
 from gentletune.core.yaml_file import read_yaml
 
@@ -157,7 +157,7 @@ class Recipe(BaseModel):
     probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
     evaluate_every: int = Field(0, ge=0, description="Steps between looks at the tasks, both sides (0: none).")
     evaluate_limit: int = Field(32, ge=1, description="Documents of each task in such a look.")
-    shard_size: str = Field("5GB", pattern=r"^[1-9]\d*(KB|MB|GB)$", description="Largest file of the saved weights.")
+    shard_size: str = Field("5GB", description="Largest file of the saved weights: 500MB, 5GB.")
     push_to_hub: str | None = Field(
         None, min_length=1, description="Upload the finished model to owner/name of the hub, private; needs HF_TOKEN."
     )
@@ -220,14 +220,13 @@ class Recipe(BaseModel):
             raise ValueError("must be a whole number from 1, or auto")
         return text if text == "auto" else int(text)
 
-    @field_validator("schedule", "early_stop", "save_every", mode="before")
+    @field_validator("schedule", "early_stop", "save_every", "shard_size", mode="before")
     @classmethod
     def _canonical(cls, value: Any, field: ValidationInfo) -> Any:
-        if field.field_name == "save_every":
-            return save_interval(value)
-        if field.field_name == "schedule":
-            return str(Schedule.parse(str(value)))
-        return None if value is None else str(EarlyStop.parse(value if isinstance(value, Mapping) else str(value)))
+        name = str(field.field_name)
+        if name == "early_stop":
+            return None if value is None else str(EarlyStop.parse(value))
+        return {"save_every": save_interval, "shard_size": file_size}.get(name, schedule_text)(value)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -312,8 +311,7 @@ class Recipe(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             first = error.errors()[0]
-            message = first["msg"].removeprefix("Value error, ")
-            message = message[0].lower() + message[1:]
+            message = plainly(first)
             if first["loc"]:
                 message = f"{'.'.join(map(str, first['loc']))}: {message} (got {first['input']!r})"
             raise UserError(f"{where}: {message}") from error

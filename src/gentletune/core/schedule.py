@@ -27,6 +27,7 @@ PROBES = ("domain_nll", "kl_bits_per_token")  # what the probes of a training me
 QUIET: Mapping[str, Any] = {"early_stop": None, "evaluate_every": 0}  # recipe keys of a training that is only a probe
 _CALL = re.compile(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*")
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
+_SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB)")
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -121,13 +122,15 @@ class EarlyStop:
     min_delta: float = 0.0
 
     @classmethod
-    def parse(cls, value: str | Mapping[str, Any]) -> Self:
+    def parse(cls, value: Any) -> Self:
         """What a mapping or a text asks for. Raises `ValueError`."""
         if isinstance(value, str):
             score, given = _call(value)
-        else:
+        elif isinstance(value, Mapping):
             given = {str(key): entry for key, entry in value.items()}
             score = str(given.pop("score", ""))
+        else:
+            raise ValueError("write one score as domain_nll(patience=3), or as {score: domain_nll, patience: 3}")
         if not score:
             raise ValueError(f"name the score: {PROBES[0]}, {PROBES[1]} or TASK/METRIC")
         _check_arguments("early_stop", given, ("patience", "min_delta"))
@@ -158,6 +161,25 @@ class EarlyStop:
         """Raises `UserError` where no task looked at is the one that it watches."""
         if self.task is not None and self.task not in (*tasks, MEAN):
             raise UserError(f"early_stop: {unknown('task', self.task, [*tasks, MEAN])}")
+
+
+def schedule_text(value: Any) -> str:
+    """A schedule as the recipe keeps it. Raises `ValueError`."""
+    if not isinstance(value, str):
+        raise ValueError("write one schedule by its name, such as cosine or wsd(decay=0.2)")
+    return str(Schedule.parse(value))
+
+
+def file_size(value: Any) -> str:
+    """The size of a file as text. Raises `ValueError`.
+
+    >>> file_size("500 mb")
+    '500MB'
+    """
+    text = str(value).replace(" ", "").upper()
+    if not _SIZE.fullmatch(text):
+        raise ValueError("must be a whole number with its unit, KB, MB or GB: such as 500MB or 5GB")
+    return text
 
 
 def save_interval(value: Any) -> int | str:

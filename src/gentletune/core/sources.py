@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gentletune.core.errors import plainly
+
 DOMAIN_NAME = re.compile(r"\w+(\(.*\))?")  # what is written otherwise (mine.jsonl, owner/name) is a file or the hub's
 _SPLIT = ("data_split", "train")  # the default
 _WEIGHED = re.compile(r"\s*(.+?):((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:,|$)")
@@ -48,7 +50,7 @@ def sources_of(value: Any) -> tuple[Source, ...]:
     """The sources that a list, or its text, names; none where `value` is the name of a single one.
 
     Raises:
-        ValueError: in one line, a list that is empty, a source that is none, the same source twice.
+        ValueError: in one line, a mapping, a list that is empty, a source that is none, the same source twice.
 
     >>> [source.weight for source in sources_of("a.jsonl:0.7,b.jsonl:.3")], sources_of("a.jsonl")
     ([0.7, 0.3], ())
@@ -57,6 +59,8 @@ def sources_of(value: Any) -> tuple[Source, ...]:
         value = _read(value)
         if value is None:
             return ()
+    if isinstance(value, Mapping):
+        raise ValueError("data is a mapping; write the name or the file alone, or a list: [{path: mine.jsonl}]")
     if not isinstance(value, (list, tuple)):
         return ()
     if not value:
@@ -150,5 +154,4 @@ def _source(value: Any, number: int) -> Source:
         if first["type"] == "extra_forbidden":
             known = ", ".join(Source.model_fields)
             raise ValueError(f"data: source {number}: unknown key '{key}'; known: {known}") from error
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"data: source {number}: {key}: {message[0].lower()}{message[1:]}") from error
+        raise ValueError(f"data: source {number}: {key}: {plainly(first)}") from error

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gentletune.core.errors import UserError, unknown
+from gentletune.core.errors import UserError, plainly, unknown
 from gentletune.core.recipe import Processes, Recipe
 from gentletune.core.yaml_file import read_yaml
 from gentletune.data.hub import data_name
@@ -158,5 +158,4 @@ def validated(model: type[M], values: Any, where: str) -> M:
         key = ".".join(map(str, first["loc"])) or "study"
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: unknown key '{key}'; leave it out") from error
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{where}: {key}: {message[0].lower()}{message[1:]} (got {first['input']!r})") from error
+        raise UserError(f"{where}: {key}: {plainly(first)} (got {first['input']!r})") from error
