@@ -39,10 +39,13 @@ class TaskResult:
     samples: list[dict[str, Any]]
 
 
-def run_tasks(subject: Loaded, tasks: Sequence[EvalTask], recipe: Recipe, stage: Stage) -> list[TaskResult]:
+def run_tasks(
+    subject: Loaded, tasks: Sequence[EvalTask], recipe: Recipe, stage: Stage, *, keep: bool = True
+) -> list[TaskResult]:
     """Evaluate the tasks one after the other; each is kept by (model, task with its documents, harness version).
 
-    An evaluation that is interrupted goes on after the last answer that ended.
+    An evaluation that is interrupted goes on after the last answer that ended. Without `keep` nothing is looked up or
+    kept: for a model in training, which will never be again.
 
     Raises:
         UserError: a task that cannot be loaded, a back end that is not installed, no isolation for generated code.
@@ -53,16 +56,21 @@ def run_tasks(subject: Loaded, tasks: Sequence[EvalTask], recipe: Recipe, stage:
     for task in tasks:
         with _quiet():
             loaded = task.load()
-        key = [_VERSION, version("lm_eval"), subject.hash, _settings(subject, task, recipe)]
-        # The hash has what lm-eval's dump of a task leaves out, such as the rest of a module that a function is from.
-        key += [task.hash, *([] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)])]
+        run = functools.partial(_run, task, loaded, lm, subject, recipe, stage, keep)
         with _named(task, recipe):
-            value = cached_json("tasks", key, functools.partial(_run, task, loaded, lm, subject, recipe, stage))
+            value = cached_json("tasks", _key(subject, task, loaded, recipe), run) if keep else run()
         # One of ours is known by its content: a copy under another name finds its scores, which then bear that name.
         named = {"task": task.name} if task.own else {}
         scores = [Score.model_validate({**score, **named, "skills": task.skills}) for score in value["scores"]]
         found.append(TaskResult(scores, [{**sample, **named} for sample in value["samples"]]))
     return found
+
+
+def _key(subject: Loaded, task: EvalTask, loaded: Sequence[Any], recipe: Recipe) -> list[Any]:
+    """What a task's result is kept by."""
+    # The hash has what lm-eval's dump of a task leaves out, such as the rest of a module that a function is from.
+    documents = [] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)]
+    return [_VERSION, version("lm_eval"), subject.hash, _settings(subject, task, recipe), task.hash, *documents]
 
 
 @contextlib.contextmanager
@@ -112,7 +120,7 @@ def _make_lm(subject: Loaded, recipe: Recipe) -> Any:
 
 
 def _run(
-    task: EvalTask, loaded: list[Any], lm: Callable[[], Any], subject: Loaded, recipe: Recipe, stage: Stage
+    task: EvalTask, loaded: list[Any], lm: Callable[[], Any], subject: Loaded, recipe: Recipe, stage: Stage, keep: bool
 ) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -134,7 +142,7 @@ def _run(
             num_fewshot=None if task.own else recipe.num_fewshot,
             gen_kwargs={"max_gen_toks": recipe.max_gen_toks} if recipe.max_gen_toks and not task.own else None,
             apply_chat_template=_chat(subject, task, recipe),
-            use_cache=str(store),
+            use_cache=str(store) if keep else None,
             bootstrap_iters=1000,
             confirm_run_unsafe_code=False,
         )
