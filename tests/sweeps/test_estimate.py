@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from gentletune import sweep
 from gentletune.cli import app
 from gentletune.core.cache import cache_root
+from gentletune.core.recipe import Recipe
 from gentletune.sweeps.estimate import Line, Probe, estimate
 from gentletune.sweeps.plan import plan
 from gentletune.sweeps.sweep import Queue
@@ -56,7 +59,7 @@ def test_an_estimate_is_of_the_right_size(tiny_dir: Path, tmp_path: Path, monkey
     assert found.peak_bytes > found.kept_bytes
     text = "\n".join(found.lines())
     assert "5 trials to run, 4 with a training of their own" in text
-    assert "measured, 1 probe:" in text
+    assert "measured, 2 probes:" in text  # SFT and TALR
     assert "extrapolated:" in text
     # What is done is not counted again.
     (tmp_path / "study" / "talr-lr0.01" / "record.json").unlink()
@@ -65,6 +68,38 @@ def test_an_estimate_is_of_the_right_size(tiny_dir: Path, tmp_path: Path, monkey
     assert rest.seconds < found.seconds
     done = estimate(trials[:2], study, tmp_path / "study")
     assert done.lines() == ["nothing to run: every trial is complete"]
+
+
+@pytest.mark.parametrize(
+    ("axes", "timed"),
+    [
+        ({"learning_rate": [1e-3, 1e-2], "seed": [0, 1]}, [{}]),
+        ({"packing": [False, True]}, [{"packing": False}, {"packing": True}]),
+        ({"precision": ["fp32", "bf16"], "seed": [0, 1]}, [{"precision": "fp32"}, {"precision": "bf16"}]),
+        ({"weights": ["fp32", "bf16"]}, [{"weights": "fp32"}, {"weights": "bf16"}]),
+        ({"optimizer": ["adamw_torch", "sgd"]}, [{"optimizer": "adamw_torch"}, {"optimizer": "sgd"}]),
+        ({"method": ["l2(lam=0.1)", "l2(lam=0.2)", "lora(r=2)", "lora(r=2)+wise_ft"]},
+         [{"method": "l2(lam=0.1)"}, {"method": "lora(r=2)"}]),
+        ({"tasks": [["arithmetic"], ["instructions"]]}, [{"tasks": ("arithmetic",)}, {"tasks": ("instructions",)}]),
+    ],
+)  # fmt: skip
+def test_trials_are_timed_apart_by_what_changes_the_time_of_a_row(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axes: dict[str, Any], timed: list[dict[str, Any]]
+) -> None:
+    asked: list[tuple[Recipe, Probe | None]] = []
+
+    def probe(inputs: Any, measured: Probe | None = None) -> Probe:
+        asked.append((inputs.recipe, measured))
+        return replace(PROBE, step=float(len(asked)), tasks={"arithmetic": Line(0, 0), "instructions": Line(0, 0)})
+
+    monkeypatch.setattr(sys.modules[estimate.__module__], "probe_trial", probe)
+    study = tiny_study(tiny_dir, axes=axes, also=[])
+    study["base"] |= {"max_length": 64} if "packing" in axes else {}
+    found = estimate(plan(study, tmp_path), study, tmp_path)
+    assert [{key: getattr(recipe, key) for key in one} for (recipe, _), one in zip(asked, timed, strict=True)] == timed
+    assert len(found.probes) == len(timed)
+    apart = "method" not in axes and "packing" not in axes and "optimizer" not in axes
+    assert [measured is None for _, measured in asked] == [True, *[apart] * (len(timed) - 1)]  # measuring costs as much
 
 
 def test_a_search_is_estimated_by_what_it_would_ask_first(tiny_dir: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 import gentletune.sweeps.sweep
 from gentletune.cli import main
 from gentletune.core.records import RECORD_FILE, load_records
+from gentletune.sweeps import settled
 from tests.helpers import tiny_study
 
 ROW = '{"question": "Say %d.", "answer": "%d"}\n'
@@ -83,6 +84,19 @@ def test_anything_that_changed_runs_it(finished: Path, runs: list[Any], tmp_path
         assert len(runs) == 1
     finally:
         path.write_bytes(before)
+
+
+def test_an_edited_checkout_runs_it(
+    finished: Path, runs: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(settled.SOURCE, tmp_path / "gentletune"))  # with the times of its files
+    monkeypatch.setattr(settled, "SOURCE", copy)
+    _sweep(finished)
+    assert runs == []
+    source = copy / "evaluation" / "scoring.py"
+    source.write_text(source.read_text() + "\n")
+    _sweep(finished)
+    assert len(runs) == 1
 
 
 def test_a_model_that_is_gone_costs_no_result_that_is_there(

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from gentletune.core.cache import Shared
-from gentletune.core.recipe import Recipe
+from gentletune.core.cache import Shared, digest
+from gentletune.core.recipe import Recipe, groups
 from gentletune.core.records import read_record
 from gentletune.core.schedule import QUIET, seconds_of
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.harness import EvalTask, resolve_tasks, run_tasks
 from gentletune.evaluation.measure import measure, reference_answers, silent
-from gentletune.methods import parse_method
+from gentletune.methods import method_parts, parse_method, training_part
 from gentletune.runs.directory import has_weights
 from gentletune.runs.inputs import Inputs
 from gentletune.sweeps.plan import Trial, read_settings
@@ -29,8 +29,11 @@ from gentletune.training.packing import rows_to_draw
 
 STEPS = 2  # the first is slower: it touches its memory for the first time
 SIZES = (2, 8)  # two, since a batch of many rows costs less a row
-# What makes a step of so many rows cost the same.
-_ALIKE = ("model", "data", "data_path", "mixture", "cot", "max_length", "truncate")
+# Keys that leave the time of a row as it is, or that the time is in proportion to; all others may change it.
+_STEPS = ("epochs", "max_steps", "train_rows", "gradient_accumulation", "global_batch", "learning_rate", "schedule",
+          "warmup", "weight_decay", "max_grad_norm", "seed", "early_stop", "test_rows")  # fmt: skip
+_QUESTIONS = ("test_rows", "train_rows", "general_prompts", "general_rows", "limit")
+_COMPUTED = ("weights", "quantization", "precision", "attention", "compile")  # of training, and of measuring as well
 
 
 @dataclass(frozen=True)
@@ -117,32 +120,35 @@ class Estimate:
             f"code lengths of {SIZES[0]} and {SIZES[1]} rows of each kind; a model of {_size(p.model_bytes)}, "
             f"a checkpoint of {_size(p.checkpoint_bytes)}",
             "extrapolated: all else, in proportion to steps, rows and questions; rows of like length, answers as long "
-            "as the base model's, every method as the first trial's; work that trials share counts once",
+            "as the base model's; trials that differ in what changes the time of a row are timed apart; work that "
+            "trials share counts once",
         ]
 
 
 def estimate(trials: Sequence[Trial], study: Mapping[str, Any], output: Path, *, where: str = "study") -> Estimate:
     """Time and disk of the trials that have no record of what they would measure now; work they share counts once.
 
-    For each model and kind of data it loads the model, takes a few optimiser steps in a temporary directory and
-    measures a small share of what a trial measures, all outside the cache.
+    For each kind of training (model, data, method, precision, packing, …) it loads the model and takes a few optimiser
+    steps in a temporary directory, and for each kind of measuring it does a small share of what a trial measures, all
+    outside the cache.
 
     Raises:
         UserError: bad input met by a trial.
     """
-    shared, probes = Shared(), dict[str, Probe]()
+    shared, probes, measured = Shared(), dict[str, Probe](), dict[str, Probe]()
     left = [t for t in trials if not _done(t, output, shared)]
     training = {t.name for t in left if t.trains_like is None and not has_weights(output / t.name)}
     seconds, start, kept, peak = 0.0, 0.0, 0, 0
     keep = read_settings(study, where).keep_models
     for trial in left:
         recipe = trial.recipe
-        kind = repr([getattr(recipe, name) for name in _ALIKE])
-        known = kind in probes
+        questions_kind = _kind_of_measuring(recipe)
+        kind, known = _kind_of_step(recipe) + questions_kind, questions_kind in measured
         inputs = Inputs(recipe, shared)
-        if not known:
-            probes[kind] = probe_trial(inputs)
+        if kind not in probes:
+            probes[kind] = probe_trial(inputs, measured.get(questions_kind))
         probe = probes[kind]
+        measured.setdefault(questions_kind, probe)
         questions = {task.name: _questions(task, recipe) for task in resolve_tasks(recipe)} if recipe.evaluate else {}
         measuring = probe.measuring(recipe, questions)
         if not known and len(left) == len(trials):  # another trial has measured the base model already
@@ -162,15 +168,43 @@ def _done(trial: Trial, output: Path, shared: Shared) -> bool:
     return record is not None and record.status == "complete" and Inputs(trial.recipe, shared).gave(record)
 
 
-def probe_trial(inputs: Inputs) -> Probe:
-    """Time the parts of one trial. Raises `UserError` on bad input."""
+def _kind_of_step(recipe: Recipe) -> str:
+    """What trials have in common whose training steps take the same time, row for row.
+
+    A number with a decimal point among a method's arguments is a strength, and costs what any other costs.
+    """
+    parts = [
+        [part.name, {k: "" if isinstance(v, float) else v for k, v in part.parameters.items()}]
+        for part in method_parts(training_part(recipe.method))
+    ]
+    fields = {k: v for k, v in recipe.training_fields().items() if k not in _STEPS}
+    if recipe.batch_size == "auto":  # the micro-batch follows from it
+        fields["global_batch"] = recipe.global_batch
+    return digest(fields | {"method": parts})
+
+
+def _kind_of_measuring(recipe: Recipe) -> str:
+    """What trials have in common that are measured in the same time, question for question."""
+    names = [*groups()["model"], *groups()["data"], *groups()["measurement"], *_COMPUTED]
+    return digest({name: getattr(recipe, name) for name in names if name not in _QUESTIONS})
+
+
+def probe_trial(inputs: Inputs, measured: Probe | None = None) -> Probe:
+    """Time the parts of one trial; what `measured` says of one that is measured alike is not timed again.
+
+    Raises `UserError` on bad input.
+    """
     recipe, none = inputs.recipe, Line(0.0, 0.0)
     domain, own, answers, tasks = none, none, none, dict[str, Line]()
     begun = time.perf_counter()
     inputs.base.load()
     load = time.perf_counter() - begun
     with _elsewhere() as scratch:
-        if recipe.evaluate:
+        if measured:
+            load, domain, own, answers, tasks = (
+                measured.load, measured.domain, measured.own, measured.answers, dict(measured.tasks),
+            )  # fmt: skip
+        elif recipe.evaluate:
             domain, own, answers = _time_measures(inputs)
             tasks = {task.name: _time_task(inputs, task.name) for task in resolve_tasks(recipe)}
         step, save, checkpoint = _time_steps(inputs, scratch / "run")

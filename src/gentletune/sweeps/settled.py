@@ -1,4 +1,7 @@
-"""A study of which nothing is left to do, told without torch: by the size and time of every file it came from."""
+"""A study of which nothing is left to do, told without torch: by the size and time of every file it came from.
+
+The files of gentletune itself count as well, since an editable checkout changes without its version.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from gentletune.core.yaml_file import read_yaml
 from gentletune.lm.model_files import plain_directory, resolve_model
 from gentletune.sweeps.plan import Trial
 
+SOURCE = Path(__file__).parents[1]
 STAMP_FILE = ".settled.json"
 _NAMES = ("data_path", "test_path", "reference_path", "task_data", "chat_template")  # recipe keys that may name a file
 
@@ -57,7 +61,13 @@ def _signature(study: Mapping[str, Any], output: Path, names: Sequence[str], inp
                 stat = path.stat()
                 files[str(path)] = [stat.st_size, stat.st_mtime_ns]
     versions = [version(package) for package in ("gentletune", "lm_eval", "transformers", "torch")]
-    return digest([dict(study), versions, files])
+    return digest([dict(study), versions, _edited(SOURCE), files])
+
+
+def _edited(folder: Path) -> list[int]:
+    """Count, bytes and newest time of the Python files in `folder`: its version stays while a checkout is edited."""
+    stats = [path.stat() for path in folder.rglob("*.py")]
+    return [len(stats), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]
 
 
 def _sources(trial: Trial) -> list[Path]:
