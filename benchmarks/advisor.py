@@ -21,8 +21,8 @@ from gentletune.advice import Proposal, advise
 from gentletune.advice.method import base_method
 from gentletune.core.records import RunRecord, write_json_atomic
 from gentletune.lm.device import settle_memory
-from gentletune.report import recommend
-from gentletune.report.axes import both_axes
+from gentletune.reporting import recommend
+from gentletune.reporting.axes import both_axes
 
 # What a record's recipe has of its own run, and an advisor must not know.
 _OF_THE_RUN = ("output", "learning_rate", "method")

@@ -2,7 +2,7 @@
 
     python benchmarks/no_effect.py [--studies 300]
 
-The tables of docs/statistics.md, from the studies of `tests/report/test_no_effect.py`; about 40 minutes on one core.
+The tables of docs/statistics.md, from the studies of `tests/reporting/test_no_effect.py`; about 40 minutes on one core.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.report.test_no_effect import Shift, harmful, named, settings, study
+from tests.reporting.test_no_effect import Shift, harmful, named, settings, study
 
 Rng = np.random.Generator
 SEED_SHIFTS: dict[str, tuple[float, Shift]] = {

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from gentletune.core.recipe import Recipe, load_recipe
     from gentletune.core.records import RunRecord, Score, load_records
     from gentletune.inspection import inspect
-    from gentletune.report import recommend, report
+    from gentletune.reporting import recommend, report
     from gentletune.runs.evaluate import evaluate
     from gentletune.runs.run import train
     from gentletune.sweeps.sweep import sweep
     from gentletune.training import MethodMixin, TALRTrainer, method_loss
 
-# Imported on first use: `import gentletune` stays quick, and reports need no torch.
+# Imported on first use: `import gentletune` stays quick, and reports need no torch. No module of the package may have
+# a name of these: once imported it would stand in its place.
 _LAZY = {
     "Recipe": "gentletune.core.recipe",
     "RunRecord": "gentletune.core.records",
@@ -35,8 +36,8 @@ _LAZY = {
     "train": "gentletune.runs.run",
     "evaluate": "gentletune.runs.evaluate",
     "sweep": "gentletune.sweeps.sweep",
-    "recommend": "gentletune.report",
-    "report": "gentletune.report",
+    "recommend": "gentletune.reporting",
+    "report": "gentletune.reporting",
     "inspect": "gentletune.inspection",
     "advise": "gentletune.advice",
     "MethodMixin": "gentletune.training",
@@ -66,7 +67,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        # Kept, for importing the module `gentletune.report` puts it in the place of the function of its name.
         globals()[name] = getattr(import_module(_LAZY[name]), name)
         return globals()[name]
     raise AttributeError(f"module 'gentletune' has no attribute '{name}'")

@@ -171,10 +171,9 @@ def test_a_variable_of_the_user_reaches_a_process_of_the_command_line() -> None:
 
 def test_public_names_are_functions_and_classes() -> None:
     script = (
-        "from gentletune import report, advise, train, TALRTrainer\n"
-        "import gentletune, gentletune.report.axes\n"
-        "print([callable(getattr(gentletune, name)) for name in gentletune.__all__].count(False))\n"
-        "print(report is gentletune.report, gentletune.train is train)"
+        "import pkgutil, gentletune\n"
+        "print(*{found.name for found in pkgutil.iter_modules(gentletune.__path__)} & set(gentletune.__all__))\n"
+        "print([callable(getattr(gentletune, name)) for name in gentletune.__all__].count(False))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", "True", "True"]
+    assert done.stdout.split("\n") == ["", "0", ""]

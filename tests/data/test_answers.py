@@ -15,7 +15,7 @@ from gentletune.core.errors import UserError
 from gentletune.data import Example, load_data
 from gentletune.data.answers import choose_scoring
 from gentletune.evaluation.harness.own import example_task, own_scores
-from gentletune.report.axes import choose_axis
+from gentletune.reporting.axes import choose_axis
 
 from ..helpers import tiny_recipe
 

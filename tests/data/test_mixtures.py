@@ -14,7 +14,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord
 from gentletune.data import load_data
 from gentletune.data.domains.clinic import clinic_examples
-from gentletune.report.repeat import command
+from gentletune.reporting.repeat import command
 from gentletune.sweeps.plan import plan
 from tests.cli.test_cli import run
 from tests.data.test_tools import TOOL, USES_TOOL

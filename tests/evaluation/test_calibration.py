@@ -20,7 +20,7 @@ from gentletune.core.records import RunRecord, Score
 from gentletune.data.encode import IGNORE, Encoded
 from gentletune.evaluation.calibration import BINS, Predictions, calibration_scores, predictions
 from gentletune.lm.generate import generate
-from gentletune.report.axes import choose_axis
+from gentletune.reporting.axes import choose_axis
 from gentletune.stats import compare
 from tests.conftest import make_model
 from tests.helpers import tiny_recipe

@@ -23,7 +23,7 @@ from gentletune.core.records import load_records
 from gentletune.data import encode_rows, load_data
 from gentletune.data.batches import pad_batch
 from gentletune.methods import parse_method
-from gentletune.report.axes import LABELS
+from gentletune.reporting.axes import LABELS
 from gentletune.research.ablations.rate_search import match_rate
 from gentletune.research.ablations.result import BASE, Ablation, Row
 from gentletune.research.ablations.run import ablation

@@ -20,7 +20,7 @@ from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
 from gentletune.lm.loaded import Loaded, load_model
 from gentletune.lm.model_files import model_hash, resolve_model
-from gentletune.report import report
+from gentletune.reporting import report
 from gentletune.sweeps.plan import Trial
 from gentletune.sweeps.store import Job, drop_weights
 from tests.helpers import tiny_recipe

@@ -11,9 +11,9 @@ from gentletune import train
 from gentletune.core.cache import file_digest
 from gentletune.core.errors import UserError
 from gentletune.evaluation.measure import TaskLook
-from gentletune.report import report
-from gentletune.report.figures import curves
-from gentletune.report.scene import looks_of
+from gentletune.reporting import report
+from gentletune.reporting.figures import curves
+from gentletune.reporting.scene import looks_of
 from gentletune.training.callbacks import read_metrics
 from tests.helpers import tiny_recipe
 

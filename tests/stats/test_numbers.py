@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gentletune.report.axes import Point
+from gentletune.reporting.axes import Point
 from gentletune.stats.numbers import duration, number, plus_minus, rate
 
 

@@ -50,14 +50,14 @@ def recipe_command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]
 
 
 def _flag(key: str, field: FieldInfo, group: str) -> inspect.Parameter:
-    name, switch, default = key.replace("_", "-"), _is_switch(field), _default(key, field)
+    name, switch, default = key.replace("_", "-"), _is_switch(field), default_text(key, field)
     about = re.sub(r"\bNone\b", "none", field.description or "").replace("[", "\\[")
     option = typer.Option(
         *([f"--{name}/--no-{name}"] if switch else [f"--{name}", *(f"--{a}" for a, k in ALIASES.items() if k == key)]),
         help=about + (f" [dim]\\[default: {default}][/dim]" if default else ""),
         show_default=False,
         callback=_no_flag,
-        metavar=None if switch else _metavar(field.annotation),
+        metavar=None if switch else metavar(field.annotation),
         rich_help_panel=f"Recipe: {group}",
     )
     kind: Any = bool if switch else str
@@ -76,7 +76,7 @@ def _is_switch(field: FieldInfo) -> bool:
     return field.annotation in (bool, bool | None)
 
 
-def _default(key: str, field: FieldInfo) -> str:
+def default_text(key: str, field: FieldInfo) -> str:
     """The default as it would be typed; of a switch that is neither on nor off, nothing."""
     value = field.default
     if _is_switch(field):
@@ -88,16 +88,17 @@ def _default(key: str, field: FieldInfo) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _metavar(annotation: Any) -> str:
+def metavar(annotation: Any) -> str:
+    """The values of a field as help shows them, such as `auto|fp32|bf16`."""
     if get_origin(annotation) is Annotated:
-        return _metavar(get_args(annotation)[0])
+        return metavar(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
         parts = get_args(annotation)
-        return "<text>,…" if Ellipsis in parts else ",".join(map(_metavar, parts))
+        return "<text>,…" if Ellipsis in parts else ",".join(map(metavar, parts))
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    return "|".join(map(_metavar, kinds)) if kinds else _TYPES[annotation]
+    return "|".join(map(metavar, kinds)) if kinds else _TYPES[annotation]
 
 
 def _read(key: str, value: Any) -> Any:

@@ -42,8 +42,8 @@ def recommend_command(
     if not as_json:
         print_answer(records, margin, domain, general, full=True)
         return
-    from gentletune.report import recommend
-    from gentletune.report.recommend import to_json
+    from gentletune.reporting import recommend
+    from gentletune.reporting.recommend import to_json
 
     print(to_json(recommend(records, margin=margin, domain=domain, general=general)))
 
@@ -57,8 +57,8 @@ def print_answer(
     full: bool = False,
 ) -> None:
     """The safe choice and the most domain gain of each base model and data set; `full` with why the rest is out."""
-    from gentletune.report import split
-    from gentletune.report.words import full_answer
+    from gentletune.reporting import split
+    from gentletune.reporting.words import full_answer
 
     sections = split(records, domain, general, margin)
     for place, section in enumerate(sections):

@@ -252,7 +252,7 @@ def report_command(
 
       gentletune report runs/study --margin 0.01
     """
-    from gentletune.report import report
+    from gentletune.reporting import report
 
     records = load_records(runs)
     made = report(

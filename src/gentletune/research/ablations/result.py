@@ -13,7 +13,7 @@ import pandas as pd
 
 from gentletune.core.records import RunRecord, Score, Side, write_text_atomic
 from gentletune.core.render import MISSING, one_line, template
-from gentletune.report.axes import CALIBRATION, GENERAL_FALLBACK, LABELS, Axis, score_keys, single_axis
+from gentletune.reporting.axes import CALIBRATION, GENERAL_FALLBACK, LABELS, Axis, score_keys, single_axis
 from gentletune.stats import Change, Mean, Run, compare, holm, mean_of, measured, seed_pool
 from gentletune.stats.numbers import plus_minus, with_interval
 

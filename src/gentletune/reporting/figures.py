@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gentletune.core.records import RunRecord
-from gentletune.report.axes import Axis, Point, complete
-from gentletune.report.pareto import BASE_LABEL, Candidate, base_point, in_order, labels_of, short_name
-from gentletune.report.scene import BASE_LOOK, ROLES, Look, Looks, Scene, axis_title
-from gentletune.report.settings import Setting, read_all, settings_of, told_apart
+from gentletune.reporting.axes import Axis, Point, complete
+from gentletune.reporting.pareto import BASE_LABEL, Candidate, base_point, in_order, labels_of, short_name
+from gentletune.reporting.scene import BASE_LOOK, ROLES, Look, Looks, Scene, axis_title
+from gentletune.reporting.settings import Setting, read_all, settings_of, told_apart
 from gentletune.stats.numbers import plus_minus, rate
 
 Figure = dict[str, Any]

@@ -13,11 +13,11 @@ import pandas as pd
 
 from gentletune.core.records import RunRecord
 from gentletune.core.render import markdown as to_markdown
-from gentletune.report.axes import Axis, Point, Verdict, score_keys, single_axis
-from gentletune.report.findings import Step
-from gentletune.report.pareto import BASE_LABEL, Estimate, base_point, labels_of
-from gentletune.report.scene import ROLES, Scene, Volume
-from gentletune.report.settings import Setting, from_base, from_plain, of_runs, settings_of, told_apart, verdict
+from gentletune.reporting.axes import Axis, Point, Verdict, score_keys, single_axis
+from gentletune.reporting.findings import Step
+from gentletune.reporting.pareto import BASE_LABEL, Estimate, base_point, labels_of
+from gentletune.reporting.scene import ROLES, Scene, Volume
+from gentletune.reporting.settings import Setting, from_base, from_plain, of_runs, settings_of, told_apart, verdict
 from gentletune.stats import Change
 from gentletune.stats.numbers import MISSING, duration, number, plus_minus, rate, with_interval
 

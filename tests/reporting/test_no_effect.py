@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from gentletune.core.records import RunRecord, Score, Side
-from gentletune.report import recommend
+from gentletune.reporting import recommend
 from gentletune.stats import accuracy_score
 
 METHODS, RATES = ("sft", "talr", "flow", "dft", "l2(weight=0.1)", "lora"), (1e-6, 5e-6, 2e-5, 1e-4)

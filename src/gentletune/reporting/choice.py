@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gentletune.core.records import RunRecord
-from gentletune.report.axes import Axis
-from gentletune.report.findings import Claim, ExcludedReason, Pick, Step
-from gentletune.report.pareto import pareto_front
-from gentletune.report.settings import Reading, Setting, between, from_base, read_all, setting_name
+from gentletune.reporting.axes import Axis
+from gentletune.reporting.findings import Claim, ExcludedReason, Pick, Step
+from gentletune.reporting.pareto import pareto_front
+from gentletune.reporting.settings import Reading, Setting, between, from_base, read_all, setting_name
 from gentletune.stats import LEVEL, Change, adjusted
 
 RULED_OUT = 3.0  # margins: what a setting without a proof must not have lost (ours, by simulation)

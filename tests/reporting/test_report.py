@@ -19,12 +19,12 @@ from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, write_bytes_atomic
 from gentletune.core.samples import SAMPLES_FILE, read_samples
-from gentletune.report import Report, report
-from gentletune.report.axes import both_axes
-from gentletune.report.picture import pareto_png
-from gentletune.report.recommend import recommend
-from gentletune.report.scene import build_scene, looks_of
-from gentletune.report.tables import runs_table
+from gentletune.reporting import Report, report
+from gentletune.reporting.axes import both_axes
+from gentletune.reporting.picture import pareto_png
+from gentletune.reporting.recommend import recommend
+from gentletune.reporting.scene import build_scene, looks_of
+from gentletune.reporting.tables import runs_table
 from tests.helpers import tiny_recipe
 
 from .made_study import made_study, write_study

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 import pytest
 
 from gentletune.core.records import RunRecord
-from gentletune.report.axes import both_axes, single_axis
-from gentletune.report.figures import (
+from gentletune.reporting.axes import both_axes, single_axis
+from gentletune.reporting.figures import (
     ROLES,
     SINGLE,
     by_norm,
@@ -24,10 +24,10 @@ from gentletune.report.figures import (
     rate_axis,
     tradeoff,
 )
-from gentletune.report.findings import Findings
-from gentletune.report.recommend import recommend
-from gentletune.report.scene import MARKERS, PALETTE, Scene, build_scene, looks_of
-from gentletune.report.tables import score_axes
+from gentletune.reporting.findings import Findings
+from gentletune.reporting.recommend import recommend
+from gentletune.reporting.scene import MARKERS, PALETTE, Scene, build_scene, looks_of
+from gentletune.reporting.tables import score_axes
 
 from .made_study import METHODS, made_study
 from .report_records import failed, pair

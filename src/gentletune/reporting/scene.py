@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gentletune.core.records import RunRecord
-from gentletune.report.axes import Axis, Point
-from gentletune.report.findings import Findings
-from gentletune.report.pareto import (
+from gentletune.reporting.axes import Axis, Point
+from gentletune.reporting.findings import Findings
+from gentletune.reporting.pareto import (
     Array,
     Candidate,
     Draws,

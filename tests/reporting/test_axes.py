@@ -6,7 +6,7 @@ import pytest
 
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, Score
-from gentletune.report.axes import Point, Side, axis_keys, both_axes, choose_axis, score_keys
+from gentletune.reporting.axes import Point, Side, axis_keys, both_axes, choose_axis, score_keys
 
 from .report_records import failed, pair, run, scores
 

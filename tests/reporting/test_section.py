@@ -9,8 +9,8 @@ import pytest
 from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.records import write_record
-from gentletune.report import report
-from gentletune.report.section import split
+from gentletune.reporting import report
+from gentletune.reporting.section import split
 
 from .made_study import made_study
 from .report_records import failed, pair, run

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gentletune.report import report
+from gentletune.reporting import report
 
 from .made_study import METHODS, made_study, write_study
 

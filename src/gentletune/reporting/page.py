@@ -18,17 +18,17 @@ from plotly.offline import get_plotlyjs
 from gentletune.core.records import RunRecord
 from gentletune.core.render import one_line, template
 from gentletune.core.samples import Sample, read_samples
-from gentletune.report import figures as draw
-from gentletune.report import tables
-from gentletune.report.axes import CALIBRATION, Axis, complete, score_keys, single_axis
-from gentletune.report.findings import Findings, Pick
-from gentletune.report.pareto import BASE_LABEL, DRAWS, SEED, bases_differ
-from gentletune.report.repeat import commands, provenance
-from gentletune.report.scene import ROLES, Looks, Scene, axis_title, build_scene, roles, volumes
-from gentletune.report.section import Section
-from gentletune.report.settings import Setting, read_all
-from gentletune.report.tables import Table, error_of
-from gentletune.report.words import full_answer, warnings
+from gentletune.reporting import figures as draw
+from gentletune.reporting import tables
+from gentletune.reporting.axes import CALIBRATION, Axis, complete, score_keys, single_axis
+from gentletune.reporting.findings import Findings, Pick
+from gentletune.reporting.pareto import BASE_LABEL, DRAWS, SEED, bases_differ
+from gentletune.reporting.repeat import commands, provenance
+from gentletune.reporting.scene import ROLES, Looks, Scene, axis_title, build_scene, roles, volumes
+from gentletune.reporting.section import Section
+from gentletune.reporting.settings import Setting, read_all
+from gentletune.reporting.tables import Table, error_of
+from gentletune.reporting.words import full_answer, warnings
 from gentletune.stats.numbers import duration, number, rate, with_interval
 
 KL = "kl_sampled/bits_per_token"
@@ -61,7 +61,7 @@ def make_part(section: Section, looks: Looks) -> Part:
     """The section's picture, tables and notes; `looks` are the report's."""
     records, found = section.records, section.findings
     scene = build_scene(records, section.domain, section.general, found, looks)
-    said = str(template("gentletune.report", "notes.txt.j2").module.notes(_facts(section)))
+    said = str(template("gentletune.reporting", "notes.txt.j2").module.notes(_facts(section)))
     return Part(
         section,
         scene,
@@ -106,7 +106,7 @@ def render_page(parts: Sequence[Part], title: str, refresh: int | None = None) -
 def render_markdown(parts: Sequence[Part], title: str) -> str:
     """The title and, for each part, its sentences, tables, failures and commands; all from records escaped."""
     found = [(part, full_answer(part.section.findings), commands(part.section.records)) for part in parts]
-    text: str = template("gentletune.report", "results.md.j2").render(title=title, parts=found)
+    text: str = template("gentletune.reporting", "results.md.j2").render(title=title, parts=found)
     return text
 
 
@@ -315,7 +315,7 @@ def _points(scene: Scene, axes: Sequence[Axis]) -> dict[str, Any]:
 
 
 def _resource(name: str) -> str:
-    return files("gentletune.report").joinpath(name).read_text(encoding="utf-8")
+    return files("gentletune.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def _compressed(text: str) -> str:

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from gentletune.report.axes import Point, both_axes
-from gentletune.report.pareto import bases_differ, candidates, front_of, pareto_front
+from gentletune.reporting.axes import Point, both_axes
+from gentletune.reporting.pareto import bases_differ, candidates, front_of, pareto_front
 
 from .report_records import failed, pair, run
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 
 from gentletune.core.records import RunRecord, Score
-from gentletune.report import pareto, report
-from gentletune.report.axes import Axis, both_axes
-from gentletune.report.pareto import Draws, candidates, draw, hypervolume, interval, pareto_front
-from gentletune.report.recommend import recommend
-from gentletune.report.scene import build_scene, looks_of, volumes
+from gentletune.reporting import pareto, report
+from gentletune.reporting.axes import Axis, both_axes
+from gentletune.reporting.pareto import Draws, candidates, draw, hypervolume, interval, pareto_front
+from gentletune.reporting.recommend import recommend
+from gentletune.reporting.scene import build_scene, looks_of, volumes
 from gentletune.stats import accuracy_score, mean_score
 
 from .made_study import made_study

@@ -16,11 +16,11 @@ from gentletune import recommend
 from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, Score, write_record
-from gentletune.report import Findings
-from gentletune.report.axes import both_axes
-from gentletune.report.choice import Choice
-from gentletune.report.settings import settings_of
-from gentletune.report.words import answer
+from gentletune.reporting import Findings
+from gentletune.reporting.axes import both_axes
+from gentletune.reporting.choice import Choice
+from gentletune.reporting.settings import settings_of
+from gentletune.reporting.words import answer
 from gentletune.stats import accuracy_score
 
 from .report_records import failed, pair, run

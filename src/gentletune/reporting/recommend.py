@@ -9,12 +9,12 @@ from typing import Any
 
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord
-from gentletune.report.axes import ACCURACIES, Axis, both_axes, complete, on_the_floor, overlapping
-from gentletune.report.choice import RULED_OUT, Choice
-from gentletune.report.findings import Excluded, Findings, Reason
-from gentletune.report.settings import apart, settings_of
-from gentletune.report.try_next import try_next
-from gentletune.report.words import excluded_words
+from gentletune.reporting.axes import ACCURACIES, Axis, both_axes, complete, on_the_floor, overlapping
+from gentletune.reporting.choice import RULED_OUT, Choice
+from gentletune.reporting.findings import Excluded, Findings, Reason
+from gentletune.reporting.settings import apart, settings_of
+from gentletune.reporting.try_next import try_next
+from gentletune.reporting.words import excluded_words
 from gentletune.stats.numbers import rate
 
 MARGIN_SHARE, MARGIN_BITS = 0.02, 0.05  # of accuracy, and of bits per token
@@ -37,7 +37,7 @@ def recommend(
         from gentletune import load_records, recommend
         print(recommend(load_records([Path("runs/study")]), margin=0.01).safe)
     """
-    from gentletune.report.section import split  # it holds the findings of each of its sections
+    from gentletune.reporting.section import split  # it holds the findings of each of its sections
 
     sections = split(records, domain, general, margin)
     if len(sections) > 1:

@@ -8,7 +8,7 @@ import typer
 
 from gentletune.cli.flags import recipe_command
 from gentletune.core.recipe import Recipe
-from gentletune.report.repeat import command, commands, provenance
+from gentletune.reporting.repeat import command, commands, provenance
 
 from .report_records import failed, pair
 

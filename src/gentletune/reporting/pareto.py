@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gentletune.core.records import RunRecord, Score
-from gentletune.report.axes import Axis, Point, complete
-from gentletune.report.settings import Reading, Setting, read_all, settings_of, told_apart
+from gentletune.reporting.axes import Axis, Point, complete
+from gentletune.reporting.settings import Reading, Setting, read_all, settings_of, told_apart
 from gentletune.stats.numbers import rate
 
 BASE_LABEL = "base model"

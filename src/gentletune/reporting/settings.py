@@ -12,7 +12,7 @@ from typing import Any
 
 from gentletune.core.recipe import groups
 from gentletune.core.records import RunRecord, Score
-from gentletune.report.axes import Axis, Point, Verdict, is_distance
+from gentletune.reporting.axes import Axis, Point, Verdict, is_distance
 from gentletune.stats import Change, Pool, Run, average, compare, holm, mean_of, seed_pool, zero_of
 from gentletune.stats.numbers import rate
 

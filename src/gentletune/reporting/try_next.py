@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gentletune.report.choice import Choice, oriented
-from gentletune.report.words import say
+from gentletune.reporting.choice import Choice, oriented
+from gentletune.reporting.words import say
 
 Idea = tuple[str, Mapping[str, Any]]
 _ALPHA = re.compile(r"wise_ft\(alpha=([0-9.]+)\)")

@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from gentletune.core.records import RunRecord
-from gentletune.report.axes import Axis, axis_keys, both_axes
-from gentletune.report.findings import Findings
-from gentletune.report.recommend import find
-from gentletune.report.settings import Setting, settings_of
-from gentletune.report.words import answer
+from gentletune.reporting.axes import Axis, axis_keys, both_axes
+from gentletune.reporting.findings import Findings
+from gentletune.reporting.recommend import find
+from gentletune.reporting.settings import Setting, settings_of
+from gentletune.reporting.words import answer
 
 _DATA = ("data", "data_path", "data_config", "data_split", "test_path", "cot")  # a mixture makes a setting
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from gentletune.core.records import RunRecord, Score
-from gentletune.report.axes import Axis, single_axis
-from gentletune.report.settings import Setting, from_base, from_plain, of_runs, plain_twin, settings_of, verdict
+from gentletune.reporting.axes import Axis, single_axis
+from gentletune.reporting.settings import Setting, from_base, from_plain, of_runs, plain_twin, settings_of, verdict
 from gentletune.stats import accuracy_score, compare
 
 from .report_records import pair, run

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from gentletune.core.render import one_line, template
-from gentletune.report.findings import Findings
+from gentletune.reporting.findings import Findings
 from gentletune.stats.numbers import number, rate, with_interval
 
 # What the macros ask for.
@@ -16,7 +16,7 @@ FILTERS: dict[str, Callable[..., str]] = {"number": number, "rate": rate, "with_
 
 @cache
 def _macros() -> Any:
-    return template("gentletune.report", "findings.txt.j2", **FILTERS).module
+    return template("gentletune.reporting", "findings.txt.j2", **FILTERS).module
 
 
 def say(macro: str, *given: Any) -> str:

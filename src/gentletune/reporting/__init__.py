@@ -8,16 +8,16 @@ from pathlib import Path
 
 from gentletune.core.provenance import explain_choice
 from gentletune.core.records import RunRecord, write_bytes_atomic, write_text_atomic
-from gentletune.report.axes import Axis, Point, choose_axis, score_keys
-from gentletune.report.findings import Excluded, Findings, Pick, Step
-from gentletune.report.page import make_part, render_markdown, render_page
-from gentletune.report.pareto import pareto_front
-from gentletune.report.picture import pareto_png
-from gentletune.report.recommend import recommend
-from gentletune.report.scene import looks_of
-from gentletune.report.section import Section, split
-from gentletune.report.tables import csv
-from gentletune.report.words import say
+from gentletune.reporting.axes import Axis, Point, choose_axis, score_keys
+from gentletune.reporting.findings import Excluded, Findings, Pick, Step
+from gentletune.reporting.page import make_part, render_markdown, render_page
+from gentletune.reporting.pareto import pareto_front
+from gentletune.reporting.picture import pareto_png
+from gentletune.reporting.recommend import recommend
+from gentletune.reporting.scene import looks_of
+from gentletune.reporting.section import Section, split
+from gentletune.reporting.tables import csv
+from gentletune.reporting.words import say
 
 __all__ = [
     "Axis",

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gentletune.report.pareto import BASE_LABEL, Candidate
-from gentletune.report.scene import BASE_LOOK, ROLES, Look, Scene, axis_title
+from gentletune.reporting.pareto import BASE_LABEL, Candidate
+from gentletune.reporting.scene import BASE_LOOK, ROLES, Look, Scene, axis_title
 
 INK, MUTED, RING = "#1b1f24", "#6b7280", "#1f6f54"
 DPI = 160
