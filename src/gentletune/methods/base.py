@@ -23,12 +23,14 @@ class TokenBatch:
 
     `nll` (N,) nats without gradient; `sequence_nll` (S,) the mean NLL of each sequence in this micro-batch, over all
     ranks (a pointwise method may see some of the tokens at a time, and no sequences); `previous` the same statistic
-    of the previous global batch (the first step: of its own), or None where no weighting asked for it.
+    of the previous global batch (the first step: of its own), or None where no weighting asked for it; `topk_entropy`
+    (N,) nats, the entropy of each prediction's most probable tokens, where the method gives a `top_k`.
     """
 
     nll: Tensor
     sequence_nll: Tensor
     previous: Tensor | None = None
+    topk_entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Weighted:
 TokenWeights = Callable[[TokenBatch], Weighted]
 SequenceWeights = Callable[["Tensor"], "Tensor"]
 Penalty = Callable[["Tensor"], tuple["Tensor", "Tensor"]]
+UpdateRule = Callable[[], tuple[Any, dict[str, Any]]]
 Merge = Callable[[str, "Tensor", "Tensor"], "Tensor"]
 
 
@@ -89,13 +92,20 @@ class Parameterisation:
 
     `wrap` prepares the base model (it may freeze weights and add others), `deviations` yields the effective θ - θ⁰
     tensor by tensor, and `unwrap` turns the trained model back into the plain architecture. `needs_base` is False
-    where `deviations` needs no θ⁰.
+    where `deviations` needs no θ⁰. `adapter`: the base model stays as it is, and what is trained lies beside it;
+    `settle` then makes of it what PEFT saves and loads. `quantizable`: under the adapter the base may be held in few
+    bits; `shardable`: it can be cut into shards. The optimiser's rate is the recipe's times `rate_scale`.
     """
 
     wrap: Callable[[Any], Any] = _identity
     deviations: Callable[[Any, Mapping[str, Tensor]], Iterator[Deviation]] = parameter_deviations
     unwrap: Callable[[Any], Any] = _identity
     needs_base: bool = True
+    settle: Callable[[Any], Any] = _identity
+    adapter: bool = False
+    quantizable: bool = False
+    shardable: bool = True
+    rate_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,14 @@ class Method:
         penalty: from the deviation of one tensor, which it may overwrite, its part of a sum that is added to the loss
             once per optimiser step (a scalar), and the gradient of that part in the deviation (L2).
         parameterise: which parameters are trained (LoRA).
+        update_rule: class and further keywords of an optimiser in the place of AdamW (MoFO).
         merge: after training, the final tensor from its name, the base model's and the tuned one (Wise-FT).
 
-    `normalization` is Z in L = (1/Z) Σ w ℓ: the global number of label tokens (`count`) or the global sum of
-    the weights (`simplex`). `pointwise` says that a token's weight follows from its own NLL (and `previous`) alone, so
-    that loss and gradient take one pass. `uses_previous` asks for the sequence statistic of the previous global batch.
-    `label` is the name with the arguments that differ from their defaults.
+    `normalization` is Z in L = (1/Z) Σ w ℓ: the global number of label tokens (`count`) or the global sum of the
+    weights (`simplex`). `pointwise` says that a token's weight follows from its own NLL (and `previous`) alone, so
+    that loss and gradient take one pass. `top_k` asks for the entropy of so many tokens. `uses_previous` asks for
+    the sequence statistic of the previous global batch. `label` is the name with the arguments that differ from
+    their defaults.
     """
 
     name: str = "sft"
@@ -122,10 +134,12 @@ class Method:
     sequence_weights: SequenceWeights | None = None
     penalty: Penalty | None = None
     parameterise: Parameterisation | None = None
+    update_rule: UpdateRule | None = None
     merge: Merge | None = None
     normalization: Normalization = "count"
     pointwise: bool = False
     uses_previous: bool = False
+    top_k: int | None = None
 
     @property
     def one_pass(self) -> bool:
@@ -139,7 +153,7 @@ class Method:
 
     def rank(self) -> int:
         """Position of the first filled slot: the order of names in a composition."""
-        slots = (self.token_weights, self.sequence_weights, self.penalty, self.parameterise, self.merge)
+        slots = (self.token_weights, self.sequence_weights, self.penalty, self.parameterise, self.update_rule, self.merge)
         return next((i for i, slot in enumerate(slots) if slot is not None), -1)
 
 
@@ -147,10 +161,15 @@ def compose(first: Method, second: Method) -> Method:
     """Both methods at once: weights multiply, penalties add, merges chain.
 
     Raises:
-        ValueError: both parameterise the weights.
+        ValueError: both parameterise the weights, or have an update rule, or another `top_k`.
     """
+    both = f"'{first.name}' and '{second.name}' both"
     if first.parameterise and second.parameterise:
-        raise ValueError(f"'{first.name}' and '{second.name}' both choose the trained parameters; keep one")
+        raise ValueError(f"{both} choose the trained parameters; keep one")
+    if first.update_rule and second.update_rule:
+        raise ValueError(f"{both} choose the update rule; keep one")
+    if first.top_k and second.top_k and first.top_k != second.top_k:
+        raise ValueError(f"{both} look at the most probable tokens, {first.top_k} and {second.top_k}; take one number")
     return Method(
         name=f"{first.name}+{second.name}",
         label=f"{first.label}+{second.label}",
@@ -158,10 +177,12 @@ def compose(first: Method, second: Method) -> Method:
         sequence_weights=_both(first.sequence_weights, second.sequence_weights, lambda f, g: lambda x: f(x) * g(x)),
         penalty=_both(first.penalty, second.penalty, _add_penalties),
         parameterise=first.parameterise or second.parameterise,
+        update_rule=first.update_rule or second.update_rule,
         merge=_both(first.merge, second.merge, _chain),
         normalization="simplex" if "simplex" in (first.normalization, second.normalization) else "count",
         pointwise=first.one_pass and second.one_pass,
         uses_previous=first.uses_previous or second.uses_previous,
+        top_k=first.top_k or second.top_k,
     )
 
 
