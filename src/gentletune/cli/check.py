@@ -5,9 +5,10 @@ The commands look again when they read for good; a mistake must not take the ten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gentletune.cli.common import say
 from gentletune.core.errors import UserError
@@ -23,6 +24,9 @@ from gentletune.lm.export import check_export
 from gentletune.lm.model_files import resolve_model
 from gentletune.methods.adapted import check_adapted
 from gentletune.methods.micro_batch import check_micro_batch
+
+if TYPE_CHECKING:
+    from gentletune.sweeps.plan import Trial
 
 
 def check_recipe(
@@ -89,20 +93,19 @@ def check_file(path: str) -> None:
         shaped_rows(read_rows(path), path)
 
 
-def check_study(config: Path, output: Path, *, model: str | None = None, files: bool = True) -> None:
-    """Plan the study of a YAML file and, with `files`, check the recipe of its first trial unless that is done.
+def check_study(study: Mapping[str, Any], output: Path, where: str, *, files: bool = True) -> list[Trial]:
+    """Plan a study and, with `files`, check the recipe of its first trial unless that is done; the trials.
 
-    `model` stands for the study's own where it is given. Raises `UserError`.
+    Raises `UserError`.
     """
     from gentletune.core.records import read_record
-    from gentletune.sweeps.plan import plan, read_settings, read_study
+    from gentletune.sweeps.plan import plan, read_settings
     from gentletune.sweeps.search import read_search
 
-    study, where = read_study(config, model), str(config)
     read_settings(study, where)
     search, trials = read_search(study, where), plan(study, output, where)
     if not files:
-        return
+        return trials
     if trials:
         record = read_record(output / trials[0].name)
         if record is None or record.status == "failed":
@@ -111,3 +114,4 @@ def check_study(config: Path, output: Path, *, model: str | None = None, files: 
         base = {key: value for key, value in study["base"].items() if key not in search.space and key != "method"}
         recipe = Recipe.parse(base, where=where)
         check_recipe(recipe, tasks=recipe.evaluate)
+    return trials

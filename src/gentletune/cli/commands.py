@@ -27,6 +27,9 @@ COMMANDS: Mapping[str, Command] = {
         "runs", "Domain and general scores of any model, with standard errors, beside those of its base model."
     ),
     "sweep": Command("runs", "Run every trial of a study; run again, it does only what is missing or failed."),
+    "compare": Command(
+        "compare", "Every method at several rates and seeds, beside SFT: at equal steps, and at an equal domain score."
+    ),
     "report": Command(
         "runs", "The safe choice, the trade-off and tables of finished runs: one HTML file, PNG, CSV and Markdown."
     ),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from gentletune.cli.check import check_recipe
 from gentletune.cli.common import (
@@ -23,12 +22,10 @@ from gentletune.cli.common import (
     stdout,
 )
 from gentletune.cli.flags import recipe_command
+from gentletune.cli.scores import show_frame
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import load_recipe
 from gentletune.core.records import write_json_atomic
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 research_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", help="Theory, token dynamics and ablations: for those who ask why."
@@ -58,7 +55,7 @@ def verify_command(
     from gentletune.research.theory.verify import verify
 
     found = verify(trees, seed)
-    _show(found.frame(), f"{found.trees} random trees, seed {found.seed}, {found.seconds:.0f} s", justify="right")
+    show_frame(found.frame(), f"{found.trees} random trees, seed {found.seed}, {found.seconds:.0f} s", justify="right")
     _print(found.observations)
     if json_path:
         write_json_atomic(json_path, found.as_dict())
@@ -196,24 +193,13 @@ def ablations_command(
     differences = "differences, 95 % intervals: ≠ significant, ≈ not"
     for title, frame in ((found.title, found.values()), (differences, found.differences())):
         # A setting a column: a terminal is high rather than wide.
-        _show(frame.set_index("setting").rename(columns=lambda head: head.replace("/", " ")).T.reset_index(), title)
+        turned = frame.set_index("setting").rename(columns=lambda head: head.replace("/", " ")).T.reset_index()
+        show_frame(turned, title)
     _print([*found.notes, *found.sentences()])
     for row in found.rows:
         for what in row.failed:
             _complain(f"{row.label}, {what}")
     say(f"table: {output / name}.md and .csv")
-
-
-def _show(frame: pd.DataFrame, title: str, *, justify: Any = "left") -> None:
-    """A frame as a table, its first column flush left."""
-    table = Table(title=title)
-    for place, heading in enumerate(frame.columns):
-        table.add_column(
-            "" if heading == "index" else str(heading), overflow="fold", justify=justify if place else "left"
-        )
-    for cells in frame.itertuples(index=False):
-        table.add_row(*map(str, cells))
-    stdout.print(table)
 
 
 def _print(lines: Iterable[str]) -> None:

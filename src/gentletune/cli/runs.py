@@ -157,11 +157,11 @@ def sweep_command(
 
       gentletune sweep -c study.yaml --executor pool --workers 4
     """
-    check_study(config, output, model=model, files=probe or not dry_run)
     from gentletune.sweeps.plan import read_study
     from gentletune.sweeps.settled import settled
 
     study = read_study(config, model)
+    check_study(study, output, str(config), files=probe or not dry_run)
     if not dry_run and (done := settled(study, output)) is not None:
         _say_sweep(done, output)
         return
@@ -192,12 +192,17 @@ def _say_sweep(records: list[RunRecord], output: Path) -> None:
     """What came of a study. Raises `typer.Exit` with 1 where a trial failed."""
     say(f"{sum(record.status == 'complete' for record in records)} of {len(records)} trials complete under {output}")
     print_answer(records)
+    say_failed(records)
+    say(f"next, what was gained and lost on one page: gentletune report {shlex.quote(str(output))}")
+
+
+def say_failed(records: list[RunRecord]) -> None:
+    """Say which trials of a study failed, the first with its error. Raises `typer.Exit` with 1 where one did."""
     if failed := [record for record in records if record.status == "failed"]:
         first = f"{failed[0].label} at {failed[0].learning_rate:g}: {failed[0].error}"
         line = f"{len(failed)} of {len(records)} trials failed, the first {first}; the same command tries them again"
         stderr.print(f"gentletune: {line}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1)
-    say(f"next, what was gained and lost on one page: gentletune report {shlex.quote(str(output))}")
 
 
 @recipe_command(app, "advise")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from gentletune.cli.common import stdout
 from gentletune.core.records import FROM_BASE, Score
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _RARE = 0.02  # answers cut off or unreadable up to this share are not told
 _MANY = 10  # categories, of which not each has a line of its own
@@ -54,6 +58,18 @@ def print_code_length(
         cells = (score, before.get(score.metric), change.get(score.metric))
         table.add_row(score.metric, *(_with_error(cell) for cell in cells), str(score.n))
     console.print(table)
+
+
+def show_frame(frame: pd.DataFrame, title: str, *, justify: Any = "left") -> None:
+    """A frame as a table, its first column flush left."""
+    table = Table(title=title)
+    for place, heading in enumerate(frame.columns):
+        table.add_column(
+            "" if heading == "index" else str(heading), overflow="fold", justify=justify if place else "left"
+        )
+    for cells in frame.itertuples(index=False):
+        table.add_row(*map(str, cells))
+    stdout.print(table)
 
 
 def _with_error(score: Score | None) -> str:

@@ -1,4 +1,4 @@
-"""Experiments for those who ask why: the theory checked and measured, token dynamics, ablations. The names below last.
+"""Experiments: the theory checked and measured, token dynamics, ablations, methods side by side. The names below last.
 
 >>> p, q = TokenTree(([[0.5, 0.5]],)), TokenTree(([[0.25, 0.75]],))
 >>> round(kl(p, q), 4)
@@ -24,6 +24,9 @@ from gentletune.research.theory.verify import Verification, verify
 if TYPE_CHECKING:
     from gentletune.research.ablations.result import Ablation
     from gentletune.research.ablations.run import ablation
+    from gentletune.research.comparison.result import Comparison
+    from gentletune.research.comparison.run import compare_methods
+    from gentletune.research.comparison.study import comparison_study
     from gentletune.research.dynamics.callback import TokenDynamicsCallback
     from gentletune.research.dynamics.result import TokenDynamics
     from gentletune.research.dynamics.run import token_dynamics
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 _LAZY = {
     "Ablation": "ablations.result",
     "ablation": "ablations.run",
+    "Comparison": "comparison.result",
+    "compare_methods": "comparison.run",
+    "comparison_study": "comparison.study",
     "TokenDynamicsCallback": "dynamics.callback",
     "TokenDynamics": "dynamics.result",
     "token_dynamics": "dynamics.run",
@@ -45,10 +51,11 @@ _LAZY = {
 }
 
 __all__ = [
-    "Ablation", "RiseBound", "TiltingStudy", "TokenDynamics", "TokenDynamicsCallback", "TokenTree", "Tuning",
-    "Verification", "ablation", "code_length_change", "decode_path", "effective_tilt", "encode_path",
-    "exchange_rate_bound", "expected_code_length", "fit", "hard_token_bound", "kl", "node_kl", "noisy_steps_bound",
-    "path_interval", "rise_bound", "safe_lambda", "tilt_bounds", "token_dynamics", "verify",
+    "Ablation", "Comparison", "RiseBound", "TiltingStudy", "TokenDynamics", "TokenDynamicsCallback", "TokenTree",
+    "Tuning", "Verification", "ablation", "code_length_change", "compare_methods", "comparison_study", "decode_path",
+    "effective_tilt", "encode_path", "exchange_rate_bound", "expected_code_length", "fit", "hard_token_bound", "kl",
+    "node_kl", "noisy_steps_bound", "path_interval", "rise_bound", "safe_lambda", "tilt_bounds", "token_dynamics",
+    "verify",
 ]  # fmt: skip
 
 

@@ -1,0 +1,144 @@
+"""Methods at an equal domain score: each read off its own line over the learning rates, with an honest error.
+
+At equal rate a method that learns less also forgets less, which is no merit. So each method's settings are joined, base
+model first, then rate by rate, and read where the line first reaches the domain score in question: between two settings
+the scores of each item are averaged with weights t and 1 - t, which is what answering with the one model in t of the
+cases and with the other in the rest would score. That is an average of runs like any other, and compared by the one
+comparison, paired by seed and item.
+
+The place t comes from measured domain scores. An error δ there moves the general score by slope · δ, so the interval is
+widened by both sides' domain errors times their slopes (the delta method; the two errors taken as independent, which is
+cautious: seeds that learn more forget more). The half widths add as squares (MOVER; Zou and Donner 2008).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from scipy import special
+
+from gentletune.core.records import Score
+from gentletune.reporting.axes import Axis
+from gentletune.reporting.settings import Setting
+from gentletune.stats import Change, Pool, Run, compare, mean_of, seed_pool
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place on a method's line: `share` of the way from `below` (None: the base model) to `above`."""
+
+    below: Setting | None
+    above: Setting
+    share: float
+
+    def runs(self, axis: Axis) -> tuple[Run, ...]:
+        """The runs of both settings averaged, seed by seed; none where a score is missing."""
+        above = self.above.runs(axis)
+        if self.share == 1:
+            return above
+        if self.below is None:
+            start = {run.sample: run for run in self.above.runs(axis, base=True)}
+            pairs = [(run, start.get(run.sample)) for run in above]
+        else:
+            seeds = {run.seed: run for run in self.below.runs(axis)}
+            pairs = [(run, seeds.get(run.seed)) for run in above]
+        return tuple(_mixed(low, run, self.share) for run, low in pairs if low and low.sample == run.sample)
+
+    def slope(self, axis: Axis, domain: Axis) -> float:
+        """How much the score changes for one of the domain score, along this piece of the line."""
+        (low, high), (start, end) = _ends(self, axis), _ends(self, domain)
+        return (high - low) / (end - start) if end != start else 0.0
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The variance between seeds on both axes, from all settings of a study."""
+
+    domain: Pool | None
+    axis: Pool | None
+
+    @classmethod
+    def of(cls, settings: Sequence[Setting], domain: Axis, axis: Axis) -> Pools:
+        """Those of these settings."""
+        return cls(*(seed_pool([s.runs(one) for s in settings]) for one in (domain, axis)))
+
+
+def place_at(line: Sequence[Setting], domain: Axis, target: float) -> Place | None:
+    """Where a method's settings, by rate, first reach a domain score; None where they never do."""
+    sign = 1.0 if domain.higher_is_better else -1.0
+    start = next((r for s in line if (r := s.reading(domain, base=True)) is not None), None)
+    known: list[tuple[Setting | None, float]] = [] if start is None else [(None, sign * start.point.value)]
+    for setting in sorted(line, key=lambda s: s.learning_rate):
+        reading = setting.reading(domain)
+        if reading is None:
+            continue
+        value = sign * reading.point.value
+        if value >= sign * target:
+            if not known:
+                return Place(None, setting, 1.0)
+            below, low = known[-1]
+            return Place(below, setting, 1.0 if value == low else (sign * target - low) / (value - low))
+        known.append((setting, value))
+    return None
+
+
+def change_at(ours: Place, base: Place, domain: Axis, axis: Axis, pools: Pools) -> Change | None:
+    """`ours` minus `base` on an axis, both at the same domain score; None where a score is missing."""
+    mine, other = ours.runs(axis), base.runs(axis)
+    if not mine or not other:
+        return None
+    found = compare(mine, other, pool=pools.axis)
+    errors = [
+        place.slope(axis, domain) * (mean_of(runs, pools.domain).stderr or 0.0) if (runs := place.runs(domain)) else 0.0
+        for place in (ours, base)
+    ]
+    return widened(found, math.hypot(*errors))
+
+
+def widened(change: Change, error: float) -> Change:
+    """The change with a further standard error, independent of its own.
+
+    >>> one = Change(1.0, 0.3, 0.4, 1.6, 100, True, p=1e-3)
+    >>> more = widened(one, 0.4)
+    >>> round(more.stderr, 3), round(more.low, 3), round(more.p, 3)
+    (0.5, 0.0, 0.046)
+    """
+    if change.stderr is None or change.low is None or change.high is None or not error:
+        return change
+    stderr = math.hypot(change.stderr, error)
+    reach = (change.high - change.low) / 2 / change.stderr if change.stderr else 2.0
+    low, high = (math.hypot(end - change.value, reach * error) for end in (change.low, change.high))
+    p = float(2 * special.stdtr(change.df or 1e9, -abs(change.value) / stderr))
+    p = max(p, change.p or 0.0)
+    cautious = max(p, change.p_cautious or 0.0)
+    return replace(change, stderr=stderr, low=change.value - low, high=change.value + high, p=p, p_cautious=cautious)
+
+
+def _ends(place: Place, axis: Axis) -> tuple[float, float]:
+    low = place.above.reading(axis, base=True) if place.below is None else place.below.reading(axis)
+    high = place.above.reading(axis)
+    return (low.point.value, high.point.value) if low and high else (0.0, 0.0)
+
+
+def _mixed(low: Run, high: Run, share: float) -> Run:
+    scores = tuple(_mixed_score(a, b, share) for a, b in zip(low.scores, high.scores, strict=True))
+    return Run(scores, high.seed, high.sample)
+
+
+def _mixed_score(low: Score, high: Score, share: float) -> Score:
+    """Each item's scores averaged; without items on both sides the values, and the errors as if they moved together."""
+    alike = len(low.items) == len(high.items) and low.clusters == high.clusters
+    items = tuple((1 - share) * a + share * b for a, b in zip(low.items, high.items, strict=True)) if alike else ()
+    errors = [low.stderr, high.stderr]
+    stderr = None if None in errors else (1 - share) * (low.stderr or 0.0) + share * (high.stderr or 0.0)
+    return high.model_copy(
+        update={
+            "value": (1 - share) * low.value + share * high.value,
+            "stderr": stderr,
+            "items": items,
+            "clusters": high.clusters if items else (),
+            "details": {k: v for k, v in high.details.items() if k == "class_counts"},
+        }
+    )

@@ -1,0 +1,59 @@
+"""Run a comparison's study, and write its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gentletune.core.records import RECORD_FILE, RunRecord, load_records, write_text_atomic
+from gentletune.evaluation.harness import Stage
+from gentletune.evaluation.measure import silent
+from gentletune.reporting import report
+from gentletune.research.comparison.result import Comparison, write
+from gentletune.sweeps.plan import plan
+from gentletune.sweeps.sweep import Say, sweep
+
+STUDY_FILE = "study.yaml"
+TITLE = "Methods side by side"
+
+
+def compare_methods(
+    study: Mapping[str, Any],
+    output: Path,
+    *,
+    where: str = "study",
+    executor: str = "local",
+    workers: int | None = None,
+    margin: float | None = None,
+    stage: Stage = silent,
+    say: Say = lambda _: None,
+) -> tuple[list[RunRecord], list[Comparison]]:
+    """Run what is missing of the study under `output`, and write tables, picture and report there.
+
+    The study itself is written beside them, as a file for `gentletune sweep`. Raises `UserError` as `sweep` does.
+
+    >>> study = comparison_study({"data": "lab"}, methods=["sft", "talr"])  # doctest: +SKIP
+    >>> records, (found,) = compare_methods(study, Path("runs/compare"))  # doctest: +SKIP
+    >>> print("\\n".join(found.sentences()))  # doctest: +SKIP
+    """
+    write_text_atomic(output / STUDY_FILE, yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True))
+    records = sweep(study, output, where=where, executor=executor, workers=workers, stage=stage, say=say)
+    return records, read_comparison(study, output, where=where, margin=margin)
+
+
+def read_comparison(
+    study: Mapping[str, Any], output: Path, *, where: str = "study", margin: float | None = None
+) -> list[Comparison]:
+    """Tables, picture and report of what is there of the study, without running anything.
+
+    Raises `UserError` where nothing is.
+    """
+    runs = [output / trial.name for trial in plan(study, output, where)]
+    records = load_records([run for run in runs if (run / RECORD_FILE).exists()] or [output])
+    report(records, output, title=TITLE, margin=margin)
+    found = Comparison.of(records, margin)
+    write(found, output, TITLE)
+    return found
