@@ -13,9 +13,9 @@ from gentletune.core.errors import UserError
 from gentletune.losses import batch_tau, talr_weights
 from gentletune.methods import Method, TokenBatch, Weighted, compose, method_names, parse_method, register, registry
 from gentletune.methods import training_part as trained_as
-from gentletune.methods.base import Deviation, deviation_norm, merge_weights, parameter_deviations
+from gentletune.methods.base import Deviation, Place, deviation_norm, merge_weights, parameter_deviations
 
-SLOTS = ("token_weights", "sequence_weights", "penalty", "parameterise", "merge")
+SLOTS = ("token_weights", "sequence_weights", "penalty", "parameterise", "average", "merge")
 # In canonical order: by slot, then by name.
 SLOT_OF = {
     "dft": "token_weights",
@@ -24,9 +24,13 @@ SLOT_OF = {
     "flow": "sequence_weights",
     "l2": "penalty",
     "lora": "parameterise",
+    "ema": "average",
+    "dare": "merge",
+    "lines": "merge",
+    "ties": "merge",
     "wise_ft": "merge",
 }
-SUBSETS = [names for size in range(1, 8) for names in itertools.combinations(SLOT_OF, size)]
+SUBSETS = [names for size in (1, 2, len(SLOT_OF)) for names in itertools.combinations(SLOT_OF, size)]
 BATCH = TokenBatch(nll=torch.tensor([0.0, 1.0, 2.0, 30.0]), sequence_nll=torch.tensor([0.5, 16.0, 2.0]))
 
 
@@ -61,7 +65,7 @@ def penalise(text: str, deviations: Iterable[Deviation]) -> float:
 def merge(text: str, base: Tensor, tuned: Tensor) -> Tensor:
     method = parse_method(text)
     assert method.merge is not None
-    return method.merge("w", base, tuned)
+    return method.merge(Place("w"), base, tuned)
 
 
 # --- names and slots
@@ -86,7 +90,7 @@ def test_every_composition(names: tuple[str, ...]) -> None:
         assert filled(method) == {SLOT_OF[name] for name in names}
         assert method.normalization == "count"
         assert not method.uses_previous
-    training = "+".join(name for name in names if name != "wise_ft") or "sft"
+    training = "+".join(name for name in names if SLOT_OF[name] != "merge") or "sft"
     assert trained_as(canonical) == training
 
 
@@ -144,7 +148,7 @@ def test_training_part_keeps_a_method_that_does_more_than_merge() -> None:
     ("text", "words"),
     [
         ("tarl", "unknown method 'tarl'; did you mean 'talr'"),
-        ("talr+zzzzzz", "unknown method 'zzzzzz'. Known: dft, flow"),
+        ("talr+zzzzzz", "unknown method 'zzzzzz'. Known: dare, dft"),
         ("talr(taw=1)", "unknown argument of talr 'taw'; did you mean 'tau'"),
         ("dft(tau=1)", "unknown argument of dft 'tau'"),
         ("talr(tau=0)", "'talr': tau must be a number > 0, got 0"),
@@ -384,7 +388,7 @@ def test_merges_chain() -> None:
     assert both.name == "wise_ft+wise_ft"
     assert both.merge is not None
     # 0 → 8 tuned: the first gives 4, the second a quarter of that.
-    assert both.merge("a", torch.tensor([0.0]), torch.tensor([8.0])).item() == 1.0
+    assert both.merge(Place("a"), torch.tensor([0.0]), torch.tensor([8.0])).item() == 1.0
 
 
 def test_merging_a_model_with_tied_weights_averages_them_once(tiny_model: LlamaForCausalLM) -> None:

@@ -272,6 +272,6 @@ def test_the_lagged_statistic_is_resumed_on_the_ranks_own_device(
 
     monkeypatch.setattr(torch, "load", spy)
     monkeypatch.setattr(Accelerator, "device", torch.device("meta"))  # stands for this rank's GPU
-    trainer.restore_previous(checkpoint)
+    trainer.restore(checkpoint)
     assert asked == ["cpu"]  # never the device another rank saved it from
     assert trainer.previous.device == torch.device("meta")

@@ -23,6 +23,7 @@ from gentletune.lab import lab_domain  # noqa: F401 (importing it makes its doma
 from gentletune.lm.export import check_export
 from gentletune.lm.model_files import resolve_model
 from gentletune.methods.adapted import check_adapted
+from gentletune.methods.controlled import check_controlled
 from gentletune.methods.micro_batch import check_micro_batch
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def check_recipe(
         check_installed(recipe.optimizer)
         if methods is None:
             check_adapted(recipe, parse_method(recipe.method))
+            check_controlled(recipe, parse_method(recipe.method))
             check_micro_batch(recipe, parse_method(recipe.method))
     if recipe.chat_template is not None:
         read_template(recipe.chat_template)

@@ -6,6 +6,7 @@ A recipe's method is parsed, and its mistakes told, before torch is loaded; so m
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,7 +46,15 @@ TokenWeights = Callable[[TokenBatch], Weighted]
 SequenceWeights = Callable[["Tensor"], "Tensor"]
 Penalty = Callable[["Tensor"], tuple["Tensor", "Tensor"]]
 UpdateRule = Callable[[], tuple[Any, dict[str, Any]]]
-Merge = Callable[[str, "Tensor", "Tensor"], "Tensor"]
+Merge = Callable[["Place", "Tensor", "Tensor"], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which tensor it is: the parameter's `name`, and its `depth` from the first layer (0) to the last (1)."""
+
+    name: str
+    depth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,13 +128,15 @@ class Method:
             once per optimiser step (a scalar), and the gradient of that part in the deviation (L2).
         parameterise: which parameters are trained (LoRA).
         update_rule: class and further keywords of an optimiser in the place of AdamW (MoFO).
-        merge: after training, the final tensor from its name, the base model's and the tuned one (Wise-FT).
+        average: decay of a running average of the weights, which training ends with in their place (EMA).
+        merge: after training, the final tensor from its place, the base model's and the tuned one (Wise-FT).
 
     `normalization` is Z in L = (1/Z) Σ w ℓ: the global number of label tokens (`count`) or the global sum of the
     weights (`simplex`). `pointwise` says that a token's weight follows from its own NLL (and `previous`) alone, so
     that loss and gradient take one pass. `top_k` asks for the entropy of so many tokens. `uses_previous` asks for
-    the sequence statistic of the previous global batch. `label` is the name with the arguments that differ from
-    their defaults.
+    the sequence statistic of the previous global batch. `budget` asks for the largest share of θ - θ⁰, after the
+    merge, whose KL from base stays within so many bits per token. `label` is the name with the arguments that
+    differ from their defaults.
     """
 
     name: str = "sft"
@@ -135,7 +146,9 @@ class Method:
     penalty: Penalty | None = None
     parameterise: Parameterisation | None = None
     update_rule: UpdateRule | None = None
+    average: float | None = None
     merge: Merge | None = None
+    budget: float | None = None
     normalization: Normalization = "count"
     pointwise: bool = False
     uses_previous: bool = False
@@ -153,7 +166,8 @@ class Method:
 
     def rank(self) -> int:
         """Position of the first filled slot: the order of names in a composition."""
-        slots = (self.token_weights, self.sequence_weights, self.penalty, self.parameterise, self.update_rule, self.merge)
+        shaping = (self.token_weights, self.sequence_weights, self.penalty, self.parameterise, self.update_rule)
+        slots = (*shaping, self.average, self.merge)
         return next((i for i, slot in enumerate(slots) if slot is not None), -1)
 
 
@@ -178,7 +192,9 @@ def compose(first: Method, second: Method) -> Method:
         penalty=_both(first.penalty, second.penalty, _add_penalties),
         parameterise=first.parameterise or second.parameterise,
         update_rule=first.update_rule or second.update_rule,
+        average=_both(first.average, second.average, min),
         merge=_both(first.merge, second.merge, _chain),
+        budget=_both(first.budget, second.budget, min),
         normalization="simplex" if "simplex" in (first.normalization, second.normalization) else "count",
         pointwise=first.one_pass and second.one_pass,
         uses_previous=first.uses_previous or second.uses_previous,
@@ -212,7 +228,39 @@ def _add_penalties(first: Penalty, second: Penalty) -> Penalty:
 
 
 def _chain(first: Merge, second: Merge) -> Merge:
-    return lambda name, base, tuned: second(name, base, first(name, base, tuned))
+    return lambda place, base, tuned: second(place, base, first(place, base, tuned))
+
+
+def interpolated(base: Tensor, tuned: Tensor, share: float) -> Tensor:
+    """θ⁰ + share·(θ - θ⁰) as `tuned` is held; the end points are exact.
+
+    >>> import torch
+    >>> interpolated(torch.tensor([1.0]), torch.tensor([3.0]), 0.25).item()
+    1.5
+    """
+    if share == 0:
+        return base.to(tuned)
+    return tuned if share == 1 else base.to(tuned).lerp(tuned, share)
+
+
+def places(names: Iterable[str]) -> dict[str, Place]:
+    """The place of each parameter of a model, given in their order.
+
+    The number of a layer is the first in a name, counted apart for each stack of layers. What comes before the layers
+    (the embedding) is as deep as the first, what comes after them (the last norm, the head) as the last.
+
+    >>> [place.depth for place in places(["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w", "norm"]).values()]
+    [0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+    numbers = {name: re.match(r"(?:(.*?)\.)?(\d+)\.", name) for name in names}
+    last: dict[str | None, int] = {}
+    for found in filter(None, numbers.values()):
+        last[found[1]] = max(int(found[2]), last.get(found[1], 0))
+    made, outside = dict[str, Place](), 0.0
+    for name, found in numbers.items():
+        outside = 1.0 if found else outside
+        made[name] = Place(name, int(found[2]) / max(1, last[found[1]]) if found else outside)
+    return made
 
 
 def squared_norm(value: Tensor) -> Tensor:
@@ -229,14 +277,21 @@ def deviation_norm(deviations: Iterable[Deviation]) -> float:
     return math.sqrt(sum(float(squared_norm(deviation.value)) for deviation in deviations))
 
 
-def merge_weights(model: nn.Module, base: Mapping[str, Tensor], merge: Merge) -> float:
-    """Merge θ⁰ into a tuned model in place, one tensor at a time; ‖θ - θ⁰‖ of what came of it."""
+def merge_weights(
+    model: nn.Module, base: Mapping[str, Tensor], merge: Merge, tuned: Mapping[str, Tensor] | None = None
+) -> float:
+    """Merge θ⁰ into a tuned model in place, one tensor at a time; ‖θ - θ⁰‖ of what came of it.
+
+    `tuned` are the weights to merge where the model no longer holds them.
+    """
     import torch
 
-    squares = 0.0
-    for name, parameter in model.named_parameters():
+    squares, parameters = 0.0, dict(model.named_parameters())
+    for name, place in places(parameters).items():
+        parameter = parameters[name]
         start = base[name].to(parameter.device, parameter.dtype)
+        after = parameter.detach() if tuned is None else tuned[name].to(parameter.device, parameter.dtype)
         with torch.no_grad():
-            parameter.copy_(merge(name, start, parameter.detach()))
+            parameter.copy_(merge(place, start, after))
         squares += float(squared_norm(parameter.detach() - start))
     return math.sqrt(squares)

@@ -28,6 +28,7 @@ from gentletune.lm.loaded import Loaded
 from gentletune.lm.setting import Rows
 from gentletune.methods import Method, parse_method, training_part
 from gentletune.methods.adapted import check_adapted
+from gentletune.methods.controlled import check_controlled
 from gentletune.training.packing import sizes_drawn
 
 _DATA = ("data", "data_path", "data_split", "data_config", "mixture", "test_path", "test_rows", "train_rows", "cot",
@@ -52,6 +53,7 @@ class Inputs:
         self.processes = processes_here(recipe.processes)
         self.method: Method = parse_method(recipe.method)
         check_adapted(recipe, self.method)
+        check_controlled(recipe, self.method)
         tasks = self._tasks = resolve_tasks(recipe) if recipe.evaluate or recipe.evaluate_every else []
         self.sandbox = code_walls(tasks, recipe)
         streams = any(source.streaming for source in recipe.sources)

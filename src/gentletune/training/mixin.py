@@ -124,6 +124,10 @@ class MethodMixin:
             raise ValueError(f"method '{self.method.label}': give the trainer a peft_config instead of '+lora'")
         if self.method.merge is not None:
             raise ValueError(f"method '{self.method.label}': average the weights after training, by wise_ft's merge")
+        if self.method.average is not None:
+            raise ValueError(
+                f"method '{self.method.label}': average the weights by torch.optim.swa_utils instead of +ema"
+            )
 
     def _check_gradients(self) -> None:
         """Refuse where the end of a step could not change the gradient, and would be passed over in silence."""

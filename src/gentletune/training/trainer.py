@@ -32,6 +32,7 @@ from gentletune.methods.token_weights.talr import talr
 from gentletune.training.arguments import CHECKPOINTS, training_arguments
 from gentletune.training.attention import at_own, attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
+from gentletune.training.control.average import Average
 from gentletune.training.early_stop import StopEarly
 from gentletune.training.looking import Evaluate, Probe, looks
 from gentletune.training.loss import remove_token_nll
@@ -54,6 +55,7 @@ class GentleTrainer(MethodMixin, Metered, SFTTrainer):
 
     whole_method = True
     lost_updates: LostUpdates | None = None
+    average: Average | None = None
     _signature_columns: list[str] | None
     _staging: str | None = None
 
@@ -122,6 +124,8 @@ class GentleTrainer(MethodMixin, Metered, SFTTrainer):
                 super()._save_checkpoint(model, trial)
             if self.previous is not None and first:
                 torch.save(self.previous.cpu(), staging / f"checkpoint-{self.state.global_step}" / PREVIOUS_FILE)
+            if self.average is not None and first:
+                self.average.write(staging / f"checkpoint-{self.state.global_step}")
             self.accelerator.wait_for_everyone()
             if first:
                 for checkpoint in staging.glob("checkpoint-*"):
@@ -135,8 +139,10 @@ class GentleTrainer(MethodMixin, Metered, SFTTrainer):
             rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit, use_mtime=False)
         self.accelerator.wait_for_everyone()
 
-    def restore_previous(self, checkpoint: Path) -> None:
-        """Take up the previous batch's statistic where the checkpoint left it, on this rank's own device."""
+    def restore(self, checkpoint: Path) -> None:
+        """Take up the previous batch's statistic and the running average where the checkpoint left them."""
+        if self.average is not None:
+            self.average.read(checkpoint)
         file = checkpoint / PREVIOUS_FILE
         if file.exists():
             self.previous = torch.load(file, weights_only=True, map_location="cpu").to(self.accelerator.device)
@@ -234,6 +240,8 @@ def fit(
     called: list[Any] = [Meter(), MetricsCallback(run / METRICS_FILE), progress, lost, *callbacks]
     looked, stop = looks(recipe, run / CHECKPOINTS, at_own(wrapped, probe), at_own(wrapped, evaluate))
     called += looked
+    average = None if method.average is None else Average(method.average)
+    called += [] if average is None else [average]
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype)
     plain = Whole(wrapped) if arguments.fsdp else None
@@ -251,14 +259,14 @@ def fit(
             callbacks=called,
             optimizer_cls_and_kwargs=own_optimizer(recipe, arguments, dtype),
         )
-        trainer.lost_updates = lost
+        trainer.lost_updates, trainer.average = lost, average
         for shown_twice in (PlainProgress, PrinterCallback):
             trainer.remove_callback(shown_twice)
         for callback in called:
             if hasattr(callback, "trainer"):
                 callback.trainer = trainer
         if checkpoint:
-            trainer.restore_previous(checkpoint)
+            trainer.restore(checkpoint)
         if trainer.is_world_process_zero():
             progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}")
         try:
@@ -267,6 +275,8 @@ def fit(
                 trainer.optimizer.eval()
             if stop is not None:
                 stop.give_best()
+            if average is not None:
+                average.give(trainer.model)
             figures = _figures(trainer, run) | (stop.figures() if stop else {})
             if plain is not None:
                 wrapped = plain.filled(trainer.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gentletune.methods.base import Method
+from gentletune.methods.base import Method, Place, interpolated
 from gentletune.methods.registry import check_number, register
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def wise_ft(alpha: float = 0.5) -> Method:
     """
     share = check_number("alpha", alpha, low=0, high=1)
 
-    def merge(_name: str, base: Tensor, tuned: Tensor) -> Tensor:
-        if share == 0:  # the end points are exact
-            return base.to(tuned)
-        return tuned if share == 1 else base.to(tuned).lerp(tuned, share)
+    def merge(_place: Place, base: Tensor, tuned: Tensor) -> Tensor:
+        return interpolated(base, tuned, share)
 
     return Method(merge=merge)
