@@ -118,6 +118,38 @@ class Parameterisation:
 
 
 @dataclass(frozen=True)
+class BaseKL:
+    """λ·(1/N) Σ_t KL(p_θ⁰ ‖ p_θ) over the vocabulary at the label tokens, λ the `weight`; `masked`: without x_t."""
+
+    weight: float
+    masked: bool = False
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Rows trained on beside the domain's: their `share` of a step's rows, where they are from, their loss and weight.
+
+    `source` is `self`, a file or a data set of the hub. `self` are `rows` answers of the base model, of `tokens` at
+    most.
+    """
+
+    share: float
+    source: str = "self"
+    loss: Literal["nll", "kl"] = "nll"
+    weight: float = 1.0
+    rows: int = 256
+    tokens: int = 64
+
+    def beside(self, domain: float) -> int:
+        """How many rows are replayed beside so many of the domain, at least one.
+
+        >>> Replay(0.2).beside(16), Replay(0.1).beside(1)
+        (4, 1)
+        """
+        return max(1, round(self.share / (1 - self.share) * domain))
+
+
+@dataclass(frozen=True)
 class Method:
     """A fine-tuning method as a value. Every slot defaults to plain SFT.
 
@@ -126,6 +158,8 @@ class Method:
         sequence_weights: weights of the training sequences (S,) from their mean NLL under the base model, once (FLOW).
         penalty: from the deviation of one tensor, which it may overwrite, its part of a sum that is added to the loss
             once per optimiser step (a scalar), and the gradient of that part in the deviation (L2).
+        base_kl: KLs to the base model's predictions at the label tokens (ASFT).
+        replay: rows that are trained on beside the domain's, such as the base model's own samples.
         parameterise: which parameters are trained (LoRA).
         update_rule: class and further keywords of an optimiser in the place of AdamW (MoFO).
         average: decay of a running average of the weights, which training ends with in their place (EMA).
@@ -144,6 +178,8 @@ class Method:
     token_weights: TokenWeights | None = None
     sequence_weights: SequenceWeights | None = None
     penalty: Penalty | None = None
+    base_kl: tuple[BaseKL, ...] = ()
+    replay: Replay | None = None
     parameterise: Parameterisation | None = None
     update_rule: UpdateRule | None = None
     average: float | None = None
@@ -166,20 +202,22 @@ class Method:
 
     def rank(self) -> int:
         """Position of the first filled slot: the order of names in a composition."""
-        shaping = (self.token_weights, self.sequence_weights, self.penalty, self.parameterise, self.update_rule)
-        slots = (*shaping, self.average, self.merge)
+        loss = (self.token_weights, self.sequence_weights, self.penalty, self.base_kl or None, self.replay)
+        slots = (*loss, self.parameterise, self.update_rule, self.average, self.merge)
         return next((i for i, slot in enumerate(slots) if slot is not None), -1)
 
 
 def compose(first: Method, second: Method) -> Method:
-    """Both methods at once: weights multiply, penalties add, merges chain.
+    """Both methods at once: weights multiply, penalties and KLs add, merges chain.
 
     Raises:
-        ValueError: both parameterise the weights, or have an update rule, or another `top_k`.
+        ValueError: both parameterise the weights, or replay, or have an update rule, or another `top_k`.
     """
     both = f"'{first.name}' and '{second.name}' both"
     if first.parameterise and second.parameterise:
         raise ValueError(f"{both} choose the trained parameters; keep one")
+    if first.replay and second.replay:
+        raise ValueError(f"{both} replay rows; keep one")
     if first.update_rule and second.update_rule:
         raise ValueError(f"{both} choose the update rule; keep one")
     if first.top_k and second.top_k and first.top_k != second.top_k:
@@ -190,6 +228,8 @@ def compose(first: Method, second: Method) -> Method:
         token_weights=_multiply(first.token_weights, second.token_weights),
         sequence_weights=_both(first.sequence_weights, second.sequence_weights, lambda f, g: lambda x: f(x) * g(x)),
         penalty=_both(first.penalty, second.penalty, _add_penalties),
+        base_kl=(*first.base_kl, *second.base_kl),
+        replay=first.replay or second.replay,
         parameterise=first.parameterise or second.parameterise,
         update_rule=first.update_rule or second.update_rule,
         average=_both(first.average, second.average, min),
