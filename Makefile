@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 MODEL ?= smollm2-135m
 DEMO := gentletune demo: what a small learning rate keeps
 
-.PHONY: help venv demo test test-attack test-all check bench clean
+.PHONY: help venv demo test test-attack test-all check docs wheel bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,8 @@ help:
 	@echo "make test-attack  fork bombs and the like against the sandbox (a minute)"
 	@echo "make test-all  all of these plus tests on real pretrained weights (downloads 93 MB once)"
 	@echo "make check     ruff, ruff format, mypy strict, import-linter"
+	@echo "make docs      the documentation site, built strictly into site/"
+	@echo "make wheel     the wheel and the source archive in dist/, tried in a clean environment"
 	@echo "make bench     time and memory of the loss engine beside what else there is; writes benchmarks/results/"
 	@echo "make venv      only the virtual environment"
 
@@ -60,6 +62,19 @@ check: $(STAMP)
 	@echo "==> mypy --strict"; $(BIN)/mypy
 	@echo "==> import-linter"; $(BIN)/lint-imports
 
+docs: $(STAMP)
+	@echo "==> Site: reference pages from the code, then every page, strictly; open site/index.html"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(BIN)/python scripts/reference.py
+	@$(BIN)/zensical build --strict --clean
+
+wheel: $(STAMP)
+	@echo "==> Wheel: built, checked, and tried in an environment of its own (about 4 minutes)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[release]'
+	@rm -rf dist && $(BIN)/python -m build --outdir dist . >/dev/null
+	@$(BIN)/twine check --strict dist/*
+	@PYTHON="$(abspath $(BIN)/python)" scripts/try_wheel.sh dist/*.whl
+
 bench: $(STAMP)
 	@echo "==> Head: one size, the main variants (about 4 minutes)"
 	@$(BIN)/python benchmarks/head.py --json benchmarks/results/head-2048.json
@@ -67,4 +82,4 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/step.py --json benchmarks/results/step-clinic.json
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo site dist docs/reference .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
