@@ -88,6 +88,11 @@ class Comparison:
         return found
 
     @cached_property
+    def _places(self) -> dict[int, int]:
+        """Where each setting object lies among the settings: records are large, and comparing them is slow."""
+        return {id(setting): place for place, setting in enumerate(self.settings)}
+
+    @cached_property
     def rates(self) -> list[float]:
         """The learning rates, smallest first."""
         return sorted({setting.learning_rate for setting in self.settings})
@@ -188,12 +193,11 @@ class Comparison:
         """A row a method, a column a rate: domain and general score, each with how it compares with SFT there."""
         domain, general = self.section.axes
         signs = {axis.key: self.against_plain(axis) for axis in (domain, general)}
-        place = {id(setting): i for i, setting in enumerate(self.settings)}
 
         def cell(setting: Setting) -> str:
             parts = []
             for axis in (domain, general):
-                change = signs[axis.key].get(place[id(setting)])
+                change = signs[axis.key].get(self._places[id(setting)])
                 sign = f" {SIGNS[verdict(axis, change)]}" if change else ""
                 parts.append(plus_minus(self.point(setting, axis)) + sign)
             return " / ".join(parts)
@@ -307,7 +311,7 @@ class Comparison:
         found: dict[str, list[str]] = {}
         for name, line in self.lines.items():
             for setting in line:
-                place = self.settings.index(setting)
+                place = self._places[id(setting)]
                 both = [(axis, self.against_plain(axis).get(place)) for axis in (domain, general)]
                 if setting.learning_rate == learning_rate and any(change for _, change in both):
                     told: list[Verdict] = [verdict(axis, change) for axis, change in both]
