@@ -50,6 +50,18 @@ Merge = Callable[["Place", "Tensor", "Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
+class TrustRegion:
+    """A budget of KL from base, bits per token, that the learning rate goes by, looked at `looks` times in a training.
+
+    Each look is on so many `answers` of the base model to the steering prompts.
+    """
+
+    budget: float
+    looks: int
+    answers: int
+
+
+@dataclass(frozen=True)
 class Place:
     """Which tensor it is: the parameter's `name`, and its `depth` from the first layer (0) to the last (1)."""
 
@@ -162,6 +174,7 @@ class Method:
         replay: rows that are trained on beside the domain's, such as the base model's own samples.
         parameterise: which parameters are trained (LoRA).
         update_rule: class and further keywords of an optimiser in the place of AdamW (MoFO).
+        control: a budget that the learning rate goes by (trust_region).
         average: decay of a running average of the weights, which training ends with in their place (EMA).
         merge: after training, the final tensor from its place, the base model's and the tuned one (Wise-FT).
 
@@ -182,6 +195,7 @@ class Method:
     replay: Replay | None = None
     parameterise: Parameterisation | None = None
     update_rule: UpdateRule | None = None
+    control: TrustRegion | None = None
     average: float | None = None
     merge: Merge | None = None
     budget: float | None = None
@@ -203,7 +217,7 @@ class Method:
     def rank(self) -> int:
         """Position of the first filled slot: the order of names in a composition."""
         loss = (self.token_weights, self.sequence_weights, self.penalty, self.base_kl or None, self.replay)
-        slots = (*loss, self.parameterise, self.update_rule, self.average, self.merge)
+        slots = (*loss, self.parameterise, self.update_rule, self.control, self.average, self.merge)
         return next((i for i, slot in enumerate(slots) if slot is not None), -1)
 
 
@@ -232,6 +246,7 @@ def compose(first: Method, second: Method) -> Method:
         replay=first.replay or second.replay,
         parameterise=first.parameterise or second.parameterise,
         update_rule=first.update_rule or second.update_rule,
+        control=first.control or second.control,
         average=_both(first.average, second.average, min),
         merge=_both(first.merge, second.merge, _chain),
         budget=_both(first.budget, second.budget, min),
