@@ -14,7 +14,7 @@ from gentletune.inspection import stream
 from gentletune.inspection.stream import Dropped, RowTokens, Source, row_tokens
 from gentletune.inspection.text import TokenText
 from gentletune.lm import label_tokens
-from gentletune.losses import eaft_weights
+from gentletune.losses import topk_entropy
 from tests.conftest import make_model
 
 ROWS = [
@@ -64,7 +64,7 @@ def test_figures_are_those_of_whole_logits(source: Source, monkeypatch: pytest.M
         same(of(found, "entropy"), torch.distributions.Categorical(p).entropy(), rtol=1e-4, atol=1e-5)
         same(of(found, "top_probability"), p.max(-1).values, rtol=1e-4, atol=1e-7)
         assert found.tokens["top_token_id"].tolist() == p.argmax(-1).tolist()
-        same(of(found, "eaft_weight"), eaft_weights(logits, k=20).double(), rtol=1e-4, atol=1e-5)
+        same(of(found, "topk_entropy"), topk_entropy(logits, k=20), rtol=1e-4, atol=1e-5)
 
 
 def test_rows_come_in_order_whatever_the_batches(source: Source) -> None:

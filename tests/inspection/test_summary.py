@@ -10,12 +10,12 @@ import torch
 
 from gentletune.inspection.summary import DECADES, LINEAR_EDGES, Totals
 from gentletune.inspection.weights import Tokens, method_columns, method_weights
-from gentletune.losses import effective_sample_size, talr_weights
+from gentletune.losses import effective_sample_size, infosft_weights, talr_weights
 
 
-def frame(nll: Any, *, kind: Any = "word", position: Any = 1, eaft: Any = 0.5) -> Tokens:
+def frame(nll: Any, *, kind: Any = "word", position: Any = 1, entropy: Any = 0.5) -> Tokens:
     nll = np.asarray(nll, dtype=float)
-    columns = {"nll": nll, "probability": np.exp(-nll), "class": kind, "position": position, "eaft_weight": eaft}
+    columns = {"nll": nll, "probability": np.exp(-nll), "class": kind, "position": position, "topk_entropy": entropy}
     return {name: np.broadcast_to(values, len(nll)) for name, values in columns.items()}
 
 
@@ -82,9 +82,9 @@ def test_positions_are_named_by_their_bins() -> None:
 
 
 def test_weight_totals_are_those_of_all_weights(nll: np.ndarray) -> None:
-    tokens = frame(nll, eaft=np.random.default_rng(1).random(len(nll)))
+    tokens = frame(nll, entropy=np.random.default_rng(1).random(len(nll)))
     weights = method_weights(tokens, 1.3)
-    assert list(weights) == method_columns() == ["sft", "dft", "eaft", "mask", "talr"]
+    assert list(weights) == method_columns() == ["sft", "dft", "eaft", "infosft", "mask", "talr"]
     found = added(*cut(tokens, *(slice(i, None, 9) for i in range(9))))["weights"]
     hard = np.exp(-nll) < 0.1
     for total, (method, values) in zip(found, weights.items(), strict=True):
@@ -96,11 +96,12 @@ def test_weight_totals_are_those_of_all_weights(nll: np.ndarray) -> None:
 
 
 def test_the_methods_weights_are_the_losses_own(nll: np.ndarray) -> None:
-    weights = method_weights(frame(nll, eaft=0.25), tau=0.7)
+    weights = method_weights(frame(nll, entropy=0.25), tau=0.7)
     assert np.array_equal(weights["talr"], talr_weights(torch.from_numpy(nll), 0.7).numpy())
     assert np.allclose(weights["dft"], np.exp(-nll))
     assert np.array_equal(weights["mask"], (np.exp(-nll) > 0.1).astype(float))
-    assert (weights["eaft"] == 0.25).all()
+    assert np.allclose(weights["eaft"], 0.25 / np.log(20))
+    assert np.array_equal(weights["infosft"], infosft_weights(torch.from_numpy(nll)).numpy())
     assert (weights["sft"] == 1.0).all()
 
 

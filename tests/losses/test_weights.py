@@ -15,8 +15,10 @@ from gentletune.losses import (
     eaft_weights,
     effective_sample_size,
     flow_weights,
+    infosft_weights,
     mask_weights,
     talr_weights,
+    topk_entropy,
 )
 
 NLL = torch.tensor([0.05, 0.7, 1.3, 4.0, 25.0], dtype=torch.float64)
@@ -151,13 +153,25 @@ def test_eaft_is_the_normalised_entropy_of_the_top_k() -> None:
     logits = doubles([[2.0, 1.0, 0.0, -50.0], [60.0, 0.0, 0.0, 0.0]])
     p = logits[0, :3].softmax(0)
     expected = float(-(p * p.log()).sum() / math.log(3))
-    found = eaft_weights(logits, k=3)
-    assert found.tolist() == pytest.approx([expected, 0.0], abs=1e-6)
-    assert eaft_weights(logits, k=3, alpha=2.0)[0].item() == pytest.approx(expected**2, abs=1e-6)
-    assert not eaft_weights(logits.requires_grad_(), k=3).requires_grad
+    entropy = topk_entropy(logits.requires_grad_(), k=3)
+    assert not entropy.requires_grad
+    assert eaft_weights(entropy, k=3).tolist() == pytest.approx([expected, 0.0], abs=1e-15)
+    assert eaft_weights(entropy, k=3, alpha=2.0)[0].item() == pytest.approx(expected**2, rel=1e-14)
 
 
 @pytest.mark.parametrize(("k", "alpha", "message"), [(1, 1.0, "k must"), (5, 1.0, "k must"), (3, -1.0, "alpha")])
 def test_eaft_refuses(k: int, alpha: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        eaft_weights(torch.zeros(2, 4), k, alpha)
+        eaft_weights(topk_entropy(torch.zeros(2, 4), k), k, alpha)
+
+
+def test_infosft_is_the_papers_weight_over_the_logit_of_its_bound() -> None:
+    p = doubles([1e-30, 0.01, 0.3, 0.5, 0.7, 0.92, 0.93, 0.95, 1.0])
+    expected = [x * max(0.0, 2.5866893440979424 - math.log(x / (1 - x))) if x < 1 else 0.0 for x in p.tolist()]
+    found = infosft_weights(-p.log())
+    assert (found * 2.5866893440979424).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+    assert found[3].item() == pytest.approx(0.5, rel=1e-12)
+    assert not infosft_weights((-p.log()).requires_grad_()).requires_grad
+    assert infosft_weights(torch.tensor([0.0, -1e-7, 500.0])).tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="p_max must lie in"):
+        infosft_weights(p, p_max=0.4)

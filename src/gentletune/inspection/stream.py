@@ -17,9 +17,9 @@ from gentletune.data.encode import IGNORE, Encoded, Fate, Truncate, encode_withi
 from gentletune.data.forms import Row
 from gentletune.inspection.classes import CLASSES, classify
 from gentletune.inspection.text import TokenText
-from gentletune.inspection.weights import EAFT_K, EAFT_WEIGHT, Tokens
+from gentletune.inspection.weights import TOP_K, Tokens
 from gentletune.lm.label_tokens import LabelLogits, label_logits
-from gentletune.losses import eaft_weights
+from gentletune.losses import topk_entropy
 
 _BLOCK = 64  # rows sorted by length together, so that padding is small and order can be restored
 
@@ -30,8 +30,8 @@ class RowTokens:
 
     `tokens` are columns, an entry a token: `row`; `position` in its answer, from 1 (a chat has several answers);
     `token_id`; the `text` it adds; its `class`; `nll` and `entropy` in nats; `probability`; the most probable token as
-    `top_token_id`, `top_text` and `top_probability`; `eaft_weight`. `before` are the unlabelled texts in front of each
-    answer.
+    `top_token_id`, `top_text` and `top_probability`; `topk_entropy` in nats. `before` are the unlabelled texts in front of
+    each answer.
     """
 
     row: int
@@ -123,7 +123,7 @@ def _look(found: LabelLogits) -> dict[str, Tensor]:
         "entropy": (-(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)).double().clamp_min(0.0),
         "top_token_id": best.indices,
         "top_probability": best.values.double().exp().clamp_max(1.0),
-        EAFT_WEIGHT: eaft_weights(logits, k=min(EAFT_K, logits.shape[-1])).double(),
+        "topk_entropy": topk_entropy(logits, min(TOP_K, logits.shape[-1])).double(),
     }
     return {name: values.cpu() for name, values in columns.items()}
 

@@ -20,29 +20,27 @@ HARD = 0.1
 PLAIN = "sft"
 """The method whose weights are all 1."""
 
-EAFT, EAFT_K = "eaft", 20
-"""Shown beside the registered methods: its weights need whole logits, which a method of ours does not get."""
-
-EAFT_WEIGHT = "eaft_weight"
-"""The column of tokens that has them."""
+TOP_K = 20
+"""Tokens whose entropy is the column `topk_entropy`: as many as EAFT looks at by default."""
 
 
 def method_columns() -> list[str]:
-    """Names of the methods that are shown: `sft`, then EAFT and every registered one with token weights, by name."""
-    return [PLAIN, *sorted({EAFT, *_weighting()})]
+    """Names of the methods that are shown: `sft`, then every registered one with token weights, by name."""
+    return [PLAIN, *_weighting()]
 
 
 def method_weights(tokens: Tokens, tau: float) -> Tokens:
-    """The weights of tokens, of which `nll` (nats) and EAFT's weight are given, a column for each method.
+    """The weights of tokens, of which `nll` and `topk_entropy` (nats) are given, a column for each method.
 
     Each method is at its defaults. Of the sequences it sees one, whose mean NLL is `tau` (nats), the median of all:
-    that is TALR's temperature. EAFT's weights come from whole logits and are passed through.
+    that is TALR's temperature.
     """
     nll, sequences = torch.tensor(tokens["nll"]), torch.tensor([tau], dtype=torch.float64)
-    found = {PLAIN: np.ones_like(tokens["nll"]), EAFT: tokens[EAFT_WEIGHT]}
+    entropy = torch.tensor(tokens["topk_entropy"])
+    found = {PLAIN: np.ones_like(tokens["nll"])}
     for name, method in _weighting().items():
         assert method.token_weights is not None
-        batch = TokenBatch(nll, sequences, sequences if method.uses_previous else None)
+        batch = TokenBatch(nll, sequences, sequences if method.uses_previous else None, entropy)
         found[name] = method.token_weights(batch).weights.double().numpy()
     return {name: found[name] for name in method_columns()}
 

@@ -13,21 +13,26 @@ from gentletune.losses.heads import (
     token_nll,
     weighted_nll,
 )
+from gentletune.losses.kl import BaseTopK, KLFromBase, kl_from_base
 from gentletune.losses.weights import (
     batch_tau,
     dft_weights,
     eaft_weights,
     effective_sample_size,
     flow_weights,
+    infosft_weights,
     mask_weights,
     talr_weights,
+    topk_entropy,
 )
 
 __all__ = [
     "BACKENDS",
     "IGNORE",
     "Backend",
+    "BaseTopK",
     "Head",
+    "KLFromBase",
     "LabelTokens",
     "TokenNLL",
     "Weigh",
@@ -37,10 +42,13 @@ __all__ = [
     "eaft_weights",
     "effective_sample_size",
     "flow_weights",
+    "infosft_weights",
+    "kl_from_base",
     "label_tokens",
     "mask_weights",
     "sequence_means",
     "talr_weights",
     "token_nll",
+    "topk_entropy",
     "weighted_nll",
 ]

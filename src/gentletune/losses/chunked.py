@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Weigh = Callable[[Tensor], Tensor]
+from gentletune.losses.weights import topk_entropy
+
+Weigh = Callable[..., Tensor]
 
 
 class Head(NamedTuple):
@@ -46,11 +48,12 @@ class Head(NamedTuple):
 
 
 class Found(NamedTuple):
-    """(N,) each, without gradient; entropy only where asked for."""
+    """(N,) each, without gradient; entropies only where asked for."""
 
     nll: Tensor
     lse: Tensor
-    entropy: Tensor | None
+    entropy: Tensor | None = None
+    topk_entropy: Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -138,20 +141,22 @@ class _Tile:
         return buffer[: shape[0] * shape[1]].view(shape)
 
 
-def find(hidden: Tensor, targets: Tensor, head: Head, entropy: bool = False) -> Found:
-    """NLL, log-sum-exp and entropy of each token, by tiles of vocabulary with a running maximum and sum."""
+def find(hidden: Tensor, targets: Tensor, head: Head, entropy: bool = False, top_k: int | None = None) -> Found:
+    """NLL, log-sum-exp and entropies of each token, by tiles of vocabulary with a running maximum and sum."""
     sizes, vocabulary = _sizes(hidden), head.weight.shape[0]
     width = _width(hidden, vocabulary)
     tile = _Tile(hidden, head, min(hidden.shape[0], sizes.most_rows) * width)
     parts = [
-        _find_rows(hidden[rows], targets[rows], tile, list(_ranges(vocabulary, width)), entropy)
+        _find_rows(hidden[rows], targets[rows], tile, list(_ranges(vocabulary, width)), entropy, top_k)
         for rows in _ranges(hidden.shape[0], sizes.most_rows)
     ]
     if not parts:
         empty = hidden.new_empty(0, dtype=_accumulator(hidden))
-        return Found(empty, empty.clone(), empty.clone() if entropy else None)
-    nll, lse, spread = zip(*parts, strict=True)
-    return Found(torch.cat(nll), torch.cat(lse), torch.cat(spread) if entropy else None)
+        return Found(empty, empty.clone(), empty.clone() if entropy else None, empty.clone() if top_k else None)
+    nll, lse, spread, of_top = zip(*parts, strict=True)
+    return Found(
+        torch.cat(nll), torch.cat(lse), torch.cat(spread) if entropy else None, torch.cat(of_top) if top_k else None
+    )
 
 
 def _width(hidden: Tensor, vocabulary: int) -> int:
@@ -160,14 +165,21 @@ def _width(hidden: Tensor, vocabulary: int) -> int:
     return min(vocabulary, max(256, sizes.block // max(rows, 1)))
 
 
-def _find_rows(hidden: Tensor, targets: Tensor, tile: _Tile, blocks: list[slice], entropy: bool) -> Found:
+def _find_rows(
+    hidden: Tensor, targets: Tensor, tile: _Tile, blocks: list[slice], entropy: bool, top_k: int | None
+) -> Found:
     dtype = tile.exact.dtype
+    best = hidden.new_empty((hidden.shape[0], 0), dtype=dtype)  # the top_k logits so far
     top = hidden.new_full((hidden.shape[0], 1), torch.finfo(dtype).min, dtype=dtype)
     total, moment, at_target = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
     for block in blocks:
         logits = tile.logits(hidden, block)
         inside, local = _local(targets, block)
         at_target = torch.where(inside, logits.gather(1, local), at_target)
+        if top_k:
+            mine = logits.topk(min(top_k, logits.shape[1]), dim=1).values
+            best = torch.cat([best, mine], dim=1)
+            best = best.topk(min(top_k, best.shape[1]), dim=1).values
         higher = torch.maximum(top, logits.amax(1, keepdim=True))
         drop = top - higher
         powers = logits.sub_(higher).exp_()
@@ -179,7 +191,8 @@ def _find_rows(hidden: Tensor, targets: Tensor, tile: _Tile, blocks: list[slice]
     log_total = total.log()
     nll = (top - at_target) + log_total
     spread = (log_total - moment / total).squeeze(1)
-    return Found(nll.squeeze(1), (top + log_total).squeeze(1), spread if entropy else None)
+    of_top = topk_entropy(best, top_k) if top_k else None
+    return Found(nll.squeeze(1), (top + log_total).squeeze(1), spread if entropy else None, of_top)
 
 
 def _local(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
@@ -215,30 +228,37 @@ def one_pass(
     weigh: Weigh | None,
     factors: Tensor | None,
     needs: tuple[bool, bool, bool],
+    top_k: int | None = None,
 ) -> tuple[Found, Tensor, Gradients]:
-    """NLL, coefficients cᵢ = fᵢ·weigh(ℓᵢ) and the gradients of Σ cᵢ ℓᵢ, by tiles of tokens."""
+    """NLL, coefficients cᵢ = fᵢ·weigh(ℓᵢ) and the gradients of Σ cᵢ ℓᵢ, by tiles of tokens.
+
+    With `top_k`, weigh is also given the entropy of each token's so many most probable ones.
+    """
     sizes, (vocabulary, count) = _sizes(hidden), (head.weight.shape[0], hidden.shape[0])
     step = min(max(sizes.least_rows, sizes.one_pass // vocabulary), max(count, 1))
     tile = _Tile(hidden, head, step * vocabulary)
     sums = _Sums(hidden, head, needs, several=count > step)
     dtype = tile.exact.dtype
-    nll, lse, coefficients = (hidden.new_empty(count, dtype=dtype) for _ in range(3))
+    nll, lse, coefficients, of_top = (hidden.new_empty(count, dtype=dtype) for _ in range(4))
     everything = slice(0, vocabulary)
     for rows in _ranges(count, step):
         h, t = hidden[rows], targets[rows, None]
         logits = tile.logits(h, everything)
         top, at_target = logits.amax(1, keepdim=True), logits.gather(1, t)
+        if top_k:
+            of_top[rows] = topk_entropy(logits, top_k)
         delta = logits.sub_(top).exp_()
         total = delta.sum(1, keepdim=True)
         log_total = total.log()
         nll[rows] = ((top - at_target) + log_total).squeeze(1)
         lse[rows] = (top + log_total).squeeze(1)
-        c = torch.ones_like(nll[rows]) if weigh is None else weigh(nll[rows]).to(dtype)
+        seen = (nll[rows], of_top[rows]) if top_k else (nll[rows],)
+        c = torch.ones_like(nll[rows]) if weigh is None else weigh(*seen).to(dtype)
         coefficients[rows] = c if factors is None else c * factors[rows]
         # Powers are left unscaled: δ = powers - total·onehot, and 1/total goes into the coefficient.
         delta.scatter_add_(1, t, -total)
         sums.add(tile, tile.damped(delta), h, coefficients[rows, None] * head.scale / total, rows, everything)
-    return Found(nll, lse, None), coefficients, sums.result()
+    return Found(nll, lse, None, of_top if top_k else None), coefficients, sums.result()
 
 
 class _Sums:
@@ -290,31 +310,31 @@ class TokenNLLFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
-        softcap: float | None, scale: float, entropy: bool, recording: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        softcap: float | None, scale: float, entropy: bool, top_k: int | None, recording: bool,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         head = Head(weight, bias, softcap, scale)
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
         ctx.early = recording and needs == (True, False, False) and not entropy
         if ctx.early:
-            found, _, grads = one_pass(hidden, targets, head, None, None, needs)
+            found, _, grads = one_pass(hidden, targets, head, None, None, needs, top_k)
             ctx.save_for_backward(grads.hidden)
         else:
-            found = find(hidden, targets, head, entropy)
+            found = find(hidden, targets, head, entropy, top_k)
             ctx.save_for_backward(hidden, weight, targets, found.lse, bias)
             ctx.softcap, ctx.scale, ctx.needs = softcap, scale, needs
-        ctx.mark_non_differentiable(found.lse, *([] if found.entropy is None else [found.entropy]))
-        return found.nll, found.lse, found.entropy
+        ctx.mark_non_differentiable(*(each for each in found[1:] if each is not None))
+        return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_nll: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         if ctx.early:
             (grad,) = ctx.saved_tensors
-            return (grad * grad_nll[:, None]).to(grad.dtype), *[None] * 7
+            return (grad * grad_nll[:, None]).to(grad.dtype), *[None] * 8
         hidden, weight, targets, lse, bias = ctx.saved_tensors
         head = Head(weight, bias, ctx.softcap, ctx.scale)
         found = gradients(hidden, targets, lse, grad_nll, head, ctx.needs)
-        return found.hidden, found.weight, None, found.bias, None, None, None, None
+        return found.hidden, found.weight, None, found.bias, *[None] * 5
 
 
 class WeightedNLLFunction(torch.autograd.Function):
@@ -323,15 +343,16 @@ class WeightedNLLFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None,
-        scale: float, weigh: Weigh | None, factors: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        scale: float, weigh: Weigh | None, factors: Tensor | None, top_k: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
         found, coefficients, grads = one_pass(
-            hidden, targets, Head(weight, bias, softcap, scale), weigh, factors, needs
+            hidden, targets, Head(weight, bias, softcap, scale), weigh, factors, needs, top_k
         )
         ctx.grads = grads
-        ctx.mark_non_differentiable(found.nll, found.lse, coefficients)
-        return (coefficients * found.nll).sum(), found.nll, found.lse, coefficients
+        of_top = found.topk_entropy
+        ctx.mark_non_differentiable(found.nll, found.lse, coefficients, *([] if of_top is None else [of_top]))
+        return (coefficients * found.nll).sum(), found.nll, found.lse, coefficients, of_top
 
     @staticmethod
     @once_differentiable
@@ -343,4 +364,4 @@ class WeightedNLLFunction(torch.autograd.Function):
             for grad in grads:
                 if grad is not None:
                     grad.mul_(grad_loss)
-        return grads.hidden, grads.weight, None, grads.bias, None, None, None, None
+        return grads.hidden, grads.weight, None, grads.bias, *[None] * 5

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gentletune.losses import cce
-from gentletune.losses.chunked import Head, TokenNLLFunction, Weigh, WeightedNLLFunction, find
+from gentletune.losses.chunked import Found, Head, TokenNLLFunction, Weigh, WeightedNLLFunction, find
+from gentletune.losses.weights import check_top_k, topk_entropy
 
 Backend = Literal["auto", "reference", "chunked", "cce"]
 IGNORE = -100
@@ -81,20 +82,22 @@ def sequence_means(values: Tensor, sequence: Tensor, sequences: int) -> Tensor:
 
 
 class TokenNLL(NamedTuple):
-    """`nll` (N,) with gradient; `lse` (N,) and `entropy` (N,), nats, without. Entropy is None unless asked for."""
+    """`nll` (N,) with gradient; `lse` (N,) and entropies (N,), nats, without. Entropies are None unless asked for."""
 
     nll: Tensor
     lse: Tensor
-    entropy: Tensor | None
+    entropy: Tensor | None = None
+    topk_entropy: Tensor | None = None
 
 
 class WeightedNLL(NamedTuple):
-    """`loss`, a scalar with gradient; `nll`, `lse` and `weights`, (N,) without."""
+    """`loss`, a scalar with gradient; `nll`, `lse`, `weights` and, where asked for, `topk_entropy`, (N,) without."""
 
     loss: Tensor
     nll: Tensor
     lse: Tensor
     weights: Tensor
+    topk_entropy: Tensor | None = None
 
 
 def token_nll(
@@ -107,6 +110,7 @@ def token_nll(
     scale: float = 1.0,
     vocab_size: int | None = None,
     entropy: bool = False,
+    top_k: int | None = None,
     backend: Backend = "auto",
 ) -> TokenNLL:
     """Negative log-likelihood of each target, and the log-sum-exp of its logits, in nats.
@@ -121,6 +125,7 @@ def token_nll(
         vocab_size: rows of the weight beyond it are padding and take no probability. None: all rows count,
             as they do in transformers' own loss.
         entropy: also give the entropy of each prediction.
+        top_k: also give the entropy of its so many most probable tokens, normalised among themselves.
         backend: `reference` materialises (N, V) logits; `chunked` holds a tile of them and computes them again in
             the backward pass (not where the head is frozen: then the forward pass has the gradient); `cce` is
             cut-cross-entropy's kernel, on a GPU; `auto` is `cce` where it can run, else `chunked`, or `reference`
@@ -137,14 +142,17 @@ def token_nll(
     >>> round(found.nll.item(), 4), round(found.entropy.item(), 4)  # uniform over 4 tokens: ln 4
     (1.3863, 1.3863)
     """
-    hidden, head, backend = _prepare(hidden, weight, targets, bias, softcap, scale, vocab_size, backend)
+    hidden, head, backend = _prepare(hidden, weight, targets, bias, softcap, scale, vocab_size, backend, top_k)
     with torch.autocast(hidden.device.type, enabled=False):
         if backend == "reference" or (backend == "auto" and targets.numel() * head.weight.shape[0] <= _SMALL):
-            return _reference(hidden, head, targets, entropy)
-        if backend == "cce" or (backend == "auto" and not entropy and cce.obstacle(hidden, head) is None):
-            return TokenNLL(*cce.token_nll(hidden, head, targets), _entropy(hidden, head, targets, entropy))
+            return _reference(hidden, head, targets, entropy, top_k)
+        more = entropy or top_k is not None
+        if backend == "cce" or (backend == "auto" and not more and cce.obstacle(hidden, head) is None):
+            found = _entropies(hidden, head, targets, entropy, top_k) if more else None
+            nll, lse = cce.token_nll(hidden, head, targets)
+            return TokenNLL(nll, lse, found and found.entropy, found and found.topk_entropy)
         recording = torch.is_grad_enabled()
-        return TokenNLL(*_token_nll(hidden, head.weight, targets, *head[1:], entropy, recording))
+        return TokenNLL(*_token_nll(hidden, head.weight, targets, *head[1:], entropy, top_k, recording))
 
 
 def weighted_nll(
@@ -158,6 +166,7 @@ def weighted_nll(
     softcap: float | None = None,
     scale: float = 1.0,
     vocab_size: int | None = None,
+    top_k: int | None = None,
     backend: Backend = "auto",
 ) -> WeightedNLL:
     """Σ fᵢ·weigh(ℓᵢ)·ℓᵢ, no gradient through the weights, its own gradient taken in the forward pass.
@@ -169,6 +178,7 @@ def weighted_nll(
     Args:
         weigh: NLL (n,) of some of the tokens, nats, to their weights (n,). None: ones.
         factors: (N,) further factors known beforehand, such as sequence weights or 1/N.
+        top_k: weigh is given a second argument, the entropy (n,) of the so many most probable tokens, nats.
         backend: `chunked` is the one pass; `reference` and `cce` weight their `token_nll`. `auto` is `chunked`, or
             `reference` where the logits are small.
         hidden, weight, targets, bias, softcap, scale, vocab_size: as in `token_nll`.
@@ -188,23 +198,24 @@ def weighted_nll(
     >>> round(out.loss.item(), 4)
     0.6931
     """
-    hidden, head, backend = _prepare(hidden, weight, targets, bias, softcap, scale, vocab_size, backend)
+    hidden, head, backend = _prepare(hidden, weight, targets, bias, softcap, scale, vocab_size, backend, top_k)
     small = targets.numel() * head.weight.shape[0] <= _SMALL
     tracked = (hidden, head.weight) if head.bias is None else (hidden, head.weight, head.bias)
     recording = torch.is_grad_enabled() and any(t.requires_grad for t in tracked)
     with torch.autocast(hidden.device.type, enabled=False):
         if recording and (backend == "chunked" or (backend == "auto" and not small)):
-            return WeightedNLL(*_weighted_nll(hidden, head.weight, targets, *head[1:], weigh, factors))
-        nll, lse, _ = token_nll(hidden, head.weight, targets, **head.options, backend=backend)
+            return WeightedNLL(*_weighted_nll(hidden, head.weight, targets, *head[1:], weigh, factors, top_k))
+        nll, lse, _, of_top = token_nll(hidden, head.weight, targets, **head.options, top_k=top_k, backend=backend)
         seen = nll.detach()
-        weights = torch.ones_like(seen) if weigh is None else weigh(seen).to(seen.dtype)
+        given = (seen,) if of_top is None else (seen, of_top)
+        weights = torch.ones_like(seen) if weigh is None else weigh(*given).to(seen.dtype)
         weights = weights if factors is None else (weights * factors).to(seen.dtype)
-        return WeightedNLL((weights * nll).sum(), seen, lse, weights)
+        return WeightedNLL((weights * nll).sum(), seen, lse, weights, of_top)
 
 
 def _prepare(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
-    vocab_size: int | None, backend: Backend,
+    vocab_size: int | None, backend: Backend, top_k: int | None = None,
 ) -> tuple[Tensor, Head, Backend]:  # fmt: skip
     """Checked inputs, in autocast's precision where autocast is on, without the rows of vocabulary padding."""
     fits = hidden.ndim == weight.ndim == 2 and hidden.shape == (*targets.shape, weight.shape[1])
@@ -220,6 +231,8 @@ def _prepare(
         raise ValueError(f"vocab_size must lie in 1…{weight.shape[0]}, the rows of the weight, got {vocab_size}")
     if vocab_size is not None and vocab_size < weight.shape[0]:
         weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
+    if top_k is not None:
+        check_top_k(top_k, weight.shape[0])
     known = ((targets >= 0) & (targets < weight.shape[0])).all()
     torch._assert_async(known, "a target is no token of the head: drop ignored positions (see label_tokens)")
     if torch.is_autocast_enabled(hidden.device.type):
@@ -231,7 +244,7 @@ def _prepare(
     return hidden, head, backend
 
 
-def _reference(hidden: Tensor, head: Head, targets: Tensor, entropy: bool) -> TokenNLL:
+def _reference(hidden: Tensor, head: Head, targets: Tensor, entropy: bool, top_k: int | None) -> TokenNLL:
     logits = head.logits(hidden)
     lse = logits.logsumexp(-1)
     nll = lse - logits.gather(-1, targets[:, None]).squeeze(-1)
@@ -239,12 +252,12 @@ def _reference(hidden: Tensor, head: Head, targets: Tensor, entropy: bool) -> To
     if entropy:
         log_p = logits.detach().log_softmax(-1)
         spread = -torch.special.xlogy(log_p.exp(), log_p.exp()).sum(-1)
-    return TokenNLL(nll, lse.detach(), spread)
+    return TokenNLL(nll, lse.detach(), spread, None if top_k is None else topk_entropy(logits, top_k))
 
 
-def _entropy(hidden: Tensor, head: Head, targets: Tensor, wanted: bool) -> Tensor | None:
+def _entropies(hidden: Tensor, head: Head, targets: Tensor, entropy: bool, top_k: int | None) -> Found:
     with torch.no_grad():
-        return find(hidden.detach(), targets, head, entropy=True).entropy if wanted else None
+        return find(hidden.detach(), targets, head, entropy, top_k)
 
 
 # torch leaves Function.apply untyped. Compiled models break their graph here: the tiles are loops over one buffer,

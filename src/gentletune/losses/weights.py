@@ -64,29 +64,82 @@ def mask_weights(nll: Tensor, p_min: float = 0.1) -> Tensor:
     return (torch.exp(-nll.detach()) > p_min).to(nll.dtype)
 
 
-def eaft_weights(logits: Tensor, k: int = 20, alpha: float = 1.0) -> Tensor:
-    """EAFT's token weights sg[(H_topk / log k)^α] in [0, 1], from the entropy of the k most probable tokens.
-
-    Those k are normalised among themselves, so that H_topk is at most log k (our reading).
+def topk_entropy(logits: Tensor, k: int = 20) -> Tensor:
+    """Entropy of the k most probable tokens, normalised among themselves: (N,) nats, at most ln k, no gradient.
 
     Args:
         logits: (N, V) over the vocabulary, V ≥ k.
         k: tokens that count, at least 2.
+
+    Raises:
+        ValueError: k below 2 or above V.
+
+    Source: arXiv 2601.02151.
+
+    >>> topk_entropy(torch.zeros(1, 30)).round(decimals=4).tolist()  # ln 20
+    [2.9957]
+    """
+    check_top_k(k, logits.shape[-1])
+    log_p = logits.detach().topk(k, dim=-1).values
+    log_p = log_p.to(torch.promote_types(log_p.dtype, torch.float32)).log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def check_top_k(k: int, vocabulary: int) -> None:
+    """Raises `ValueError` where no entropy of the k most probable of so many tokens can be taken."""
+    if not 2 <= k <= vocabulary:
+        raise ValueError(f"k must lie in [2, {vocabulary}], got {k}")
+
+
+def eaft_weights(entropy: Tensor, k: int = 20, alpha: float = 1.0) -> Tensor:
+    """EAFT's token weights sg[(H_topk / ln k)^α] in [0, 1], from the entropy of the k most probable tokens.
+
+    The divisor is the largest entropy that k tokens can have. Public codes differ: LLaMA-Factory divides by 3.0
+    (ln 20 is 2.9957), axolotl not at all.
+
+    Args:
+        entropy: (N,) `topk_entropy`, nats.
+        k: tokens that counted in it.
         alpha: exponent ≥ 0.
 
     Raises:
-        ValueError: k below 2 or above V, alpha < 0.
+        ValueError: k below 2, alpha < 0.
 
-    >>> eaft_weights(torch.zeros(1, 30)).round(decimals=4).tolist()  # knows nothing: full weight
+    Source: arXiv 2601.02151.
+
+    >>> eaft_weights(topk_entropy(torch.zeros(1, 30))).round(decimals=4).tolist()  # knows nothing: full weight
     [1.0]
     """
-    if not 2 <= k <= logits.shape[-1]:
-        raise ValueError(f"k must lie in [2, {logits.shape[-1]}], got {k}")
+    if k < 2:
+        raise ValueError(f"k must be at least 2, got {k}")
     if alpha < 0:
         raise ValueError(f"alpha must be >= 0, got {alpha}")
-    log_p = logits.detach().topk(k, dim=-1).values.float().log_softmax(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    return (entropy / math.log(k)).clamp(0.0, 1.0) ** alpha
+    return (entropy.detach() / math.log(k)).clamp(0.0, 1.0) ** alpha
+
+
+def infosft_weights(nll: Tensor, p_max: float = 0.93) -> Tensor:
+    """InfoSFT's token weights sg[p · max(0, 1 - logit(p) / logit(p_max))]: tokens of medium probability learn most.
+
+    It is 0 at p = 0 and from p_max on, and about 0.5 at most. The paper has p · (logit(p_max) - logit(p)); its public
+    code divides by logit(p_max), as here.
+
+    Args:
+        nll: (N,) nats.
+        p_max: where a token is known well enough to be left alone, in (0.5, 1).
+
+    Raises:
+        ValueError: p_max outside (0.5, 1).
+
+    Source: arXiv 2605.14967 and its code.
+
+    >>> infosft_weights(-torch.tensor([0.5, 0.93, 0.99]).log()).round(decimals=4).tolist()
+    [0.5, 0.0, 0.0]
+    """
+    if not 0.5 < p_max < 1:
+        raise ValueError(f"p_max must lie in (0.5, 1), got {p_max}")
+    log_p = -nll.detach().clamp_min(0.0)
+    logit = log_p - torch.log(-torch.expm1(log_p))  # infinite where p is 1, so that the weight is 0
+    return log_p.exp() * (1 - logit / math.log(p_max / (1 - p_max))).clamp_min(0)
 
 
 def flow_weights(base_sequence_nll: Tensor, tau: float | None = None) -> Tensor:

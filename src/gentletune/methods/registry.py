@@ -195,3 +195,10 @@ def check_number(name: str, value: Any, *, low: float, high: float = float("inf"
         bound = f"in [{low:g}, {high:g}]" if high != float("inf") else f"{'>' if open_low else '>='} {low:g}"
         raise ValueError(f"{name} must be a number {bound}, got {value!r}")
     return float(number)
+
+
+def check_whole(name: str, value: Any, *, low: int) -> int:
+    """`value` as a whole number of at least `low`. Raises ValueError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+    return value
