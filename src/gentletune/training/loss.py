@@ -17,7 +17,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from gentletune.lm.loaded import base_causal_lm, hidden_states, lm_head
-from gentletune.losses import Backend, Weigh, label_tokens, sequence_means, token_nll, weighted_nll
+from gentletune.losses import (
+    Backend,
+    TokenNLL,
+    Weigh,
+    WeightedNLL,
+    label_tokens,
+    sequence_means,
+    token_nll,
+    weighted_nll,
+)
 from gentletune.methods import Method, TokenBatch, Weighted, parse_method
 from gentletune.training.experts import RouterLoss, check_normalization, has_router_loss, router_loss_of
 
@@ -87,7 +96,8 @@ def method_loss(
     outs = [_call(model, group, method, previous, scale, early) for group in groups]
     means = torch.cat([out["means"] for out in outs])
     nll = torch.cat([out["nll"] for out in outs])
-    batch = TokenBatch(nll.detach(), means if early else gather(means), previous)
+    entropy = torch.cat([out["topk_entropy"] for out in outs]) if method.top_k else None
+    batch = TokenBatch(nll.detach(), means if early else gather(means), previous, entropy)
     weighted = _weights(method, batch)
     known = [out["sequence_weights"] for out in outs]
     weights = weighted.weights if known[0] is None else weighted.weights * torch.cat(known)
@@ -114,10 +124,11 @@ def _call(
     weights = inputs.pop("sequence_weights", None)
     if weights is not None and weights.ndim == 1:
         weights = weights[:, None].expand(inputs["labels"].shape)
+    asked = {"top_k": method.top_k} if method.top_k else {}
     if not early:
-        out = model(**inputs, token_nll=True)
+        out = model(**inputs, token_nll=True, **asked)
     else:
-        out = model(**inputs, token_nll=True, one_pass=True, weigh=_weigh(method, previous),
+        out = model(**inputs, token_nll=True, **asked, one_pass=True, weigh=_weigh(method, previous),
                     factors=_factors(weights, scale, inputs["labels"]))  # fmt: skip
     sequence = out["sequence"]
     sequences = int(sequence.max()) + 1 if sequence.numel() else 0
@@ -138,7 +149,7 @@ def _weigh(method: Method, previous: Tensor | None) -> Weigh | None:
     """The method's weights from the NLL of some of the tokens."""
     if method.token_weights is None:
         return None
-    return lambda nll: _weights(method, TokenBatch(nll, nll.new_empty(0), previous)).weights
+    return lambda nll, entropy=None: _weights(method, TokenBatch(nll, nll.new_empty(0), previous, entropy)).weights
 
 
 def _factors(weights: Tensor | None, scale: Tensor | float | None, labels: Tensor) -> Tensor | None:
@@ -184,7 +195,7 @@ def add_token_nll(model: Any, backend: Backend = "auto") -> None:
 
     The answer holds `nll` (N,) with gradient, and `index` and `sequence` (N,) as in `LabelTokens`. With
     `one_pass=True` also `loss`, the scalar Σ fᵢ·weigh(ℓᵢ)·ℓᵢ, whose gradient is taken in the forward pass; `nll` is
-    then without gradient. `factors` (batch, length) gives fᵢ by position.
+    then without gradient. `factors` (batch, length) gives fᵢ by position; `top_k` asks for `topk_entropy` (N,) as well.
 
     The head runs on label positions only. It goes through the model's own forward, so that DDP, FSDP, PEFT and
     autocast wrappers see the call, whether they were put around it before or after; without the flag the forward is
@@ -285,6 +296,7 @@ def _nll(
     one_pass: bool = False,
     weigh: Weigh | None = None,
     factors: Tensor | None = None,
+    top_k: int | None = None,
     **inputs: Any,
 ) -> dict[str, Tensor]:
     inputs = {key: value for key, value in inputs.items() if value is not None and key not in _HEAD_ONLY}
@@ -298,13 +310,18 @@ def _nll(
     packed = inputs.get("position_ids") if inputs.get("attention_mask") is None else None
     tokens = label_tokens(labels, packed)
     head = lm_head(base)
-    given = {**head.options, "backend": taught.backend}
+    given = {**head.options, "backend": taught.backend, "top_k": top_k}
     found |= {"index": tokens.index, "sequence": tokens.sequence}
     if not one_pass:
-        return found | {"nll": token_nll(tokens.gather(hidden), head.weight, tokens.targets, **given).nll}
+        out = token_nll(tokens.gather(hidden), head.weight, tokens.targets, **given)
+        return found | _answered(out) | {"nll": out.nll}
     by_token = None if factors is None else tokens.gather(factors)
-    out = weighted_nll(tokens.gather(hidden), head.weight, tokens.targets, weigh, factors=by_token, **given)
-    return found | {"nll": out.nll, "loss": out.loss}
+    weighed = weighted_nll(tokens.gather(hidden), head.weight, tokens.targets, weigh, factors=by_token, **given)
+    return found | _answered(weighed) | {"nll": weighed.nll, "loss": weighed.loss}
+
+
+def _answered(out: TokenNLL | WeightedNLL) -> dict[str, Tensor]:
+    return {} if out.topk_entropy is None else {"topk_entropy": out.topk_entropy}
 
 
 # Under torch.compile the backbone is compiled and the head is not: which positions hold labels changes by batch.
