@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -13,3 +14,13 @@ def unread(model: Any) -> list[str]:
     inside = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     reached = {id(parameter) for part in inside if part is not None for parameter in part.parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) not in reached]
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a parameter or module of that name lies in: the first in the name.
+
+    >>> layer_of("model.layers.3.mlp.experts.7.weight"), layer_of("model.norm.weight")
+    (3, None)
+    """
+    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    return int(found[1]) if found else None

@@ -1,0 +1,1 @@
+"""Methods that change what the optimiser does with a gradient."""
