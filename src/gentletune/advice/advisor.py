@@ -101,7 +101,7 @@ def advise(
     """Propose a learning rate and a method for the recipe's full training from short probes.
 
     Plain training is probed at each of `rates` for `steps` steps, TALR once. Without `rates` they are five around
-    `prior_rate` (ten times larger with LoRA), and up to two larger ones where the best lies at the upper end of those.
+    `prior_rate` (of adapters, as the optimiser has it, ten times that), and up to two larger ones where the best lies at the upper end of those.
     Probes train on `steps` batches of training rows (on all there are, again and again, where those are fewer) and are
     measured on training rows apart from them; the held-out rows are never looked at. The rule is `curve.choose`'s: the
     least KL from base among `candidates` (default: half decades, as far down as it takes) whose forecast gain is
@@ -120,7 +120,9 @@ def advise(
     where = f"{data.name}, training"
     rows = encode_rows(data.train, loaded.tokenizer, where=where, **loaded.encoding).rows
     base, talr = base_method(recipe.method), talr_method(recipe.method)
-    prior = prior_rate(int(loaded.config.get_text_config().hidden_size)) * (10 if "lora" in base else 1)
+    prior = prior_rate(int(loaded.config.get_text_config().hidden_size))
+    if (how := parse_method(base).parameterisation).adapter:
+        prior *= RATE_SCALE / how.rate_scale  # rates are the recipe's, and the optimiser's are so much larger
     probed = sorted(rates or [nearest_half_decade(prior * f) for f in FACTORS])
     full = recipe.steps(rows_to_draw(recipe, rows), processes_here(recipe.processes))
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / (len(probed) + 1))))

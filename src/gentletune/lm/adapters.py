@@ -12,6 +12,7 @@ import torch
 
 from gentletune.core.errors import UserError
 from gentletune.lm.model_files import quiet
+from gentletune.methods.parameters.peft import adapted_layers, adapter_delta
 
 Bits = Literal["4bit", "8bit"]
 
@@ -78,7 +79,7 @@ def add_adapter(model: Any, directory: Path) -> Any:
         raise UserError(f"{problem}: {(more[0].strip() if more else first)[:200]}") from error
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = wrapped.peft_config["default"].peft_type
-        raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights; only LoRA's kin can be added")
+        raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights; only adapters of weights can be added")
     return wrapped
 
 
@@ -88,16 +89,12 @@ def rounded_away(model: Any) -> float | None:
 
     In bf16 a weight takes steps of 1/256 of itself or so. None where there is no adapter on such weights.
     """
-    from peft.tuners.lora import LoraLayer
-
     lost = whole = 0.0
-    short = (torch.bfloat16, torch.float16)
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and module.get_base_layer().weight.dtype in short:
-            start = module.get_base_layer().weight.float()
-            for adapter in module.active_adapters:
-                delta = module.get_delta_weight(adapter).float()
-                kept = (start + delta).to(module.get_base_layer().weight.dtype).float() - start
-                lost += float((kept - delta).square().sum())
-                whole += float(delta.square().sum())
+    for module in adapted_layers(model):
+        weight = module.get_base_layer().weight
+        if weight.dtype in (torch.bfloat16, torch.float16):
+            delta, start = adapter_delta(module).float(), weight.float()
+            kept = (start + delta).to(weight.dtype).float() - start
+            lost += float((kept - delta).square().sum())
+            whole += float(delta.square().sum())
     return math.sqrt(lost / whole) if whole else None

@@ -93,8 +93,11 @@ def with_rows(work: Work, rows: int, *, accumulates: bool | None = None) -> Work
 
 
 def _stages(setting: Setting, kinds: tuple[str, ...]) -> Iterator[Changes]:
-    adapted = parse_method(setting.method).parameterise is not None
+    method = parse_method(setting.method)
+    adapted = method.adapter
     for kind in kinds:
+        if kind and method.parameterise is not None and not adapted:
+            continue  # it says itself what is trained
         wrap = {} if adapted or not kind else {"method": _with_lora(setting.method)}
         if setting.quantization is not None:
             stages: tuple[Changes, ...] = ({}, _CHECKPOINTING)
@@ -112,7 +115,7 @@ def _sensible(setting: Setting, stage: Changes) -> bool:
     optimizer = stage.get("optimizer", setting.optimizer)
     if "strategy" in stage:
         return setting.processes > 1 and optimizer in SHARDED_OPTIMIZERS
-    full = parse_method(setting.method).parameterise is None
+    full = not parse_method(setting.method).adapter
     kept = not full or named(optimizer).bf16 is not None
     return "weights" not in stage or (not setting.fp32_alone and kept)
 

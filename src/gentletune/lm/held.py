@@ -51,7 +51,7 @@ def how_held(recipe: Recipe, directory: Path) -> Held:
 
 def fp32_bytes(recipe: Recipe, directory: Path) -> int:
     """What training holds of every weight in fp32: 4 bytes, and 4 of gradient and the optimiser's own if trained."""
-    trained = parse_method(recipe.method).parameterise is None
+    trained = not parse_method(recipe.method).adapter
     return parameter_count(directory) * (4 + (4 + named(recipe.optimizer).state if trained else 0))
 
 
@@ -88,7 +88,7 @@ def _cpu_has_amx() -> bool:
 
 
 def _frozen_in_bf16(recipe: Recipe, directory: Path) -> bool:
-    frozen = parse_method(recipe.method).parameterise is not None and recipe.strategy != "fsdp2"
+    frozen = parse_method(recipe.method).adapter and recipe.strategy != "fsdp2"
     return frozen and use_bf16(recipe) and published_dtype(directory) == torch.bfloat16
 
 

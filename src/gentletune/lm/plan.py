@@ -113,7 +113,7 @@ class Planner:
         gradients = sum(p.nbytes for p in skeleton.trained)
         state = self.optimizer_bytes(setting)
         largest = max((p.numel() for p in skeleton.trained), default=0)
-        step = largest * (12 if method.penalty else 0 if "fused" in setting.optimizer else 8)
+        step = largest * (12 if method.penalty else 16 if method.update_rule else 0 if "fused" in setting.optimizer else 8)
         other = _dequantised(skeleton, setting)
         if sharded:
             return self._sharded(setting, skeleton, weights, gradients, state)
@@ -147,7 +147,7 @@ class Planner:
         )  # FSDP casts what it gathers, so that autocast has nothing to copy
         layer = skeleton.in_blocks // skeleton.blocks
         root = sum(p.numel() for p in skeleton.plain) - skeleton.in_blocks
-        trained = bool(gradients) and parse_method(setting.method).parameterise is None
+        trained = bool(gradients) and not parse_method(setting.method).adapter
         whole = (2 if low else 4) * ((2 * layer + root) + trained * (layer + root))  # weights, then gradients
         return self._made(
             setting, skeleton, parse_method(setting.method), weights=weights // each, optimizer=state // each,

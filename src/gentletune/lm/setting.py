@@ -107,7 +107,7 @@ def _auto(recipe: Recipe, planner: Planner, setting: Setting, machine: Machine) 
     """What `weights: auto` comes to (`lm.held.how_held`), told from the configuration alone."""
     if recipe.precision == "fp32" or setting.strategy == "fsdp2":
         return "fp32"
-    frozen = parse_method(recipe.method).parameterise is not None
+    frozen = parse_method(recipe.method).adapter
     published: Any = getattr(planner.config, "dtype", None)
     stays = frozen and setting.work.bf16 and published in (torch.bfloat16, "bfloat16")
     return "bf16" if stays or planner.static_bytes(setting) > ROOM * machine.whole else "fp32"

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gentletune.core.errors import UserError
 from gentletune.lm.kinds import freeze_unread, model_class
 from gentletune.lm.loaded import base_causal_lm, hidden_states, lm_head
 from gentletune.lm.model_files import quiet
@@ -122,7 +123,7 @@ class Skeleton:
             return None
         try:
             few, more = (self._make(_of_layers(self._whole, count)) for count in _FEW)
-        except (ValueError, TypeError, AttributeError, IndexError, KeyError):
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError, UserError):  # layers that few do not have
             return None
         counts = [sum(p.numel() for p in one.model.parameters()) for one in (few, more, self)]
         grows = (counts[1] - counts[0]) * (self.blocks - few.blocks) == (counts[2] - counts[0]) * (

@@ -1,12 +1,15 @@
-"""What a recipe may ask only where its method trains adapters: a quantised base, and an adapter-only result."""
+"""What a recipe may ask only of some methods: a quantised base, an adapter-only result, shares, other optimisers."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
+from gentletune.core.devices import sharing
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.methods.base import Method
+
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 def keeps_adapter(recipe: Recipe) -> bool:
@@ -15,18 +18,24 @@ def keeps_adapter(recipe: Recipe) -> bool:
 
 
 def check_adapted(recipe: Recipe, method: Method) -> None:
-    """Refuse `quantization` and `save: adapter` where the recipe's method, or this machine, cannot do them.
+    """Refuse `quantization`, `save: adapter` and shares where the recipe's method, or this machine, cannot do them.
 
     Raises:
-        UserError: no LoRA in the method, something that needs whole weights, no bitsandbytes.
+        UserError: no LoRA in the method, something that needs whole weights, no bitsandbytes, an update rule that is
+            not of this optimiser.
     """
-    adapted, name = method.parameterise is not None, method.name
+    adapted, name = method.adapter, method.name
+    _check_shares(recipe, method)
+    if method.update_rule is not None:
+        _check_update_rule(recipe, name)
     if recipe.quantization is not None:
         key = f"quantization: {recipe.quantization}"
         if not adapted:
             raise UserError(
                 f"{key} holds a frozen base, and '{name}' trains its weights; add +lora, or leave quantization out"
             )
+        if not method.parameterisation.quantizable:
+            raise UserError(f"{key}: only lora, rslora and dora are tried on few bits, not '{method.label}'; leave it out")
         if find_spec("bitsandbytes") is None:
             raise UserError(f"{key} needs bitsandbytes; pip install 'gentletune[quant]'")
     if recipe.save == "adapter":
@@ -38,3 +47,19 @@ def check_adapted(recipe: Recipe, method: Method) -> None:
             raise UserError(f"save: adapter cannot hold the whole weights that '{name}' ends with; leave save out")
         if recipe.backend == "vllm" and recipe.evaluate:
             raise UserError("backend: vllm needs whole weights, and save: adapter leaves none; leave one of them out")
+
+
+def _check_shares(recipe: Recipe, method: Method) -> None:
+    kind = sharing(recipe)
+    if kind == "ddp":
+        return
+    if method.update_rule is not None or not method.parameterisation.shardable:
+        raise UserError(f"method '{method.label}' needs whole weights, and {kind} cuts them; take strategy: ddp")
+
+
+def _check_update_rule(recipe: Recipe, name: str) -> None:
+    """Raises `UserError` where the method's own AdamW could not take the place of the recipe's optimiser."""
+    if recipe.optimizer not in _ADAMW:
+        raise UserError(f"'{name}' filters the steps of AdamW, and optimizer is {recipe.optimizer}; leave optimizer out")
+    if recipe.weights == "bf16":
+        raise UserError(f"'{name}' has nothing that keeps what bf16 weights cannot take in; set weights: fp32")

@@ -210,6 +210,11 @@ class Method:
         return self.pointwise or self.token_weights is None
 
     @property
+    def adapter(self) -> bool:
+        """Whether what is trained lies beside a base model that stays as it is."""
+        return self.parameterisation.adapter
+
+    @property
     def parameterisation(self) -> Parameterisation:
         """The parameterisation in force: full fine-tuning unless the slot is filled."""
         return self.parameterise or Parameterisation()

@@ -283,7 +283,7 @@ def _less_memory(inputs: Inputs, run: Path) -> str:
         ways.append("share the weights out (strategy: fsdp2)")
     if inputs.method.parameterise is None:
         ways.append(f"train adapters (method: {recipe.method}+lora)")
-    elif recipe.quantization is None:
+    elif recipe.quantization is None and inputs.method.parameterisation.quantizable:
         ways.append("hold the base model in four bits (quantization: 4bit)")
     mend = ", ".join([*ways, "or take a smaller model"] if ways else ["take a smaller model"])
     if not holds_results(run):

@@ -16,6 +16,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import SCHEDULES, Schedule
 from gentletune.lm.device import device
 from gentletune.lm.held import use_bf16
+from gentletune.methods import parse_method
 from gentletune.training.optimizers import check_optimizer, optimizer_fields
 from gentletune.training.sharding import FSDP, compute_in_bf16
 
@@ -38,7 +39,7 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
     schedule, by_time = Schedule.parse(recipe.schedule), isinstance(recipe.save_every, str)
     arguments = SFTConfig(
         output_dir=str(run / CHECKPOINTS),
-        learning_rate=recipe.learning_rate,
+        learning_rate=optimizer_rate(recipe),
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
         per_device_train_batch_size=recipe.batch_size,
@@ -74,6 +75,23 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
         compute_in_bf16(arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU: transformers would wrap in nn.DataParallel
     return arguments
+
+
+def optimizer_rate(recipe: Recipe) -> float:
+    """The optimiser's peak learning rate: the recipe's, times what its method's adapters are scaled by."""
+    return recipe.learning_rate * parse_method(recipe.method).parameterisation.rate_scale
+
+
+def rate_in_words(recipe: Recipe) -> str:
+    """What a training says of its rate where it is not the recipe's.
+
+    >>> rate_in_words(Recipe(method="lora", lr=1e-5)), rate_in_words(Recipe())
+    ('; learning rate 0.0001 (10 x 1e-05 for adapters)', '')
+    """
+    scale = parse_method(recipe.method).parameterisation.rate_scale
+    if scale == 1:
+        return ""
+    return f"; learning rate {optimizer_rate(recipe):g} ({scale:g} x {recipe.learning_rate:g} for adapters)"
 
 
 def scheduler_options(schedule: Schedule) -> dict[str, Any]:

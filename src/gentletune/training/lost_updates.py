@@ -114,7 +114,7 @@ class LostUpdates(TrainerCallback):
             return
         self._share = {"lost_updates": share}
         rate = float(kwargs["optimizer"].param_groups[0]["lr"])
-        counts = rate >= self.recipe.learning_rate / 10  # the far ends of a schedule move nothing anyway
+        counts = rate >= args.learning_rate / 10  # the far ends of a schedule move nothing anyway
         if share > TOLERATED and counts and not self._said and self._first:
             self._said = True
             mend = "" if named(self.recipe.optimizer).bf16 else ", or optimizer: adamw_torch, which keeps them"

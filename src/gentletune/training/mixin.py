@@ -121,7 +121,12 @@ class MethodMixin:
 
     def _check_slots(self) -> None:
         if self.method.parameterise is not None:
-            raise ValueError(f"method '{self.method.label}': give the trainer a peft_config instead of '+lora'")
+            raise ValueError(
+                f"method '{self.method.label}': give the trainer a peft_config instead of '+lora', or a model whose "
+                "parameters are frozen already"
+            )
+        if self.method.update_rule is not None:
+            raise ValueError(f"method '{self.method.label}': give the trainer its optimizer, from the method's update_rule")
         if self.method.merge is not None:
             raise ValueError(f"method '{self.method.label}': average the weights after training, by wise_ft's merge")
         if self.method.average is not None:

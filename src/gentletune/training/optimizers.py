@@ -16,6 +16,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.optimizers import DEFAULT, betas_of, check_installed, named
 from gentletune.core.recipe import Recipe
 from gentletune.lm.device import device
+from gentletune.methods.base import UpdateRule
 
 
 def check_optimizer(recipe: Recipe) -> None:
@@ -50,12 +51,25 @@ def optimizer_fields(recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def own_optimizer(recipe: Recipe, arguments: SFTConfig, dtype: torch.dtype) -> tuple[Any, dict[str, Any]] | None:
+def own_optimizer(
+    recipe: Recipe, arguments: SFTConfig, dtype: torch.dtype, rule: UpdateRule | None = None
+) -> tuple[Any, dict[str, Any]] | None:
     """Class and keywords of an optimiser that transformers would make otherwise; None where its own is right.
 
     AdamW and SGD of bf16 weights are torch-optimi's, with Kahan summation. Schedule-free optimisers warm up with
-    everything else, by the trainer's schedule: transformers would hand them our share of the steps as a number.
+    everything else, by the trainer's schedule: transformers would hand them our share of the steps as a number. A
+    method's own `rule` takes the place of AdamW. Raises `UserError` where bf16 weights would lose its small steps.
     """
+    adamw = {
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+    }
+    if rule is not None:
+        if dtype == torch.bfloat16:
+            raise UserError(f"method '{recipe.method}' needs weights in fp32, and these are bf16; set weights: fp32")
+        kind, options = rule()
+        return kind, adamw | options
     if recipe.optimizer.startswith("schedule_free"):
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         return kind, {key: value for key, value in options.items() if key != "warmup_steps"}
@@ -64,10 +78,6 @@ def own_optimizer(recipe: Recipe, arguments: SFTConfig, dtype: torch.dtype) -> t
         return None
     import optimi
 
-    rate = {"lr": arguments.learning_rate, "kahan_sum": True}
     if recipe.optimizer == "sgd":
-        return optimi.SGD, rate | {"momentum": recipe.momentum or 0.0}
-    return optimi.AdamW, rate | {
-        "betas": (arguments.adam_beta1, arguments.adam_beta2),
-        "eps": arguments.adam_epsilon,
-    }
+        return optimi.SGD, {"lr": adamw["lr"], "kahan_sum": True, "momentum": recipe.momentum or 0.0}
+    return optimi.AdamW, adamw | {"kahan_sum": True}

@@ -29,7 +29,7 @@ from gentletune.losses import Backend
 from gentletune.methods import Method
 from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.token_weights.talr import talr
-from gentletune.training.arguments import CHECKPOINTS, training_arguments
+from gentletune.training.arguments import CHECKPOINTS, optimizer_rate, rate_in_words, training_arguments
 from gentletune.training.attention import at_own, attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
 from gentletune.training.control.average import Average
@@ -257,7 +257,7 @@ def fit(
             processing_class=tokenizer,
             data_collator=Collator(pad_token_id=tokenizer.pad_token_id, layout=layout),
             callbacks=called,
-            optimizer_cls_and_kwargs=own_optimizer(recipe, arguments, dtype),
+            optimizer_cls_and_kwargs=own_optimizer(recipe, arguments, dtype, method.update_rule),
         )
         trainer.lost_updates, trainer.average = lost, average
         for shown_twice in (PlainProgress, PrinterCallback):
@@ -268,7 +268,7 @@ def fit(
         if checkpoint:
             trainer.restore(checkpoint)
         if trainer.is_world_process_zero():
-            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}")
+            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{rate_in_words(recipe)}")
         try:
             if checkpoint is None or not _finished(trainer, checkpoint, stop):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -298,7 +298,8 @@ def _batches(recipe: Recipe, rows: int, drawn: int) -> str:
 
 def _plain(recipe: Recipe, method: Method, wrapped: Any) -> Any:
     """The tuned model in the base model's architecture; its adapter still apart where the recipe keeps it so."""
-    return wrapped if keeps_adapter(recipe) else method.parameterisation.unwrap(wrapped)
+    how = method.parameterisation
+    return how.settle(wrapped) if keeps_adapter(recipe) else how.unwrap(wrapped)
 
 
 def _release(trainer: GentleTrainer) -> None:

@@ -22,7 +22,6 @@ from gentletune.sweeps.sweep import Say, sweep
 
 METHODS = ("sft", "talr", "flow", "l2(weight=0.1)", "lora", "sft+wise_ft(alpha=0.5)", "dft")
 TAUS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-LORA_FACTOR = 10.0  # our choice: adapters are usually trained at about ten times the rate
 UNCLIPPED = 1e9  # a clipped gradient has one length whatever the loss is multiplied by, under SGD too
 SIMPLEX = "talr(normalization=simplex)"
 _TAKES = {"views": "methods", "norm": "methods", "normalization": "rates", "tau": "taus"}
@@ -179,10 +178,10 @@ def _views(study: _Study, texts: Sequence[str]) -> Ablation:
     chosen = {"sft": parse_method("sft")} | _methods(texts)
     rate, settings = study.recipe.learning_rate, list[Setting]()
     for label, method in chosen.items():
-        factor = 1.0 if method.parameterise is None else LORA_FACTOR
-        name = label if factor == 1 else f"{label} at {factor * rate:g}"
-        settings.append(study.setting(name, label, BASE if label == "sft" else "sft", factor * rate))
-    notes = [f"Learning rate {rate:g}; what trains adapters at {LORA_FACTOR:g} times that (our choice)."]
+        settings.append(study.setting(label, label, BASE if label == "sft" else "sft", rate))
+    scales = {m.parameterisation.rate_scale for m in chosen.values() if m.adapter}
+    more = f"; adapters are trained at {', '.join(f'{scale:g}' for scale in sorted(scales))} times that" if scales else ""
+    notes = [f"Learning rate {rate:g}{more}."]
     return Ablation("views", "All general views of every method", study.rows(settings), tuple(notes))
 
 
