@@ -32,6 +32,8 @@ from gentletune.data import Encoded, encode_rows, load_data
 from gentletune.evaluation.measure import reference_answers
 from gentletune.lm.label_tokens import label_nll
 from gentletune.lm.loaded import Loaded
+from gentletune.methods import parse_method
+from gentletune.methods.parameters.peft import RATE_SCALE
 from gentletune.runs.inputs import processes_here
 from gentletune.training.packing import rows_to_draw
 
@@ -101,7 +103,8 @@ def advise(
     """Propose a learning rate and a method for the recipe's full training from short probes.
 
     Plain training is probed at each of `rates` for `steps` steps, TALR once. Without `rates` they are five around
-    `prior_rate` (of adapters, as the optimiser has it, ten times that), and up to two larger ones where the best lies at the upper end of those.
+    `prior_rate` (with LoRA, as the optimiser has it, around ten times that), and up to two larger ones where the best
+    lies at the upper end of those.
     Probes train on `steps` batches of training rows (on all there are, again and again, where those are fewer) and are
     measured on training rows apart from them; the held-out rows are never looked at. The rule is `curve.choose`'s: the
     least KL from base among `candidates` (default: half decades, as far down as it takes) whose forecast gain is

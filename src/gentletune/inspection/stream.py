@@ -30,8 +30,8 @@ class RowTokens:
 
     `tokens` are columns, an entry a token: `row`; `position` in its answer, from 1 (a chat has several answers);
     `token_id`; the `text` it adds; its `class`; `nll` and `entropy` in nats; `probability`; the most probable token as
-    `top_token_id`, `top_text` and `top_probability`; `topk_entropy` in nats. `before` are the unlabelled texts in front of
-    each answer.
+    `top_token_id`, `top_text` and `top_probability`; `topk_entropy` in nats. `before` are the unlabelled texts in front
+    of each answer.
     """
 
     row: int

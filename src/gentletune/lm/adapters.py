@@ -79,7 +79,7 @@ def add_adapter(model: Any, directory: Path) -> Any:
         raise UserError(f"{problem}: {(more[0].strip() if more else first)[:200]}") from error
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = wrapped.peft_config["default"].peft_type
-        raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights; only adapters of weights can be added")
+        raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights, so there is nothing to add")
     return wrapped
 
 

@@ -113,7 +113,8 @@ class Planner:
         gradients = sum(p.nbytes for p in skeleton.trained)
         state = self.optimizer_bytes(setting)
         largest = max((p.numel() for p in skeleton.trained), default=0)
-        step = largest * (12 if method.penalty else 16 if method.update_rule else 0 if "fused" in setting.optimizer else 8)
+        plainly = 16 if method.update_rule else 0 if "fused" in setting.optimizer else 8
+        step = largest * max(12 if method.penalty else 0, plainly)
         other = _dequantised(skeleton, setting)
         if sharded:
             return self._sharded(setting, skeleton, weights, gradients, state)

@@ -35,7 +35,7 @@ def check_adapted(recipe: Recipe, method: Method) -> None:
                 f"{key} holds a frozen base, and '{name}' trains its weights; add +lora, or leave quantization out"
             )
         if not method.parameterisation.quantizable:
-            raise UserError(f"{key}: only lora, rslora and dora are tried on few bits, not '{method.label}'; leave it out")
+            raise UserError(f"{key} is for lora, rslora and dora, not for '{method.label}'; leave it out")
         if find_spec("bitsandbytes") is None:
             raise UserError(f"{key} needs bitsandbytes; pip install 'gentletune[quant]'")
     if recipe.save == "adapter":
@@ -60,6 +60,6 @@ def _check_shares(recipe: Recipe, method: Method) -> None:
 def _check_update_rule(recipe: Recipe, name: str) -> None:
     """Raises `UserError` where the method's own AdamW could not take the place of the recipe's optimiser."""
     if recipe.optimizer not in _ADAMW:
-        raise UserError(f"'{name}' filters the steps of AdamW, and optimizer is {recipe.optimizer}; leave optimizer out")
+        raise UserError(f"'{name}' filters AdamW's steps, and optimizer is {recipe.optimizer}; leave optimizer out")
     if recipe.weights == "bf16":
         raise UserError(f"'{name}' has nothing that keeps what bf16 weights cannot take in; set weights: fp32")

@@ -126,7 +126,7 @@ class MethodMixin:
                 "parameters are frozen already"
             )
         if self.method.update_rule is not None:
-            raise ValueError(f"method '{self.method.label}': give the trainer its optimizer, from the method's update_rule")
+            raise ValueError(f"method '{self.method.label}': give the trainer the optimizer of its update_rule")
         if self.method.merge is not None:
             raise ValueError(f"method '{self.method.label}': average the weights after training, by wise_ft's merge")
         if self.method.average is not None:

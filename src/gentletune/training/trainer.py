@@ -278,6 +278,8 @@ def fit(
             if average is not None:
                 average.give(trainer.model)
             figures = _figures(trainer, run) | (stop.figures() if stop else {})
+            if (scaled := optimizer_rate(recipe)) != recipe.learning_rate:
+                figures["optimizer_rate"] = scaled
             if plain is not None:
                 wrapped = plain.filled(trainer.model)
         finally:

@@ -177,11 +177,11 @@ def _methods(texts: Sequence[str]) -> dict[str, Method]:
 def _views(study: _Study, texts: Sequence[str]) -> Ablation:
     chosen = {"sft": parse_method("sft")} | _methods(texts)
     rate, settings = study.recipe.learning_rate, list[Setting]()
-    for label, method in chosen.items():
+    for label in chosen:
         settings.append(study.setting(label, label, BASE if label == "sft" else "sft", rate))
-    scales = {m.parameterisation.rate_scale for m in chosen.values() if m.adapter}
-    more = f"; adapters are trained at {', '.join(f'{scale:g}' for scale in sorted(scales))} times that" if scales else ""
-    notes = [f"Learning rate {rate:g}{more}."]
+    scales = sorted({method.parameterisation.rate_scale for method in chosen.values() if method.adapter})
+    times = ", ".join(f"{scale:g}" for scale in scales)
+    notes = [f"Learning rate {rate:g}" + (f"; adapters are trained at {times} times that." if scales else ".")]
     return Ablation("views", "All general views of every method", study.rows(settings), tuple(notes))
 
 
