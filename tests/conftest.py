@@ -25,7 +25,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+TEST_DATA = "GENTLETUNE_TEST_DATA"  # a folder with medcalc/, esci/ and humaneval/ as they were published
 WORKER_BYTES = 2**31  # what a worker with its children may take
 
 # Read when torch starts, by this process and by its children. Several threads wait for each other longer than a tiny
@@ -149,6 +149,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def shared_data() -> Path:
     # Real data is licensed apart and stays out of the repository: a plain clone has none, and says so.
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"real data files are not here: {SHARED_DATA}")
-    return SHARED_DATA
+    folder = Path(os.environ.get(TEST_DATA, ""))
+    if TEST_DATA not in os.environ or not folder.is_dir():
+        pytest.skip(f"official data files are not here; set {TEST_DATA} to a folder of them")
+    return folder

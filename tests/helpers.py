@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from gentletune import Recipe, RunRecord
+
+if TYPE_CHECKING:
+    import torch
 
 
 def tiny_recipe(model: Path, output: Path, **changes: Any) -> Recipe:
@@ -32,10 +39,37 @@ def tiny_study(model: Path, **changes: Any) -> dict[str, Any]:
     return study | changes
 
 
-def edit_config(directory: Path, **changes: Any) -> None:
-    """Change keys of a saved model's config.json."""
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `gentletune ARGUMENTS`, in this process."""
+    from gentletune.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["gentletune", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+class Stopped(Exception):  # noqa: N818 (a kill is no error)
+    """A kill, as the training sees it."""
+
+
+def saved_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a saved model."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(directory / "model.safetensors"))
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> str:
+    """A row a line; the path as text, as a recipe takes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file, such as a saved model's config.json."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def comparable(record: RunRecord) -> dict[str, Any]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from gentletune import Recipe, UserError
 from gentletune.advice import Proposal, advise
 from gentletune.advice.curve import ProbePoint
 from gentletune.advice.probes import Bench, split_rows
-from gentletune.cli import main
 from gentletune.data import Encoded
 from gentletune.training import looks
+from tests.helpers import run_cli
 
 from .points import point
 
@@ -111,10 +110,7 @@ def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
     seen, proposal = trained_rows(monkeypatch), tmp_path / "proposal.json"
     call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--batch-size", "1"]
     call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3"]
-    monkeypatch.setattr(sys, "argv", ["gentletune", *call, "--json", str(proposal)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
+    assert run_cli(monkeypatch, *call, "--json", str(proposal)) == 0
     assert seen == [36, 36]  # one plain probe, one with TALR
     found = json.loads(proposal.read_text(encoding="utf-8"))
     assert found["probe_rows"] == 36

@@ -15,25 +15,17 @@ import pytest
 from transformers import AutoTokenizer
 
 import gentletune.cli.runs
-from gentletune.cli import main
 from gentletune.cli.commands import COMMANDS, Commands
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe, groups
 from gentletune.core.records import read_record
+from tests.helpers import run_cli as run
 
 SMALL = [
     "--max-steps", "2", "--batch-size", "2", "--test-rows", "2", "--domain-tokens", "4", "--general-prompts", "3",
     "--general-tokens", "4", "--task-tokens", "4", "--general-rows", "2", "--probe-every", "0",
     "--tasks", "arithmetic,instructions",
 ]  # fmt: skip
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `gentletune ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["gentletune", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -9,24 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from gentletune.cli import main
 from gentletune.research import RiseBound, Tuning
 from gentletune.research.theory import bounds
+from tests.helpers import run_cli
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `gentletune research theory ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["gentletune", "research", "theory", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    return run_cli(monkeypatch, "research", "theory", *arguments)
 
 
 def test_verify_prints_a_table_and_writes_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "verify.json"
-    assert run(monkeypatch, "verify", "--trees", "30", "--seed", "2", "--json", str(path)) == 0
+    assert command(monkeypatch, "verify", "--trees", "30", "--seed", "2", "--json", str(path)) == 0
     out = capfd.readouterr().out
     assert "30 random trees, seed 2" in out
     assert "violations" in out
@@ -47,7 +43,7 @@ def test_verify_fails_on_a_counterexample(
 
     monkeypatch.setattr(bounds, "rise_bound", broken)
     path = tmp_path / "verify.json"
-    assert run(monkeypatch, "verify", "--trees", "50", "--json", str(path)) == 1
+    assert command(monkeypatch, "verify", "--trees", "50", "--json", str(path)) == 1
     error = capfd.readouterr().err
     assert "VIOLATED: 1a rise" in error
     assert "--seed 0 --trees" in error.replace("\n", " ")
@@ -58,7 +54,7 @@ def test_verify_fails_on_a_counterexample(
 def test_bad_numbers_are_refused_in_one_line(
     option: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "verify", *option) == 2
+    assert command(monkeypatch, "verify", *option) == 2
     error = capfd.readouterr().err.strip()
     assert error.startswith("gentletune: ")
     assert option[0] in error

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ import pytest
 import yaml
 
 from gentletune import Recipe, train
-from gentletune.cli import main
 from gentletune.core.locks import HOLDER_FILE, SOFT_LOCK_FILE, RunHeldError, check_free, holder, holding
 from gentletune.core.records import read_record
 from gentletune.training.callbacks import read_metrics
-from tests.helpers import child_sweep, tiny_recipe
+from tests.helpers import child_sweep, run_cli, tiny_recipe
 
 STEPS = 120
 
@@ -64,11 +62,8 @@ def test_a_second_train_says_who_holds_the_directory(
     child = processes.Process(target=child_train, args=(recipe,))
     in_the_middle(child, run)
     before = files(run)
-    monkeypatch.setattr(sys, "argv", ["gentletune", "train", "-c", str(tmp_path / "recipe.yaml")])
-    with pytest.raises(SystemExit) as stop:
-        main()
+    assert run_cli(monkeypatch, "train", "-c", str(tmp_path / "recipe.yaml")) == 2
     error = capfd.readouterr().err.strip()
-    assert stop.value.code == 2
     assert error.startswith(f"gentletune: {run} is in use by process {child.pid} on ")
     assert "\n" not in error
     assert files(run) == before

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gentletune import train
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.data import Answer, Domain, Example, domain_names, domains, register_domain
 from gentletune.evaluation.scoring import is_right, said
+from tests.helpers import run_cli
 
 from ..helpers import tiny_recipe
 
@@ -56,13 +55,6 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
-
-
 def test_it_trains_and_is_measured(files: Path, tiny_dir: Path) -> None:
     where = {"data_path": str(files / "paint" / "train.jsonl"), "test_path": str(files / "paint" / "test.jsonl")}
     small = {"max_steps": 2, "train_rows": None, "test_rows": 6, "probe_every": 0, "tasks": ()}
@@ -77,7 +69,7 @@ def test_it_trains_and_is_measured(files: Path, tiny_dir: Path) -> None:
 
 def test_it_is_a_task(files: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--model", str(tiny_dir), "--tasks", "paint", "--task-data", str(files), "--max-gen-toks", "2"]
-    assert run(monkeypatch, "evaluate", *options, "--drop-leaked", "--json", str(files / "scores.json")) == 0
+    assert run_cli(monkeypatch, "evaluate", *options, "--drop-leaked", "--json", str(files / "scores.json")) == 0
     text = (files / "scores.json").read_text(encoding="utf-8")
     (score,) = (s for s in _scores(json.loads(text)) if s["task"] == "paint")
     assert (score["metric"], score["side"], score["n"]) == ("balanced_accuracy", "domain", 4)
@@ -93,7 +85,7 @@ def _scores(value: Any) -> list[dict[str, Any]]:
 
 def test_inspect_looks_at_both_completions(files: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ["--data", "paint", "--data-path", str(files / "paint" / "train.jsonl"), "--train-rows", "3"]
-    assert run(monkeypatch, "inspect", "--model", str(tiny_dir), *rows, "--json", str(files / "found.json")) == 0
+    assert run_cli(monkeypatch, "inspect", "--model", str(tiny_dir), *rows, "--json", str(files / "found.json")) == 0
     found = json.loads((files / "found.json").read_text(encoding="utf-8"))
     assert (found["name"], found["compared"]["name"]) == ("CoT", "label only")
 
@@ -116,10 +108,10 @@ def test_what_is_told_of_a_domain(files: Path, tiny_dir: Path, monkeypatch: pyte
     for choice in ({}, {"example": paint, "generate": lambda *_, **__: []}):
         with pytest.raises(ValueError, match="domain 'none' needs generate or example"):
             Domain("none", **choice)
-    assert run(monkeypatch, "train", "--model", str(tiny_dir), "--data", "pain", "--output", str(files / "o")) == 2
+    assert run_cli(monkeypatch, "train", "--model", str(tiny_dir), "--data", "pain", "--output", str(files / "o")) == 2
     assert "did you mean 'paint'" in capfd.readouterr().err
     register_domain(Domain("bare", example=paint))
-    assert run(monkeypatch, "evaluate", "--model", str(tiny_dir), "--tasks", "bare") == 2
+    assert run_cli(monkeypatch, "evaluate", "--model", str(tiny_dir), "--tasks", "bare") == 2
     assert "task 'bare': the domain has no official test file" in capfd.readouterr().err
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gentletune import Recipe, evaluate
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.data import encode_row, load_data
 from gentletune.data.templates import trl_templates
 from tests.conftest import CHATML, make_model, make_tokenizer
 from tests.data.chats import chat, spans
-from tests.helpers import tiny_recipe
+from tests.helpers import run_cli, tiny_recipe, write_jsonl
 
 BMI = {"type": "function", "function": {"name": "bmi", "parameters": {"type": "object", "properties": {}}}}
 CALL = {"name": "bmi", "arguments": {"kg": 70}}
@@ -119,15 +117,10 @@ def numbered(row: Any, i: int) -> Any:
     return json.loads(json.dumps(row).replace("{i}", str(i)))
 
 
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_a_form_is_told_by_its_columns(tmp_path: Path, name: str) -> None:
     row, meant, called = FORMS[name]
-    file = write(tmp_path / "mine.jsonl", [numbered(row, i) for i in range(10)])
+    file = write_jsonl(tmp_path / "mine.jsonl", [numbered(row, i) for i in range(10)])
     found = load_data(Recipe(data=file))
     assert (found.name, found.recognised) == ("mine", f"{file}: 10 rows {called}")
     rows = [dict(row) for row in [*found.train, *found.test]]
@@ -163,10 +156,10 @@ def test_a_csv_holds_chats_as_json(tmp_path: Path) -> None:
 
 def test_a_later_row_may_have_what_the_first_lacks(tmp_path: Path) -> None:
     rows = [{"instruction": f"Add {i}.", "output": "a"} | ({"input": "to 2"} if i else {}) for i in range(6)]
-    found = load_data(Recipe(data=write(tmp_path / "mine.jsonl", rows)))
+    found = load_data(Recipe(data=write_jsonl(tmp_path / "mine.jsonl", rows)))
     assert {row["prompt"] for row in [*found.train, *found.test]} >= {"Add 0.", "Add 3.\n\nto 2"}
     rows = [{"query": f"q{i}", "answer": "a"} | ({"question": "else"} if i else {}) for i in range(6)]
-    found = load_data(Recipe(data=write(tmp_path / "mine.jsonl", rows)))
+    found = load_data(Recipe(data=write_jsonl(tmp_path / "mine.jsonl", rows)))
     assert {row["prompt"] for row in [*found.train, *found.test]} == {f"q{i}" for i in range(6)}
 
 
@@ -208,7 +201,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
 def test_what_is_wrong_is_one_line_with_the_row(tmp_path: Path, case: str) -> None:
     rows, expected = BAD[case]
     with pytest.raises(UserError) as caught:
-        load_data(Recipe(data=write(tmp_path / "mine.jsonl", rows)))
+        load_data(Recipe(data=write_jsonl(tmp_path / "mine.jsonl", rows)))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -225,7 +218,7 @@ def test_what_stands_in_a_prompt_is_no_label() -> None:
 def test_without_a_template_a_line_end_parts_question_and_answer(tmp_path: Path) -> None:
     plain, file = (
         make_tokenizer(None),
-        write(tmp_path / "mine.jsonl", [numbered(FORMS["alpaca"][0], i) for i in range(9)]),
+        write_jsonl(tmp_path / "mine.jsonl", [numbered(FORMS["alpaca"][0], i) for i in range(9)]),
     )
     make_model(len(plain)).save_pretrained(tmp_path / "model")
     plain.save_pretrained(tmp_path / "model")
@@ -238,18 +231,11 @@ def test_without_a_template_a_line_end_parts_question_and_answer(tmp_path: Path)
 
 def test_calls_in_sharegpts_form_are_labels(tmp_path: Path) -> None:
     row, _, _ = FORMS["sharegpt with tools"]
-    found = load_data(Recipe(data=write(tmp_path / "mine.jsonl", [numbered(row, i) for i in range(10)])))
+    found = load_data(Recipe(data=write_jsonl(tmp_path / "mine.jsonl", [numbered(row, i) for i in range(10)])))
     qwen = make_tokenizer(trl_templates()["qwen3"])
     said = spans(encode_row(found.train[0], qwen), qwen)
     assert len(said) == 2
     assert '"name": "bmi", "arguments": {"kg": 70}' in said[0]
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 SMALL = ("--max-steps", "1", "--batch-size", "2", "--domain-tokens", "4", "--general-prompts", "2", "--tasks", "",
@@ -261,9 +247,9 @@ def test_train_takes_a_file_and_says_what_it_is(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, name: str
 ) -> None:
     row, _, called = FORMS[name]
-    file = write(tmp_path / "mine.jsonl", [numbered(row, i) for i in range(10)])
+    file = write_jsonl(tmp_path / "mine.jsonl", [numbered(row, i) for i in range(10)])
     options = ["--model", str(tiny_dir), "--data", file, *SMALL, "--output", str(tmp_path / "run")]
-    assert command(monkeypatch, "train", *options) == 0
+    assert run_cli(monkeypatch, "train", *options) == 0
     said = capfd.readouterr().err
     assert f"{file}: 10 rows {called}\n" in said
     assert f"{file}: answers are one line: scored by accuracy" in said
@@ -274,7 +260,7 @@ def test_train_takes_a_file_and_says_what_it_is(
 
 
 def test_a_task_of_the_files_name_is_refused(tiny_dir: Path, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
-    file = write(tmp_path / "arithmetic.jsonl", [numbered(FORMS["pair"][0], i) for i in range(10)])
+    file = write_jsonl(tmp_path / "arithmetic.jsonl", [numbered(FORMS["pair"][0], i) for i in range(10)])
     options = ["--model", str(tiny_dir), "--data", file, "--tasks", "arithmetic", "--output", str(tmp_path / "run")]
-    assert command(monkeypatch, "train", *options) == 2
+    assert run_cli(monkeypatch, "train", *options) == 2
     assert "already measures; take it out of tasks, or rename the file" in capfd.readouterr().err

@@ -23,6 +23,7 @@ from gentletune.data.files import read_rows
 from gentletune.data.forms import shaped_rows
 from gentletune.data.groups import split_by_group
 from gentletune.data.load import load_data
+from tests.helpers import write_jsonl
 
 SHAPES: dict[str, Any] = {
     "messages": lambda i: {
@@ -31,11 +32,6 @@ SHAPES: dict[str, Any] = {
     "prompt_completion": lambda i: {"prompt": f"q{i}", "completion": f"a{i}"},
     "text": lambda i: {"text": f"t{i}"},
 }
-
-
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def esci(query: str, **changes: Any) -> dict[str, Any]:
@@ -105,7 +101,7 @@ def test_a_recipe_without_the_data_it_names_is_refused(fields: dict[str, Any], m
 @pytest.mark.parametrize("shape", SHAPES)
 def test_plain_rows_are_split_and_limited(tmp_path: Path, shape: str) -> None:
     rows = [SHAPES[shape](i) for i in range(30)]
-    path = jsonl(tmp_path / "notes.jsonl", [*rows, rows[0]])
+    path = write_jsonl(tmp_path / "notes.jsonl", [*rows, rows[0]])
     whole = load_data(Recipe(data_path=path))
     assert (whole.name, len(whole.test), whole.leaked) == ("notes", 6, 0)
     assert len(whole.examples) == (0 if shape == "text" else 6)
@@ -119,15 +115,15 @@ def test_plain_rows_are_split_and_limited(tmp_path: Path, shape: str) -> None:
 
 def test_a_plain_test_file_takes_its_rows_out_of_training(tmp_path: Path) -> None:
     make = SHAPES["prompt_completion"]
-    path = jsonl(tmp_path / "train.jsonl", [make(i) for i in range(10)])
-    held = jsonl(tmp_path / "test.jsonl", [{"prompt": "q3", "completion": "said otherwise"}, make(99)])
+    path = write_jsonl(tmp_path / "train.jsonl", [make(i) for i in range(10)])
+    held = write_jsonl(tmp_path / "test.jsonl", [{"prompt": "q3", "completion": "said otherwise"}, make(99)])
     found = load_data(Recipe(data_path=path, test_path=held))
     assert found.leaked == 1
     assert found.train == [make(i) for i in range(10) if i != 3]
     assert len(found.test) == 2
     with pytest.raises(UserError, match="every training row shares its group with the held-out rows"):
         load_data(Recipe(data_path=path, test_path=path))
-    text = jsonl(tmp_path / "text.jsonl", [SHAPES["text"](0)])
+    text = write_jsonl(tmp_path / "text.jsonl", [SHAPES["text"](0)])
     with pytest.raises(UserError, match=r"text\.jsonl: 1 row of plain text \(text\), but .* has 10 rows of prompts"):
         load_data(Recipe(data_path=path, test_path=text))
 
@@ -166,11 +162,11 @@ TOGETHER: dict[str, list[tuple[str, dict[str, Any]]]] = {
 def test_what_belongs_together_is_on_one_side(tmp_path: Path, case: str, test_file: bool) -> None:
     """Held out by hash or, where a test file has a row of a group, the others are not trained on."""
     rows = TOGETHER[case]
-    path = jsonl(tmp_path / "rows.jsonl", [row for _, row in rows])
+    path = write_jsonl(tmp_path / "rows.jsonl", [row for _, row in rows])
     marks = {json.dumps(row): mark for (mark, _), row in zip(rows, load_rows(path), strict=True)}
     recipe = Recipe(data=path)
     if test_file:
-        recipe = Recipe(data=path, test_path=jsonl(tmp_path / "held.jsonl", [rows[4][1]]))
+        recipe = Recipe(data=path, test_path=write_jsonl(tmp_path / "held.jsonl", [rows[4][1]]))
     found = load_data(recipe)
     sides = [{marks[json.dumps(row)] for row in side} for side in (found.train, found.test)]
     assert not sides[0] & sides[1]
@@ -191,22 +187,22 @@ def test_a_file_of_ones_own_may_bring_its_split(tmp_path: Path, name: str) -> No
     make = SHAPES["prompt_completion"]
     sides = ["train"] * 8 + [name] * 2 + ["train", "spare"]
     rows = [{**make(i % 10), "Split": side} for i, side in enumerate(sides)]
-    path = jsonl(tmp_path / "mine.jsonl", [*rows, {**make(8), "Split": "train"}])
+    path = write_jsonl(tmp_path / "mine.jsonl", [*rows, {**make(8), "Split": "train"}])
     found = load_data(Recipe(data=path))
     assert found.test == [make(8), make(9)]
     assert found.train == [*map(make, range(8)), make(0)]
     assert found.leaked == 1
     assert "by its column Split 10 rows to train on, 2 held out, 1 of another split left out" in found.recognised
     assert "not used" not in found.recognised
-    one = jsonl(tmp_path / "one.jsonl", [{**make(i), "split": "train"} for i in range(10)])
+    one = write_jsonl(tmp_path / "one.jsonl", [{**make(i), "split": "train"} for i in range(10)])
     assert len(load_data(Recipe(data=one)).test) == 2  # which parts nothing
     with pytest.raises(UserError, match=r"mine\.jsonl: row 3: the completion is empty"):
-        load_data(Recipe(data=jsonl(tmp_path / "mine.jsonl", [*rows[:2], {**rows[9], "completion": ""}])))
+        load_data(Recipe(data=write_jsonl(tmp_path / "mine.jsonl", [*rows[:2], {**rows[9], "completion": ""}])))
 
 
 @pytest.mark.parametrize("name", ["reference", "kl_sampled", "domain_mean"])
 def test_a_file_called_like_a_score_is_refused(tmp_path: Path, name: str) -> None:
-    path = jsonl(tmp_path / f"{name}.jsonl", [SHAPES["text"](i) for i in range(9)])
+    path = write_jsonl(tmp_path / f"{name}.jsonl", [SHAPES["text"](i) for i in range(9)])
     with pytest.raises(UserError, match=rf"{name}\.jsonl: '{name}' is what scores of .* rename the file"):
         load_data(Recipe(data=path))
 
@@ -215,25 +211,25 @@ def test_columns_beyond_the_shape_do_not_matter(tmp_path: Path) -> None:
     rows = [{**SHAPES["text"](i), "seen": datetime.datetime(2024, 1, 1 + i), "raw": b"\x00"} for i in range(10)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     found = load_data(Recipe(data_path=str(tmp_path / "t.parquet")))
-    plain = load_data(Recipe(data_path=jsonl(tmp_path / "t.jsonl", [SHAPES["text"](i) for i in range(10)])))
+    plain = load_data(Recipe(data_path=write_jsonl(tmp_path / "t.jsonl", [SHAPES["text"](i) for i in range(10)])))
     assert (found.train_hash, found.test_hash) == (plain.train_hash, plain.test_hash)
 
 
 def test_the_official_esci_file_brings_its_own_split(tmp_path: Path) -> None:
     rows = [esci(f"q{i}", split="test" if i in (2, 5) else "train") for i in range(8)] + [esci("q2", split="train")]
-    found = load_data(Recipe(data="esci", cot=False, data_path=jsonl(tmp_path / "e.jsonl", rows)))
+    found = load_data(Recipe(data="esci", cot=False, data_path=write_jsonl(tmp_path / "e.jsonl", rows)))
     assert [e.group for e in found.examples] == ["q2", "q5"]
     assert (len(found.train), found.leaked) == (6, 1)
 
 
 def test_a_domain_file_whose_groups_are_all_held_out_is_refused(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "e.jsonl", [esci("q1"), esci("q2")])
+    path = write_jsonl(tmp_path / "e.jsonl", [esci("q1"), esci("q2")])
     with pytest.raises(UserError, match="every training row shares its group"):
         load_data(Recipe(data="esci", cot=False, data_path=path, test_path=path))
 
 
 def test_a_bad_domain_row_is_named_by_file_and_number(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "e.jsonl", [esci("q1"), esci("q2", esci_label="Z")])
+    path = write_jsonl(tmp_path / "e.jsonl", [esci("q1"), esci("q2", esci_label="Z")])
     with pytest.raises(UserError, match=r"e\.jsonl: row 2: unknown esci_label 'Z'"):
         load_data(Recipe(data="esci", cot=False, data_path=path))
 

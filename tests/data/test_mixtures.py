@@ -18,12 +18,12 @@ from gentletune.reporting.repeat import command
 from gentletune.sweeps.plan import plan
 from tests.cli.test_cli import run
 from tests.data.test_tools import TOOL, USES_TOOL
+from tests.helpers import write_jsonl
 
 
 def pairs(path: Path, mark: str, count: int) -> str:
     rows = [{"prompt": f"{mark}{i}?", "completion": f"{mark}{i}"} for i in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+    return write_jsonl(path, rows)
 
 
 def chats(path: Path, mark: str, count: int) -> str:
@@ -31,8 +31,7 @@ def chats(path: Path, mark: str, count: int) -> str:
         {"messages": [{"role": "user", "content": f"{mark}{i}?"}, {"role": "assistant", "content": f"{mark}{i}"}]}
         for i in range(count)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+    return write_jsonl(path, rows)
 
 
 def said(row: dict[str, Any]) -> str:
@@ -116,7 +115,7 @@ def test_domains_make_their_share(two: list[dict[str, Any]]) -> None:
 def test_a_domain_that_reads_a_file_is_named_beside_it(two: list[dict[str, Any]], tmp_path: Path) -> None:
     esci = [{"query": f"q{i}", "product_text": "p", "esci_label": "E"} for i in range(10)]
     file = tmp_path / "e.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in esci), encoding="utf-8")
+    write_jsonl(file, esci)
     source = {"path": str(file), "domain": "esci", "weight": 1}
     recipe = Recipe.parse({"data": [two[0], source], "cot": False})
     assert sum("q" in row.get("prompt", "") for row in load_data(recipe).train) == 10
@@ -181,7 +180,7 @@ def test_a_run_on_a_mixture_of_forms_counts_each_source(
 ) -> None:  # fmt: skip
     tools = tmp_path / "tools.jsonl"
     rows = [{"messages": [{"role": "user", "content": f"{n} kg?"}, *USES_TOOL[1:]], "tools": [TOOL]} for n in range(4)]
-    tools.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(tools, rows)
     config = json.loads((tiny_dir / "config.json").read_text())
     sources = [*two, {"path": str(tools), "weight": 0.4}]
     study = tmp_path / "recipe.yaml"

@@ -17,6 +17,7 @@ from gentletune import Recipe, train
 from gentletune.core.errors import UserError
 from gentletune.data import load_data
 from gentletune.data.files import read_rows
+from tests.helpers import write_jsonl
 
 HERE: dict[str, Any] = {"max_steps": 3, "batch_size": 4, "test_rows": 5}
 
@@ -34,7 +35,7 @@ def write(path: Path, made: list[dict[str, Any]]) -> str:
             writer.writeheader()
             writer.writerows(made)
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        write_jsonl(path, made)
     return str(path)
 
 

@@ -30,6 +30,7 @@ from gentletune.data.templates import (
 from tests.conftest import CHATML, make_tokenizer
 from tests.data.chats import chat, spans
 from tests.data.families import FAMILIES, beyond, trl_mask
+from tests.helpers import edit_json
 
 DATE = "2024-07-26"
 SHIPPED = sorted(name for name in trl_templates() if not name.endswith("_training"))
@@ -260,8 +261,7 @@ def qwen_dir(tiny_dir: Path, tmp_path: Path) -> Path:
     directory = shutil.copytree(tiny_dir, tmp_path / "qwen")
     (directory / "chat_template.jinja").write_text(trl_templates()["qwen3"], encoding="utf-8")
     for name, end in (("tokenizer_config", {"eos_token": "<|endoftext|>"}), ("generation_config", {"eos_token_id": 0})):
-        file = directory / f"{name}.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | end))
+        edit_json(directory / f"{name}.json", **end)
     return directory
 
 

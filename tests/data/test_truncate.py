@@ -16,7 +16,7 @@ from gentletune.data.encode import IGNORE
 from gentletune.lm.loaded import ROW_LENGTH, Loaded
 from gentletune.runs.inputs import Inputs
 from tests.cli.test_cli import run
-from tests.helpers import edit_config
+from tests.helpers import edit_json
 
 LONG, LAST = "word " * 30, "The end."
 CHAT = {"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": LAST}]}
@@ -83,7 +83,7 @@ def test_a_line_says_how_many_rows_were_longer(
 def test_rows_have_a_length_that_a_step_can_hold_unless_more_is_asked_for(tiny_dir: Path, tmp_path: Path) -> None:
     assert Loaded(str(tiny_dir)).encoding["max_length"] == 512  # the model's context
     model = Path(shutil.copytree(tiny_dir, tmp_path / "copy"))
-    edit_config(model, max_position_embeddings=131072)
+    edit_json(model / "config.json", max_position_embeddings=131072)
     base = Loaded(str(model))
     assert (base.max_length, base.encoding["max_length"]) == (131072, ROW_LENGTH)
     assert Loaded(str(model), max_length=10_000).encoding["max_length"] == 10_000

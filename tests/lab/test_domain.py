@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from gentletune import Recipe, UserError, train
-from gentletune.cli import main
 from gentletune.data import Example, load_data
 from gentletune.data.domains import domain
 from gentletune.lab import SKILLS, skill_examples
 from gentletune.lab.skills import skill_rows
 from gentletune.lab.words import FILLERS
+from tests.helpers import run_cli
 
 
 def rows(text: str, n: int, *, seed: int = 0, cot: bool = True, split: str = "train") -> list[Example]:
@@ -86,12 +85,7 @@ def test_knobs_do_what_they_say() -> None:
 def test_a_wrong_knob_is_one_line(
     text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        sys, "argv", ["gentletune", "train", "--model", "lab", "--data", text, "--output", str(tmp_path)]
-    )
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
+    assert run_cli(monkeypatch, "train", "--model", "lab", "--data", text, "--output", str(tmp_path)) == 2
     assert told in capfd.readouterr().err
 
 

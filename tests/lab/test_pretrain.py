@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from gentletune.cli import main
 from gentletune.core.cache import file_digest
 from gentletune.data.encode import encode_row
 from gentletune.lab import SKILLS, skill_examples
 from gentletune.lab.pretrain import CONTEXT, encoded
 from gentletune.lab.tokenizer import make_tokenizer
 from gentletune.lm.loaded import load_model, load_tokenizer
+from tests.helpers import run_cli
 
 TINY = ("--steps", "3", "--batch", "22", "--layers", "1")
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def test_a_seed_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {}
     for name, seed in (("once", "3"), ("again", "3"), ("other", "4")):
-        assert run(monkeypatch, "lab", "pretrain", "--output", str(tmp_path / name), "--seed", seed, *TINY) == 0
+        assert run_cli(monkeypatch, "lab", "pretrain", "--output", str(tmp_path / name), "--seed", seed, *TINY) == 0
         weights[name] = file_digest(tmp_path / name / "model.safetensors")
     assert weights["once"] == weights["again"] != weights["other"]
 
 
 def test_a_base_of_another_width_is_a_model_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / "base"
-    assert run(monkeypatch, "lab", "pretrain", "--output", str(base), "--width", "24", *TINY) == 0
+    assert run_cli(monkeypatch, "lab", "pretrain", "--output", str(base), "--width", "24", *TINY) == 0
     assert load_model(base).config.hidden_size == 24
     output = ["--output", str(tmp_path / "run"), "--json", str(tmp_path / "scores.json")]
     scores = ["--tasks", "lab_sort", "--limit", "5"]
-    assert run(monkeypatch, "evaluate", "--model", str(base), *scores, *output[2:]) == 0
+    assert run_cli(monkeypatch, "evaluate", "--model", str(base), *scores, *output[2:]) == 0
     found = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert [(score["task"], score["n"]) for score in found["scores"]] == [("lab_sort", 5)]
 
@@ -54,7 +46,7 @@ def test_mistakes_are_one_line(
         (["--output", str(tmp_path / "full")], "is not empty; give another directory"),
         (["--output", str(tmp_path / "new"), "--width", "25"], "width 25 is no multiple of 24"),
     ):
-        assert run(monkeypatch, "lab", "pretrain", *arguments) == 2
+        assert run_cli(monkeypatch, "lab", "pretrain", *arguments) == 2
         assert told in capfd.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -62,14 +54,14 @@ def test_mistakes_are_one_line(
 def test_the_packaged_model_has_its_skills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = tmp_path / "scores.json"
     asked = ["--tasks", "lab_skills", "--general-rows", "60", "--json", str(found)]
-    assert run(monkeypatch, "evaluate", "--model", "lab", *asked) == 0
+    assert run_cli(monkeypatch, "evaluate", "--model", "lab", *asked) == 0
     scores = json.loads(found.read_text(encoding="utf-8"))["scores"]
     asked_of = {score["task"]: (score["n"], score["value"] > 0.95) for score in scores if score["task"] in SKILLS}
     assert asked_of == dict.fromkeys(SKILLS, (60, True))
 
 
 def test_info_names_every_skill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "lab", "info") == 0
+    assert run_cli(monkeypatch, "lab", "info") == 0
     said = capfd.readouterr().out
     assert [name for name in SKILLS if name not in said] == []
     assert "lab(formulas=20, hard=0.5, noise=0.0, wrong=0.0)" in said

@@ -18,7 +18,7 @@ from gentletune.lm.device import device
 from gentletune.lm.loaded import Loaded, hidden_states, lm_head, load_model, load_tokenizer
 from gentletune.losses import Head, token_nll
 from tests.conftest import make_model, make_tokenizer
-from tests.helpers import edit_config
+from tests.helpers import edit_json
 
 # --- a model by name
 
@@ -87,19 +87,19 @@ def broken_weights(copy: Path) -> None:
 
 
 def unknown_type(copy: Path) -> None:
-    edit_config(copy, model_type="no-such-type")
+    edit_json(copy / "config.json", model_type="no-such-type")
 
 
 def no_language_model(copy: Path) -> None:
-    edit_config(copy, model_type="vit")
+    edit_json(copy / "config.json", model_type="vit")
 
 
 def more_layers_than_weights(copy: Path) -> None:
-    edit_config(copy, num_hidden_layers=3)
+    edit_json(copy / "config.json", num_hidden_layers=3)
 
 
 def other_shape(copy: Path) -> None:
-    edit_config(copy, intermediate_size=48)
+    edit_json(copy / "config.json", intermediate_size=48)
 
 
 def broken_config(copy: Path) -> None:

@@ -27,7 +27,7 @@ from gentletune.lm import model_files
 from gentletune.lm.loaded import load_model
 from gentletune.lm.model_files import BUNDLES, Bundle, model_hash, resolve_model
 from tests.conftest import make_model
-from tests.helpers import edit_config
+from tests.helpers import edit_json
 
 ALIAS, TERMS_ALIAS = "smollm2-135m", "gemma3-270m"
 
@@ -362,7 +362,7 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
 
 
 def test_a_model_that_brings_code_is_refused_unless_trusted(copy: Path) -> None:
-    edit_config(copy, auto_map={"AutoModelForCausalLM": "own.Model"})
+    edit_json(copy / "config.json", auto_map={"AutoModelForCausalLM": "own.Model"})
     assert "trust_remote_code: true" in refusal(str(copy))
     assert resolve_model(str(copy), trust_remote_code=True) == copy
 
@@ -383,7 +383,7 @@ def one_weight(copy: Path) -> None:
 
 
 def one_setting(copy: Path) -> None:
-    edit_config(copy, rms_norm_eps=1e-5)
+    edit_json(copy / "config.json", rms_norm_eps=1e-5)
 
 
 def another_template(copy: Path) -> None:

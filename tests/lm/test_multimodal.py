@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from gentletune import train
@@ -18,7 +17,7 @@ from gentletune.lm.generate import generate
 from gentletune.lm.loaded import load_model
 from gentletune.methods import parse_method
 from gentletune.methods.reach import unread
-from tests.helpers import tiny_recipe
+from tests.helpers import saved_weights, tiny_recipe
 
 TEXT = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -84,10 +83,6 @@ def made(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFa
     return make
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(directory / "model.safetensors")
-
-
 @pytest.mark.parametrize(
     ("family", "method"),
     [("gemma3", "sft"), ("qwen2_5_vl", "talr+lora"), ("qwen3_5", "l2"), ("llava", "lora(r=2)+wise_ft")],
@@ -100,7 +95,7 @@ def test_text_trains_the_language_model_inside(
     assert record.status == "complete"
     assert record.training["update_norm"] > 0
     assert record.score("clinic/bits_per_token") is not None
-    before, after = weights(directory), weights(tmp_path / "run" / "model")
+    before, after = saved_weights(directory), saved_weights(tmp_path / "run" / "model")
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 import gentletune.methods.registry as registry
 from gentletune import Recipe, train
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.methods import Method, TokenBatch, Weighted, described, method_names, method_parts, register
+from tests.helpers import run_cli
 
 from ..helpers import tiny_recipe
 
@@ -58,10 +57,7 @@ def test_it_stands_in_the_model_card_with_what_is_in_force(tiny_dir: Path, tmp_p
 def test_inspect_has_a_column_for_it(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ["--csv", str(tmp_path / "t.csv"), "--html", str(tmp_path / "t.html")]
     call = ["inspect", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "2", "--no-compare-cot", *files]
-    monkeypatch.setattr(sys, "argv", ["gentletune", *call])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 0
+    assert run_cli(monkeypatch, *call) == 0
     with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name.removeprefix("weight_") for name in rows[0] if name.startswith("weight_")]

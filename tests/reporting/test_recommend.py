@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentletune import recommend
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, Score, write_record
 from gentletune.reporting import Findings
@@ -22,6 +20,7 @@ from gentletune.reporting.choice import Choice
 from gentletune.reporting.settings import settings_of
 from gentletune.reporting.words import answer
 from gentletune.stats import accuracy_score
+from tests.helpers import run_cli
 
 from .report_records import failed, pair, run
 
@@ -433,11 +432,8 @@ def told(
     """What `gentletune recommend` prints of these records."""
     for place, record in enumerate(records):
         write_record(folder / "runs" / f"{place:02}", record)
-    monkeypatch.setattr(sys, "argv", ["gentletune", "recommend", str(folder / "runs"), *flags])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    assert not stop.value.code, captured.err
+    code, captured = run_cli(monkeypatch, "recommend", str(folder / "runs"), *flags), capsys.readouterr()
+    assert code == 0, captured.err
     return captured.out.splitlines()
 
 
@@ -462,10 +458,7 @@ def test_runs_of_two_data_sets_are_told_apart_and_are_no_one_answer(
     out = told(records, tmp_path, monkeypatch, capsys)
     assert [line for line in out if line.endswith(":") and line.startswith("m ")] == ["m on clinic:", "m on esci:"]
     assert sum(line.startswith("Safe choice: sft at learning rate 1e-5") for line in out) == 2
-    monkeypatch.setattr(sys, "argv", ["gentletune", "recommend", str(tmp_path / "runs"), "--json"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
+    assert run_cli(monkeypatch, "recommend", str(tmp_path / "runs"), "--json") == 2
     assert "not one comparison" in capsys.readouterr().err
 
 

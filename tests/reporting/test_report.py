@@ -6,7 +6,6 @@ import gzip
 import json
 import re
 import stat
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +14,6 @@ import plotly.graph_objects as go
 import pytest
 
 from gentletune import train
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, write_bytes_atomic
 from gentletune.core.samples import SAMPLES_FILE, read_samples
@@ -25,7 +23,7 @@ from gentletune.reporting.picture import pareto_png
 from gentletune.reporting.recommend import recommend
 from gentletune.reporting.scene import build_scene, looks_of
 from gentletune.reporting.tables import runs_table
-from tests.helpers import tiny_recipe
+from tests.helpers import run_cli, tiny_recipe
 
 from .made_study import made_study, write_study
 from .report_records import failed, pair, run
@@ -437,10 +435,7 @@ def test_of_a_real_run_the_command_shows_its_answers_and_its_plain_loss(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tiny_recipe(tiny_dir, tmp_path / "runs" / "a", tasks=("arithmetic",), max_steps=2, method="talr"))
-    monkeypatch.setattr(sys, "argv", ["gentletune", "report", str(tmp_path / "runs")])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
+    assert run_cli(monkeypatch, "report", str(tmp_path / "runs")) == 0
     page = Page((tmp_path / "runs" / "report.html").read_text(encoding="utf-8"))
     assert page.text.split("Before and after")[1].count("General · arithmetic") == 2
     assert "Training NLL, unweighted (nats per token)" in page.text

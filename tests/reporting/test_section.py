@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import pytest
 
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.records import write_record
 from gentletune.reporting import report
 from gentletune.reporting.section import split
+from tests.helpers import run_cli
 
 from .made_study import made_study
 from .report_records import failed, pair, run
@@ -102,9 +101,6 @@ def test_report_takes_the_margin_and_so_does_the_command(
     assert report(records, tmp_path / "report", margin=0.05).findings.index == 0
     for place, record in enumerate(records):
         write_record(tmp_path / "runs" / str(place), record)
-    monkeypatch.setattr(sys, "argv", ["gentletune", "report", str(tmp_path / "runs"), "--margin", "0.05"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
+    assert run_cli(monkeypatch, "report", str(tmp_path / "runs"), "--margin", "0.05") == 0
     assert "Safe choice: sft at learning rate 1e-6: domain 0.4 → 0.7 " in capsys.readouterr().out
     assert (tmp_path / "runs" / "report.html").exists()

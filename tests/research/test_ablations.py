@@ -6,7 +6,6 @@ import csv
 import doctest
 import importlib
 import math
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from trl import SFTConfig
 
 import gentletune.runs.run
 from gentletune import Recipe, RunRecord, Score, UserError, train
-from gentletune.cli import main
 from gentletune.cli.common import split_methods
 from gentletune.core.records import load_records
 from gentletune.data import encode_rows, load_data
@@ -31,7 +29,7 @@ from gentletune.stats import mean_score, ratio_score
 from gentletune.training import fit
 from gentletune.training.arguments import training_arguments
 from tests.conftest import make_model
-from tests.helpers import tiny_recipe
+from tests.helpers import run_cli, tiny_recipe
 
 # --- the optimiser
 
@@ -384,11 +382,8 @@ def test_optimizer_table(tiny_dir: Path, tmp_path: Path) -> None:
     assert any(note.startswith("Under sgd, the update norm of talr is ") for note in found.notes)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", "research", "ablations", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    return run_cli(monkeypatch, "research", "ablations", *arguments)
 
 
 def flags(model: Path) -> list[str]:
@@ -413,7 +408,7 @@ def test_commands(
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     call, settings = words.split(), COMMANDS[words]
-    assert run(monkeypatch, *call, *flags(tiny_dir), "--seeds", "0", "--output", str(tmp_path)) == 0
+    assert command(monkeypatch, *call, *flags(tiny_dir), "--seeds", "0", "--output", str(tmp_path)) == 0
     out = capfd.readouterr().out
     lines = list(csv.DictReader((tmp_path / f"{call[0]}.csv").read_text().splitlines()))
     assert [line["setting"] for line in lines] == [BASE, *settings]
@@ -458,7 +453,7 @@ def test_bad_input_is_one_line(
     arguments: list[str], message: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert run(monkeypatch, *arguments, *flags(tiny_dir), "--output", str(tmp_path / "out")) == 2
+    assert command(monkeypatch, *arguments, *flags(tiny_dir), "--output", str(tmp_path / "out")) == 2
     error = capfd.readouterr().err.strip()
     assert error.startswith("gentletune: ")
     assert message in error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import doctest
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ import gentletune.research.dynamics.callback
 import gentletune.research.dynamics.result
 import gentletune.research.dynamics.run
 from gentletune import Recipe, UserError
-from gentletune.cli import main
 from gentletune.cli.common import split_methods
 from gentletune.research.dynamics.callback import BinFigures
 from gentletune.research.dynamics.plot import dynamics_png
 from gentletune.research.dynamics.result import QUANTITIES, MethodRun, TokenDynamics, nll_change
 from gentletune.research.dynamics.run import RESULT_FILE, token_dynamics
 from gentletune.training import TrainingDivergedError
-from tests.helpers import tiny_recipe
+from tests.helpers import run_cli, tiny_recipe
 
 EDGES = (0.0, 0.0017, 0.002, 0.0023, 1.0)  # the tiny model knows nothing: p is about 1/500
 
@@ -264,10 +262,7 @@ def test_a_broken_result_is_named(tiny_dir: Path, tmp_path: Path) -> None:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", "research", "dynamics", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
+    return run_cli(monkeypatch, "research", "dynamics", *arguments)
 
 
 def test_command(

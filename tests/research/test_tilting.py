@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gentletune.cli import main
 from gentletune.cli.research import fit_command
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
@@ -35,7 +33,7 @@ from gentletune.research.tilting.study import (
     safe_edge,
     safe_range,
 )
-from tests.helpers import tiny_recipe
+from tests.helpers import run_cli, tiny_recipe
 
 T, V = 37, 50  # positions that do not divide into the chunks
 
@@ -500,10 +498,7 @@ def test_a_directory_of_others_is_left_alone(tiny_dir: Path, tmp_path: Path) -> 
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["gentletune", "research", "theory", "fit", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
+    return run_cli(monkeypatch, "research", "theory", "fit", *arguments)
 
 
 def test_the_command_refuses_bad_rates(

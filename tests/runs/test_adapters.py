@@ -12,10 +12,8 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from gentletune import Recipe, train
-from gentletune.cli import app
 from gentletune.core.cache import Shared
 from gentletune.core.errors import UserError
 from gentletune.lm.loaded import Loaded, load_model
@@ -23,7 +21,7 @@ from gentletune.lm.model_files import model_hash, resolve_model
 from gentletune.reporting import report
 from gentletune.sweeps.plan import Trial
 from gentletune.sweeps.store import Job, drop_weights
-from tests.helpers import tiny_recipe
+from tests.helpers import edit_json, run_cli, tiny_recipe
 
 LORA: dict[str, Any] = {"method": "lora(r=2)", "max_steps": 3, "tasks": ("arithmetic",), "precision": "fp32"}
 
@@ -41,11 +39,6 @@ def runs(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(runs: Path, tmp_path: Path) -> Path:
     """A copy of the adapter, to be spoilt."""
     return Path(shutil.copytree(runs / "adapter" / "model", tmp_path / "adapter"))
-
-
-def edit(adapter: Path, **changes: Any) -> None:
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_an_adapter_and_its_tokenizer_and_card_are_all_that_is_saved(runs: Path, tiny_dir: Path) -> None:
@@ -81,21 +74,21 @@ def test_peft_itself_reads_it(runs: Path) -> None:
         assert torch.allclose(theirs(ids).logits, ours, atol=1e-5)
 
 
-def test_it_is_evaluated_beside_its_base(runs: Path, tiny_dir: Path, tmp_path: Path) -> None:
+def test_it_is_evaluated_beside_its_base(
+    runs: Path, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ["--tasks", "arithmetic", "--general-rows", "3", "--task-tokens", "6", "--precision", "fp32"]
     found = []
     for save in ("merged", "adapter"):
         answer = tmp_path / f"{save}.json"
         model = str(runs / save / "model")
-        told = CliRunner().invoke(
-            app, ["evaluate", "--model", model, "--base", str(tiny_dir), *flags, "--json", str(answer)]
-        )
-        assert told.exit_code == 0, told.output
+        call = ["evaluate", "--model", model, "--base", str(tiny_dir), *flags, "--json", str(answer)]
+        assert run_cli(monkeypatch, *call) == 0
         found.append(json.loads(answer.read_text()))
     assert found[0]["scores"] == found[1]["scores"]
     assert found[0]["hashes"]["model"] != found[1]["hashes"]["model"]
     assert found[0]["hashes"]["base model"] == found[1]["hashes"]["base model"]
-    assert CliRunner().invoke(app, ["evaluate", "--model", model, *flags]).exit_code == 0  # by itself
+    assert run_cli(monkeypatch, "evaluate", "--model", model, *flags) == 0  # by itself
 
 
 def test_a_report_is_made_of_it(runs: Path, tmp_path: Path) -> None:
@@ -152,11 +145,11 @@ def test_the_hash_covers_the_adapter_and_its_base_and_no_place(
 ) -> None:
     whole = model_hash(runs / "adapter" / "model")
     moved = Path(shutil.copytree(tiny_dir, tmp_path / "moved"))
-    edit(adapter, base_model_name_or_path=str(moved))
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(moved))
     assert model_hash(adapter) == whole
-    edit(adapter, lora_alpha=64)
+    edit_json(adapter / "adapter_config.json", lora_alpha=64)
     scaled = model_hash(adapter)
-    edit(adapter, lora_alpha=32)
+    edit_json(adapter / "adapter_config.json", lora_alpha=32)
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     assert len({whole, scaled, model_hash(adapter)}) == 3
@@ -190,14 +183,14 @@ def refusal(adapter: Path) -> str:
     ],
 )
 def test_an_adapter_that_does_not_fit_is_one_line(changes: dict[str, Any], message: str, adapter: Path) -> None:
-    edit(adapter, **changes)
+    edit_json(adapter / "adapter_config.json", **changes)
     said = refusal(adapter)
     assert str(adapter) in said
     assert message in said
 
 
 def test_an_adapter_that_is_its_own_base_is_refused(adapter: Path) -> None:
-    edit(adapter, base_model_name_or_path=str(adapter))
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(adapter))
     assert "names no base model" in refusal(adapter)
 
 

@@ -21,8 +21,8 @@ from gentletune.sweeps.estimate import estimate
 from gentletune.sweeps.plan import plan
 from gentletune.sweeps.store import Job, record_death
 from tests.cli.test_cli import run
-from tests.evaluation.harness.conftest import GSM8K, write_jsonl
-from tests.helpers import tiny_recipe
+from tests.evaluation.harness.conftest import GSM8K
+from tests.helpers import tiny_recipe, write_jsonl
 
 USER_TASK = "task: triage\nfile: rows.jsonl\nprompt: 'Risk of {{note}}?'\nanswer: '{{level}}'\nmax_tokens: 4\n"
 PICK = """\

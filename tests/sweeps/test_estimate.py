@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from gentletune import sweep
-from gentletune.cli import app
 from gentletune.core.cache import cache_root
 from gentletune.core.recipe import Recipe
 from gentletune.sweeps.estimate import Line, Probe, estimate
 from gentletune.sweeps.plan import plan
 from gentletune.sweeps.sweep import Queue
-from tests.helpers import tiny_recipe, tiny_study
+from tests.helpers import run_cli, tiny_recipe, tiny_study
 
 PROBE = Probe(
     load=1.0, save=2.0, step=0.5, step_rows=4, domain=Line(1, 0.1), own=Line(0, 0.01), answers=Line(0, 0.2),
@@ -112,16 +110,17 @@ def test_a_search_is_estimated_by_what_it_would_ask_first(tiny_dir: Path, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_prints_plan_and_estimate_and_runs_nothing(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_plan_and_estimate_and_runs_nothing(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = tiny_study(tiny_dir)
     study["axes"]["learning_rate"] = ["1e-3"]
     study["base"] = {key: value for key, value in study["base"].items() if value is not None and value != ()}
     study["base"]["tasks"] = ["arithmetic"]
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study))
-    done = CliRunner().invoke(app, ["sweep", "-c", str(file), "--output", str(tmp_path / "out"), "--dry-run"])
-    assert done.exit_code == 0, done.output
-    lines = [line for line in done.output.splitlines() if line and not line.startswith("gentletune:")]
+    assert run_cli(monkeypatch, "sweep", "-c", str(file), "--output", str(tmp_path / "out"), "--dry-run") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
     assert lines[0] == "sft-lr0.001"
     assert "wise_ft_alpha=0.25_-lr0.001  (weights of sft-lr0.001)" in lines
     assert any("3 trials to run, 2 with a training of their own: about" in line for line in lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from transformers import TrainerCallback
 
 from gentletune import train
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score
@@ -21,13 +19,9 @@ from gentletune.methods import parse_method
 from gentletune.training import fit
 from gentletune.training.callbacks import read_metrics
 from tests.conftest import make_model
-from tests.helpers import tiny_recipe, untimed
+from tests.helpers import Stopped, run_cli, tiny_recipe, untimed
 
 NLL = {2: 3.0, 4: 2.0, 6: 2.5, 8: 1.9, 10: 2.1, 12: 1.95, 14: 1.0}  # what each look finds, by step
-
-
-class Stopped(Exception):  # noqa: N818 (a kill is no error)
-    """A kill, as the training sees it."""
 
 
 class Watch(TrainerCallback):
@@ -124,10 +118,7 @@ def test_a_run_ships_its_best_weights_and_says_so(
     recipe = tiny_recipe(tiny_dir, tmp_path / "run", **worse, early_stop="domain_nll(patience=2)")
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe.model_dump(mode="json", exclude_none=True)))
-    monkeypatch.setattr(sys, "argv", ["gentletune", "train", "-c", str(path)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
+    assert run_cli(monkeypatch, "train", "-c", str(path)) == 0
     record = train(recipe)
     best, steps = record.training["best_step"], record.training["steps"]
     assert record.training["stopped_early"] == 1.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,21 @@ from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 
 import gentletune.core.optimizers as optimizers
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.data import encode_rows, load_data
 from gentletune.methods import parse_method
+from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.training import fit
+from gentletune.training.callbacks import read_metrics
 from gentletune.training.optimizers import check_optimizer
-from gentletune.training.trainer import GentleTrainer
+from gentletune.training.trainer import METRICS_FILE, GentleTrainer
 from tests.conftest import make_model
+from tests.helpers import run_cli
 
-NAMES = ["adamw_torch", "sgd", "adafactor", "rmsprop", "stable_adamw", "schedule_free_adamw"]
+WITHOUT_BNB = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+EIGHT_BIT = [pytest.param(name, marks=WITHOUT_BNB) for name in ("adamw_8bit", "lion_8bit", "ademamix_8bit")]
+NAMES = ["adamw_torch", "sgd", "adafactor", "rmsprop", "stable_adamw", "schedule_free_adamw", *EIGHT_BIT]
 
 
 def fields(name: str, **more: Any) -> dict[str, Any]:
@@ -58,10 +63,7 @@ def trained(tokenizer: Any, run: Path, recipe: Recipe, stop: int | None = None) 
 
 def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line that `gentletune train` refuses with."""
-    monkeypatch.setattr(sys, "argv", ["gentletune", "train", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
+    assert run_cli(monkeypatch, "train", *arguments) == 2
     return capsys.readouterr().err.strip()
 
 
@@ -79,6 +81,59 @@ def test_an_optimizer_trains_and_resumes_bit_for_bit(name: str, tokenizer: Any, 
     assert any(not torch.equal(whole[key], start[key]) for key in start)
     for key, value in whole.items():
         assert torch.equal(value, again[key]), key
+
+
+@pytest.mark.parametrize("name", ["adamw_torch_fused", "adafactor", *EIGHT_BIT[:1]])
+def test_released_gradients_make_the_same_weights_resumed_or_not(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    keys = {"max_grad_norm": 0, "batch_size": 1, "gradient_checkpointing": True}
+    start = make_model(len(tokenizer)).state_dict()
+    recipe = Recipe.parse(fields(name, **keys))
+    kept = trained(tokenizer, tmp_path / "kept", recipe)
+    released = recipe.override({"gradient_release": True})
+    for stop in (None, 4):
+        found = trained(tokenizer, tmp_path / f"released-{stop}", released, stop)
+        for key, value in kept.items():
+            moved, off = (value - start[key]).norm(), (found[key] - value).norm()
+            assert float(off) <= 1e-6 * float(moved), key
+
+
+def test_a_released_gradient_is_alone_in_memory(tokenizer: Any, tmp_path: Path) -> None:
+    most, whole = dict[bool, int](), 0
+    for release in (False, True):
+        recipe = Recipe.parse(fields("adamw_torch", max_grad_norm=0, gradient_release=release, max_steps=2))
+        rows = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows
+        model, held = make_model(len(tokenizer)), [0]
+        largest, whole = max(p.nbytes for p in model.parameters()), sum(p.nbytes for p in model.parameters())
+
+        def look(_parameter: Any, model: Any = model, held: list[int] = held) -> None:
+            held.append(sum(p.grad.nbytes for p in model.parameters() if p.grad is not None))
+
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(look)
+        fit(recipe, parse_method("sft"), model, tokenizer, rows, tmp_path / str(release))
+        most[release] = max(held)
+        assert ("grad_norm" in read_metrics(tmp_path / str(release) / METRICS_FILE)[0]) is not release
+        assert all(len(parameter._post_accumulate_grad_hooks) == 1 for parameter in model.parameters())
+    assert most == {False: whole, True: largest}
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"max_grad_norm": 1.0}, "before clipping has seen them all; set max_grad_norm: 0"),
+        ({"gradient_accumulation": 2}, "a step is one micro-batch; leave gradient_accumulation and global_batch out"),
+        ({"global_batch": 8}, "a step is one micro-batch; leave gradient_accumulation and global_batch out"),
+        ({"processes": 2}, "is of one process, before gradients are added up over several; take strategy: fsdp2"),
+        ({"method": "talr+lora"}, "saves next to nothing where 'talr+lora' trains so little; leave it out"),
+        ({"method": "l2"}, "works on the whole gradient of a step, which gradient_release does not keep"),
+        ({"method": "talr(normalization=simplex)"}, "works on the whole gradient of a step"),
+        ({"optimizer": "schedule_free_adamw", "schedule": "constant"}, "cannot step for one weight at a time"),
+    ],
+)
+def test_what_needs_the_whole_gradient_keeps_it(keys: dict[str, Any], told: str) -> None:
+    recipe = Recipe.parse({"data": "clinic", "gradient_release": True, "max_grad_norm": 0, **keys})
+    with pytest.raises(UserError, match=re.escape(told)):
+        check_micro_batch(recipe, parse_method(recipe.method))
 
 
 class Look(TrainerCallback):

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import gentletune.methods.adapted as adapted
 from gentletune import Recipe, evaluate, train
-from gentletune.cli import app
 from gentletune.core.errors import UserError
 from gentletune.lm import loaded
 from gentletune.lm.adapters import add_adapter, quantized, rounded_away, save_adapter
@@ -24,6 +22,7 @@ from gentletune.lm.loaded import load_model
 from gentletune.methods import parse_method
 from gentletune.training import trainer as trainer_module
 from tests.conftest import make_model
+from tests.helpers import run_cli, saved_weights
 
 BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 needs_bitsandbytes = pytest.mark.skipif(not BITSANDBYTES, reason="bitsandbytes is an extra: quant")
@@ -44,10 +43,6 @@ def bf16_dir(tokenizer: Any, tmp_path: Path) -> Path:
     make_model(len(tokenizer)).bfloat16().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(directory / "model.safetensors"))
 
 
 # --- what is trained
@@ -126,7 +121,7 @@ def test_the_adapter_is_added_to_the_unquantised_weights(bits: str, bf16_dir: Pa
     how = {"quantization": bits, "precision": "fp32", "evaluate": False, "probe_every": 0}
     merged = train(recipe(bf16_dir, tmp_path / "merged", **how))
     train(recipe(bf16_dir, tmp_path / "alone", save="adapter", **how))
-    found, base = weights(tmp_path / "merged" / "model"), weights(bf16_dir)
+    found, base = saved_weights(tmp_path / "merged" / "model"), saved_weights(bf16_dir)
     assert found.keys() == base.keys()
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}  # as it was published
     deltas = load_file(tmp_path / "alone" / "model" / "adapter_model.safetensors")
@@ -195,10 +190,10 @@ def test_a_model_and_its_base_are_measured_one_after_the_other(
 def test_the_tuned_weights_are_saved_as_the_base_was_held(bf16_dir: Path, tmp_path: Path) -> None:
     """LoRA over a bf16 base: one dtype for the base model, the trained and the tuned one."""
     record = train(recipe(bf16_dir, tmp_path / "run", precision="bf16", evaluate=False, probe_every=0))
-    assert {tensor.dtype for tensor in weights(tmp_path / "run" / "model").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in saved_weights(tmp_path / "run" / "model").values()} == {torch.bfloat16}
     assert 0 < record.training["merge_rounding"] < 1
     full = train(recipe(bf16_dir, tmp_path / "fp32", precision="fp32", evaluate=False, probe_every=0))
-    assert {tensor.dtype for tensor in weights(tmp_path / "fp32" / "model").values()} == {torch.float32}
+    assert {tensor.dtype for tensor in saved_weights(tmp_path / "fp32" / "model").values()} == {torch.float32}
     assert "merge_rounding" not in full.training
 
 
@@ -255,17 +250,17 @@ def test_what_rounding_takes_of_an_adapter(tokenizer: Any, tmp_path: Path) -> No
     ],
 )
 def test_what_needs_lora_is_refused_in_one_line(
-    changes: list[str], message: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    changes: list[str], message: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr(adapted, "find_spec", lambda name: object())
-    run = tmp_path / "run"
-    found = CliRunner().invoke(
-        app, ["train", "--model", str(tiny_dir), "--data", "clinic", "--output", str(run), *changes]
-    )
-    said = str(found.exception) if isinstance(found.exception, UserError) else found.output
+    call = ["train", "--model", str(tiny_dir), "--data", "clinic", "--output", str(tmp_path / "run"), *changes]
+    assert run_cli(monkeypatch, *call) == 2
+    said = capfd.readouterr().err
     assert message in said
-    assert found.exit_code != 0
-    assert not run.exists()
+    assert said.startswith("gentletune: ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_bitsandbytes_is_told_with_its_extra(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from transformers import TrainerCallback, get_scheduler
 
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import SCHEDULES, Schedule
@@ -20,13 +18,10 @@ from gentletune.training import fit
 from gentletune.training.arguments import scheduler_options
 from gentletune.training.trainer import last_checkpoint
 from tests.conftest import make_model
+from tests.helpers import Stopped, run_cli
 
 WSD = ["wsd", "wsd(decay=0.5, shape=linear)", "wsd(decay=0.3, shape=1-sqrt)"]
 TEXTS = ["cosine", "linear", "constant", "inverse_sqrt", *WSD]
-
-
-class Stopped(Exception):  # noqa: N818 (a kill is no error)
-    """A kill, as the training sees it."""
 
 
 class Rates(TrainerCallback):
@@ -108,11 +103,8 @@ def test_a_training_steps_at_the_rates_of_its_schedule_also_when_resumed(
 def test_what_has_no_meaning_is_refused_in_one_line(
     flags: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gentletune", "train", "--data", "clinic", *flags])
-    with pytest.raises(SystemExit) as stop:
-        main()
+    assert run_cli(monkeypatch, "train", "--data", "clinic", *flags) == 2
     said = capfd.readouterr().err
-    assert stop.value.code == 2
     assert line in said
     assert said.count("\n") == 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 
 import gentletune.lm.held as held
 from gentletune import Recipe, train
-from gentletune.cli import main
 from gentletune.data import encode_rows, load_data
 from gentletune.lm.held import how_held, parameter_count
 from gentletune.lm.loaded import Loaded
@@ -24,7 +22,7 @@ from gentletune.training.callbacks import read_metrics
 from gentletune.training.lost_updates import Watch
 from gentletune.training.trainer import METRICS_FILE
 from tests.conftest import make_model
-from tests.helpers import tiny_recipe
+from tests.helpers import run_cli, tiny_recipe
 from tests.training.test_optimizers import fields, trained
 
 BF16 = torch.bfloat16
@@ -209,8 +207,6 @@ def test_auto_says_that_it_takes_bf16(
     assert record.training["lost_updates"] < 0.01
     monkeypatch.undo()
     command = ["train", f"--model={tiny_dir}", "--data=clinic", "--train-rows=12", "--max-steps=2", "--no-evaluate"]
-    monkeypatch.setattr(sys, "argv", ["gentletune", *command, "--probe-every=0", f"--output={tmp_path}"])
-    with pytest.raises(SystemExit) as end:  # held otherwise, it is another training
-        main()
-    assert end.value.code == 2
+    command += ["--probe-every=0", f"--output={tmp_path}"]
+    assert run_cli(monkeypatch, *command) == 2  # held otherwise, it is another training
     assert "weights" in capsys.readouterr().err

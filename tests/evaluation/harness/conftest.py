@@ -14,6 +14,7 @@ import pytest
 
 from gentletune.evaluation.harness.backend import GentleLM
 from gentletune.lm.loaded import Loaded
+from tests.helpers import write_jsonl
 
 GSM8K = [
     {
@@ -49,11 +50,6 @@ MEDCALC = [
     }
     for i in range(6)
 ]  # fmt: skip
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gentletune.cli import main
 from gentletune.core.recipe import Recipe
 from gentletune.data.likelihood import LIKELIHOOD_TASKS, ChoiceItem
 from gentletune.evaluation.harness import TaskResult, resolve_tasks, run_tasks
 from gentletune.evaluation.harness.backend import GentleLM
 from gentletune.lm.loaded import Loaded
+from tests.helpers import run_cli
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -137,10 +136,7 @@ def test_answers_cut_off_are_counted_and_told(
     (result,) = evaluated(subject, "arithmetic", limit=3, max_gen_toks=4)
     assert result.scores[0].details["cut_off"] == 3
     options = ["--tasks", "arithmetic,grammar", "--limit", "30", "--max-gen-toks", "5"]
-    monkeypatch.setattr(sys, "argv", ["gentletune", "evaluate", "--model", str(tiny_dir), *options])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
+    assert run_cli(monkeypatch, "evaluate", "--model", str(tiny_dir), *options) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "arithmetic: 30 of 30 answers were cut off by the limit on tokens; raise max_gen_toks" in said
     assert "grammar: 30 of 30" not in said

@@ -19,7 +19,8 @@ from gentletune.core.recipe import Recipe
 from gentletune.evaluation.harness import TaskResult, code_walls, resolve_tasks, run_tasks
 from gentletune.lm.loaded import Loaded
 from gentletune.sandbox.host import Isolation
-from tests.evaluation.harness.conftest import GSM8K, HUMANEVAL, write_csv, write_jsonl
+from tests.evaluation.harness.conftest import GSM8K, HUMANEVAL, write_csv
+from tests.helpers import write_jsonl
 
 Says = Callable[[Callable[[str], str]], list[str]]
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -11,7 +11,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.evaluation.harness import resolve_tasks
 from gentletune.evaluation.harness.user import UserTask, user_task
-from tests.evaluation.harness.conftest import write_jsonl
+from tests.helpers import write_jsonl
 
 ROWS = [{"note": f"note {i}", "level": ("low", "high")[i % 2], "n": i, "ward": f"w{i // 2}"} for i in range(6)]
 YAML = """
