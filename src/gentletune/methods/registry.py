@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import keyword
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -34,6 +35,7 @@ class _Part(NamedTuple):
 
 
 _METHODS: dict[str, _Entry] = {}
+_RANGE = re.compile(r"\d+ ?- ?\d+")
 
 
 def register(name: str, title: str, reference: str, url: str) -> Callable[[Factory], Factory]:
@@ -175,6 +177,8 @@ def _build(node: ast.expr, text: str) -> _Part:
 def _value(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Name):  # tau=median needs no quotes
         return node.id
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and _RANGE.fullmatch(ast.unparse(node)):
+        return ast.unparse(node).replace(" ", "")  # layers=0-11
     if isinstance(node, ast.List):
         return [_value(element, text) for element in node.elts]
     try:
@@ -185,6 +189,7 @@ def _value(node: ast.expr, text: str) -> Any:
 
 def _show(value: Any) -> str:
     bare = isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
+    bare = bare or (isinstance(value, str) and _RANGE.fullmatch(value) is not None)
     return value if bare else repr(value)
 
 
