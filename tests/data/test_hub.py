@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import datasets
 import pytest
 
 from gentletune import Recipe
-from gentletune.cli import main
 from gentletune.core.errors import UserError
 from gentletune.data import load_data, read_rows
 from gentletune.data.hub import data_name
+from tests.helpers import run_cli
 
 ROWS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(10)]
 NAMES = ("teknium/OpenHermes-2.5", "squad", "owner/name", "owner/name.v2")
@@ -160,11 +159,8 @@ def test_the_command_line_takes_the_names_and_tells_of_a_silent_hub_in_one_line(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hub.error = ConnectionError("no")
-    call = ["gentletune", "train", "--data-path", "teknium/OpenHermes-2.5", "--data-config", "main", "--output", "o"]
-    monkeypatch.setattr(sys, "argv", call)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
+    call = ["train", "--data-path", "teknium/OpenHermes-2.5", "--data-config", "main", "--output", "o"]
+    assert run_cli(monkeypatch, *call) == 2
     error = capfd.readouterr().err.strip().splitlines()
     said = "is no data file here, and the hub cannot be reached for a data set of that name; connect, or give a file"
     assert error == [f"gentletune: 'teknium/OpenHermes-2.5' {said}"]

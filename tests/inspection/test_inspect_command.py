@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from gentletune.cli import main
+from tests.helpers import run_cli
 
 
 def run(monkeypatch: pytest.MonkeyPatch, tiny_dir: Path, *arguments: str) -> int:
     """The exit code of `gentletune inspect` on a few rows."""
-    call = ["gentletune", "inspect", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "5", *arguments]
-    monkeypatch.setattr(sys, "argv", call)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
+    few = ["--model", str(tiny_dir), "--data", "clinic", "--train-rows", "5"]
+    return run_cli(monkeypatch, "inspect", *few, *arguments)
 
 
 def test_everything_at_once(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import pytest
 import yaml
 
 import gentletune.sweeps.sweep
-from gentletune.cli import main
 from gentletune.core.records import RECORD_FILE, load_records
 from gentletune.sweeps import settled
-from tests.helpers import tiny_study
+from tests.helpers import run_cli, tiny_study
 
 ROW = '{"question": "Say %d.", "answer": "%d"}\n'
 
@@ -33,16 +31,10 @@ def finished(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _sweep(folder: Path) -> Any:
+def _sweep(folder: Path) -> int:
     """The exit code of `gentletune sweep`."""
     with pytest.MonkeyPatch.context() as patch:
-        command = ["gentletune", "sweep", "-c", str(folder / "study.yaml"), "--output", str(folder / "out")]
-        patch.setattr(sys, "argv", command)
-        try:
-            main()
-        except SystemExit as end:
-            return end.code
-        return 0
+        return run_cli(patch, "sweep", "-c", str(folder / "study.yaml"), "--output", str(folder / "out"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ import gentletune.evaluation.measure
 import gentletune.runs.inputs
 import gentletune.runs.run
 from gentletune import UserError, sweep
-from gentletune.cli import main
 from gentletune.core.records import load_records, read_record, write_record
-from tests.helpers import comparable, tiny_study
+from tests.helpers import comparable, run_cli, tiny_study
 
 NAMES = ["sft-lr0.001", "sft-lr0.01", "talr-lr0.001", "talr-lr0.01", "wise_ft_alpha=0.25_-lr0.001"]
 
@@ -94,11 +92,7 @@ def test_failed_trials_are_counted_in_the_exit_code(
     study["base"] = {k: list(v) if isinstance(v, tuple) else v for k, v in study["base"].items() if v is not None}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study))
-    call = ["gentletune", "sweep", "-c", str(file), "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", call)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 1
+    assert run_cli(monkeypatch, "sweep", "-c", str(file), "--output", str(tmp_path / "out")) == 1
     *_, complete, failed = capfd.readouterr().err.splitlines()
     assert complete == f"gentletune: 1 of 2 trials complete under {tmp_path / 'out'}"
     assert failed.startswith("gentletune: 1 of 2 trials failed, the first sft at 1e-05: no such model directory")
