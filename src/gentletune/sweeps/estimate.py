@@ -224,8 +224,9 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
     short = {"max_steps": STEPS, "save_every": STEPS, "probe_every": 1, "report_to": (), **QUIET}
     weights = [1.0] * len(inputs.train.rows) if inputs.method.sequence_weights else None
     base = inputs.base.weights if inputs.method.parameterisation.needs_base else None
+    method = replace(inputs.method, control=None)  # looks at a budget are few, and not timed
     fit(
-        inputs.recipe.override(short), inputs.method, inputs.trainable(), inputs.base.tokenizer,
+        inputs.recipe.override(short), method, inputs.trainable(), inputs.base.tokenizer,
         inputs.train.rows, run, base=base, sequence_weights=weights, probe=look, title="probe",
     )  # fmt: skip
     save = time.perf_counter() - ends[-1]
