@@ -16,7 +16,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import SCHEDULES, Schedule
 from gentletune.lm.device import device
 from gentletune.lm.held import use_bf16
-from gentletune.methods import parse_method
+from gentletune.methods import Method
 from gentletune.training.optimizers import check_optimizer, optimizer_fields
 from gentletune.training.sharding import FSDP, compute_in_bf16
 
@@ -25,8 +25,10 @@ COMPILER = "inductor"
 _NEVER = 10**9  # steps between checkpoints, where a clock says when
 
 
-def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.float32) -> SFTConfig:
-    """The recipe as TRL's configuration, for trained weights that are held in `dtype`.
+def training_arguments(
+    recipe: Recipe, run: Path, dtype: torch.dtype = torch.float32, method: Method = Method()
+) -> SFTConfig:
+    """The recipe as TRL's configuration, for trained weights that are held in `dtype`, by `method`.
 
     Raises:
         UserError: a `report_to` is not installed, or the optimiser cannot run here.
@@ -39,7 +41,7 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
     schedule, by_time = Schedule.parse(recipe.schedule), isinstance(recipe.save_every, str)
     arguments = SFTConfig(
         output_dir=str(run / CHECKPOINTS),
-        learning_rate=optimizer_rate(recipe),
+        learning_rate=optimizer_rate(recipe, method),
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
         per_device_train_batch_size=recipe.batch_size,
@@ -77,21 +79,22 @@ def training_arguments(recipe: Recipe, run: Path, dtype: torch.dtype = torch.flo
     return arguments
 
 
-def optimizer_rate(recipe: Recipe) -> float:
-    """The optimiser's peak learning rate: the recipe's, times what its method's adapters are scaled by."""
-    return recipe.learning_rate * parse_method(recipe.method).parameterisation.rate_scale
+def optimizer_rate(recipe: Recipe, method: Method) -> float:
+    """The optimiser's peak learning rate: the recipe's, times what the method's adapters are scaled by."""
+    return recipe.learning_rate * method.parameterisation.rate_scale
 
 
-def rate_in_words(recipe: Recipe) -> str:
+def rate_in_words(recipe: Recipe, method: Method) -> str:
     """What a training says of its rate where it is not the recipe's.
 
-    >>> rate_in_words(Recipe(method="lora", lr=1e-5)), rate_in_words(Recipe())
+    >>> from gentletune.methods import parse_method
+    >>> rate_in_words(Recipe(lr=1e-5), parse_method("lora")), rate_in_words(Recipe(), parse_method("sft"))
     ('; learning rate 0.0001 (10 x 1e-05 for adapters)', '')
     """
-    scale = parse_method(recipe.method).parameterisation.rate_scale
+    scale = method.parameterisation.rate_scale
     if scale == 1:
         return ""
-    return f"; learning rate {optimizer_rate(recipe):g} ({scale:g} x {recipe.learning_rate:g} for adapters)"
+    return f"; learning rate {optimizer_rate(recipe, method):g} ({scale:g} x {recipe.learning_rate:g} for adapters)"
 
 
 def scheduler_options(schedule: Schedule) -> dict[str, Any]:

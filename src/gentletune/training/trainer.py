@@ -243,7 +243,7 @@ def fit(
     average = None if method.average is None else Average(method.average)
     called += [] if average is None else [average]
     dtype = trained_dtype(wrapped)
-    arguments = training_arguments(recipe, run, dtype)
+    arguments = training_arguments(recipe, run, dtype, method)
     plain = Whole(wrapped) if arguments.fsdp else None
     drawn = training_set(rows, sequence_weights, pack=pack_length(recipe, rows))
     with attending(wrapped, recipe, arguments.bf16 or dtype == torch.bfloat16) as (attention, layout):
@@ -268,7 +268,7 @@ def fit(
         if checkpoint:
             trainer.restore(checkpoint)
         if trainer.is_world_process_zero():
-            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{rate_in_words(recipe)}")
+            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{rate_in_words(recipe, method)}")
         try:
             if checkpoint is None or not _finished(trainer, checkpoint, stop):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -278,7 +278,7 @@ def fit(
             if average is not None:
                 average.give(trainer.model)
             figures = _figures(trainer, run) | (stop.figures() if stop else {})
-            if (scaled := optimizer_rate(recipe)) != recipe.learning_rate:
+            if (scaled := optimizer_rate(recipe, method)) != recipe.learning_rate:
                 figures["optimizer_rate"] = scaled
             if plain is not None:
                 wrapped = plain.filled(trainer.model)
