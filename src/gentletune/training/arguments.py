@@ -23,10 +23,11 @@ from gentletune.training.sharding import FSDP, compute_in_bf16
 CHECKPOINTS = "checkpoints"
 COMPILER = "inductor"
 _NEVER = 10**9  # steps between checkpoints, where a clock says when
+_PLAIN = Method()
 
 
 def training_arguments(
-    recipe: Recipe, run: Path, dtype: torch.dtype = torch.float32, method: Method = Method()
+    recipe: Recipe, run: Path, dtype: torch.dtype = torch.float32, method: Method = _PLAIN
 ) -> SFTConfig:
     """The recipe as TRL's configuration, for trained weights that are held in `dtype`, by `method`.
 

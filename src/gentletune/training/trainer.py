@@ -268,7 +268,8 @@ def fit(
         if checkpoint:
             trainer.restore(checkpoint)
         if trainer.is_world_process_zero():
-            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{rate_in_words(recipe, method)}")
+            rate = rate_in_words(recipe, method)
+            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{rate}")
         try:
             if checkpoint is None or not _finished(trainer, checkpoint, stop):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
