@@ -13,7 +13,7 @@ from gentletune.lm.export import GGUF_TYPES, check_repository, push_to_hub, to_g
 
 export_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Upload a model, or write it as GGUF.")
 app.add_typer(export_app, name="export")
-RunArgument = Annotated[Path, typer.Argument(help="A run directory, or that of a model.")]
+RunArgument = Annotated[Path, typer.Argument(help="Run directory or model directory.")]
 
 
 @export_app.command("hub")
@@ -38,7 +38,7 @@ def gguf_command(
     run: RunArgument,
     converter: Annotated[str, typer.Option(help="Path to llama.cpp's convert_hf_to_gguf.py.")],
     kind: Annotated[
-        str, typer.Option("--type", help=f"What weights are written as: {', '.join(GGUF_TYPES)}.")
+        str, typer.Option("--type", help=f"Type of the weights in the file: {', '.join(GGUF_TYPES)}.")
     ] = "q8_0",
     output: Annotated[Path | None, typer.Option(help="The file to write; RUN/model.gguf by default.")] = None,
 ) -> None:

@@ -30,11 +30,13 @@ def inspect_command(
     given: dict[str, Any],
     config: ConfigOption = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Look at so many of the training rows, spread over all.")
+        int | None, typer.Option(min=1, help="Look at this many training rows, evenly spread; by default all.")
     ] = None,
     compare_cot: Annotated[
         bool | None,
-        typer.Option(help="Chain of thought beside label only. By default where the domain always has both."),
+        typer.Option(
+            help="Labels with their chain of thought beside labels alone; by default where every row has both."
+        ),
     ] = None,
     threshold: Annotated[
         list[float] | None, typer.Option(help="Probability below which to count tokens; may be given several times.")

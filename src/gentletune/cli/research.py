@@ -111,13 +111,15 @@ def fit_command(
 def dynamics_command(
     given: dict[str, Any],
     config: ConfigOption = None,
-    methods: Annotated[str, typer.Option(help="Methods, by comma or semicolon.")] = "sft,talr,mask(p_min=0.1)",
-    seeds: Annotated[str, typer.Option(help="Training seeds, by comma; the rows stay those of --seed.")] = "0,1,2",
+    methods: Annotated[str, typer.Option(help="Methods, with commas between.")] = "sft,talr,mask(p_min=0.1)",
+    seeds: Annotated[
+        str, typer.Option(help="Training seeds, with commas between; the rows stay those of --seed.")
+    ] = "0,1,2",
     output: Annotated[Path, typer.Option(help="Directory of the tables, the picture and the runs.")] = Path(
         "runs/dynamics"
     ),
     probe_rows: Annotated[int, typer.Option(min=1, help="Rows whose label tokens are followed.")] = 16,
-    every: Annotated[int, typer.Option(min=1, help="Optimiser steps between looks.")] = 4,
+    every: Annotated[int, typer.Option(min=1, help="Optimiser steps between two looks at them.")] = 4,
     held_out: Annotated[bool, typer.Option("--held-out", help="Follow held-out rows, not training rows.")] = False,
 ) -> None:
     """Whether each method learns the hardest tokens: their probability, weight and share of the gradient by step.
@@ -164,7 +166,7 @@ def ablations_command(
     rates: Annotated[str, typer.Option(help="For normalization: learning rates, such as 1e-5,1e-4.")] = "",
     taus: Annotated[str, typer.Option(help="For tau: temperatures in nats, such as 0.5,1,2.")] = "",
     executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one a GPU.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one per GPU.")] = None,
 ) -> None:
     """Ablations beside a method: does it keep general skill, or only sharpen, or move the weights less?
 
