@@ -268,8 +268,8 @@ def fit(
         if checkpoint:
             trainer.restore(checkpoint)
         if trainer.is_world_process_zero():
-            rate = rate_in_words(recipe, method)
-            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{rate}")
+            scaled = rate_in_words(recipe, method)
+            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{scaled}")
         try:
             if checkpoint is None or not _finished(trainer, checkpoint, stop):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -279,8 +279,8 @@ def fit(
             if average is not None:
                 average.give(trainer.model)
             figures = _figures(trainer, run) | (stop.figures() if stop else {})
-            if (scaled := optimizer_rate(recipe, method)) != recipe.learning_rate:
-                figures["optimizer_rate"] = scaled
+            if (used := optimizer_rate(recipe, method)) != recipe.learning_rate:
+                figures["optimizer_rate"] = used
             if plain is not None:
                 wrapped = plain.filled(trainer.model)
         finally:
