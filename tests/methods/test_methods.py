@@ -15,21 +15,25 @@ from gentletune.methods import Method, TokenBatch, Weighted, compose, method_nam
 from gentletune.methods import training_part as trained_as
 from gentletune.methods.base import Deviation, Place, deviation_norm, merge_weights, parameter_deviations
 
-SLOTS = ("token_weights", "sequence_weights", "penalty", "parameterise", "average", "merge")
+SLOTS = ("token_weights", "sequence_weights", "penalty", "parameterise", "update_rule", "average", "merge")
 # In canonical order: by slot, then by name.
 SLOT_OF = {
     "dft": "token_weights",
+    "eaft": "token_weights",
+    "infosft": "token_weights",
     "mask": "token_weights",
     "talr": "token_weights",
     "flow": "sequence_weights",
     "l2": "penalty",
     "lora": "parameterise",
+    "mofo": "update_rule",
     "ema": "average",
     "dare": "merge",
     "lines": "merge",
     "ties": "merge",
     "wise_ft": "merge",
 }
+ONE_OF = {"freeze", "hft", "oplora", "peft"}  # in the place of lora
 SUBSETS = [names for size in (1, 2, len(SLOT_OF)) for names in itertools.combinations(SLOT_OF, size)]
 BATCH = TokenBatch(nll=torch.tensor([0.0, 1.0, 2.0, 30.0]), sequence_nll=torch.tensor([0.5, 16.0, 2.0]))
 
@@ -72,7 +76,7 @@ def merge(text: str, base: Tensor, tuned: Tensor) -> Tensor:
 
 
 def test_all_methods_are_there() -> None:
-    assert set(method_names()) == {"sft", *SLOT_OF}
+    assert set(method_names()) == {"sft", *SLOT_OF, *ONE_OF}
 
 
 def test_sft_fills_no_slot() -> None:

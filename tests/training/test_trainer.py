@@ -36,6 +36,12 @@ def reference_loss(model: Any, method: str) -> torch.Tensor:
         return sum(x.sum() for x in losses) / count
     if method == "flow":
         return sum(u * x.sum() for u, x in zip(SEQUENCE_WEIGHTS, losses, strict=True)) / count
+    if method.startswith("eaft"):
+        return sum((eaft_of(model, row) * x).sum() for row, x in zip(ROWS, losses, strict=True)) / count
+    if method == "infosft":
+        p = [torch.exp(-x.detach()) for x in losses]
+        known = [(1 - (q / (1 - q)).log() / math.log(0.93 / 0.07)).clamp_min(0) for q in p]
+        return sum((q * k * x).sum() for q, k, x in zip(p, known, losses, strict=True)) / count
     if method.startswith("talr(tau=3.0"):
         tau = 3.0
     weights = [torch.exp(-x.detach() / tau).clamp_min(0.01) for x in losses]
@@ -44,7 +50,16 @@ def reference_loss(model: Any, method: str) -> torch.Tensor:
     return total / normaliser
 
 
-METHODS = ["sft", "talr", "talr(tau=3.0)", "talr(tau=lagged_median)", "talr(tau=3.0, normalization=simplex)", "flow"]
+def eaft_of(model: Any, row: Encoded) -> torch.Tensor:
+    """(H_5 / ln 5)² of each label token of a row, H_5 by sorting the whole probabilities."""
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double().detach()
+    p = logits.softmax(-1).sort(-1, descending=True).values[:, :5]
+    p = p / p.sum(-1, keepdim=True)
+    places = [i - 1 for i, label in enumerate(row.labels) if label != IGNORE]
+    return (-(p * p.log()).sum(-1) / math.log(5))[places] ** 2
+
+
+METHODS = ["eaft(k=5, alpha=2)", "infosft", "sft", "talr", "talr(tau=3.0)", "talr(tau=lagged_median)", "talr(tau=3.0, normalization=simplex)", "flow"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -60,7 +75,8 @@ def test_one_step_is_the_definition(method: str, tiny_model: Any, tokenizer: Any
 
 
 @pytest.mark.parametrize("method", ["sft", "talr(tau=3.0)", "talr(tau=lagged_median)", "l2(weight=0.1)+talr(tau=3.0)",
-                                    "talr(tau=lagged_median, normalization=simplex)", "dft"])  # fmt: skip
+                                    "talr(tau=lagged_median, normalization=simplex)", "dft",
+                                    "eaft(k=5)+talr(tau=lagged_median)", "infosft"])  # fmt: skip
 @pytest.mark.parametrize("micro", [1, 2])
 def test_accumulation_equals_one_big_batch(
     method: str, micro: int, tiny_model: Any, tokenizer: Any, tmp_path: Path
