@@ -166,7 +166,9 @@ def ablations_command(
     rates: Annotated[str, typer.Option(help="For normalization: learning rates, such as 1e-5,1e-4.")] = "",
     taus: Annotated[str, typer.Option(help="For tau: temperatures in nats, such as 0.5,1,2.")] = "",
     executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one per GPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; by default one per GPU, on a CPU 2.")
+    ] = None,
 ) -> None:
     """Ablations beside a method: does it keep general skill, or only sharpen, or move the weights less?
 
