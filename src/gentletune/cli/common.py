@@ -57,7 +57,7 @@ def seed_list(text: str) -> list[int]:
     except ValueError as error:
         raise UserError(f"--seeds: '{text}' is no list of whole numbers such as 0,1,2") from error
     if any(seed < 0 for seed in found):
-        raise UserError(f"--seeds: '{text}' has a seed below 0")
+        raise UserError(f"--seeds: '{text}' has a seed below 0; seeds are whole numbers from 0")
     return found
 
 

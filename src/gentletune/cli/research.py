@@ -133,10 +133,10 @@ def dynamics_command(
       gentletune research dynamics -c recipe.yaml --methods "sft, talr(tau=1.0, floor=0.0), mask(p_min=0.1)"
     """
     if "method" in given:
-        raise UserError("--method is one run's; give --methods to token dynamics")
+        raise UserError("--method names the one of a run; token dynamics take several: give --methods")
     names, chosen = split_methods(methods), seed_list(seeds)
     if not names or not chosen:  # told before a model is looked for
-        raise UserError("token dynamics need at least one method and one seed")
+        raise UserError("token dynamics need at least one method and one seed; give --methods and --seeds")
     recipe = load_recipe(config, given)
     check_recipe(recipe, methods=names)
     from gentletune.research.dynamics.run import token_dynamics
