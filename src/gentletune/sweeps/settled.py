@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ def settle(study: Mapping[str, Any], output: Path, trials: Sequence[Trial]) -> N
     """Note that the trials are complete and up to date: what they are, and the files they came from.
 
     Nothing is noted where something came from elsewhere than a file: only reading it again could tell that it is the
-    same.
+    same. Nor where gentletune is not installed, and has no version.
     """
     names = [trial.name for trial in trials]
-    with suppress(OSError, UserError):
+    with suppress(OSError, UserError, PackageNotFoundError):
         inputs = {str(path) for trial in trials for path in _sources(trial)}
         if (signature := _signature(study, output, names, inputs)) is not None:
             write_json_atomic(output / STAMP_FILE, {"trials": names, "files": sorted(inputs), "signature": signature})
@@ -45,7 +45,7 @@ def settled(study: Mapping[str, Any], output: Path) -> list[RunRecord] | None:
         if _signature(study, output, stamp["trials"], stamp["files"]) != stamp["signature"]:
             return None
         records = [read_record(output / name) for name in stamp["trials"]]
-    except (OSError, ValueError, LookupError, TypeError, UserError):
+    except (OSError, ValueError, LookupError, TypeError, UserError, PackageNotFoundError):
         return None
     found = [record for record in records if record is not None and record.status == "complete"]
     return found if found and len(found) == len(records) else None
