@@ -56,4 +56,6 @@ def _model(run: Path) -> Path:
     for path in (run / "model", run):
         if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
             return path
-    raise UserError(f"{run} holds no finished model; give a run directory whose training has ended, or the directory of a model")
+    raise UserError(
+        f"{run} holds no finished model; give a run directory whose training has ended, or the directory of a model"
+    )
