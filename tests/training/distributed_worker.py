@@ -17,7 +17,8 @@ from tests.training.steps import ROWS, first_loss, gradients, lively_model, one_
 
 METHODS = [
     "sft", "talr", "talr(tau=3.0)", "talr(tau=lagged_median)", "talr(tau=lagged_median, normalization=simplex)",
-    "l2(weight=0.1)+talr(tau=3.0)", "talr(tau=lagged_median)+lora(r=2)",
+    "l2(weight=0.1)+talr(tau=3.0)", "talr(tau=lagged_median)+lora(r=2)", "replay(share=0.4, weight=0.5)",
+    "kl(weight=0.3)+replay(share=0.4, loss=kl)",
 ]  # fmt: skip
 PACK = 14  # tokens: the four rows fill two
 

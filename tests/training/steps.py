@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from trl import SFTConfig
 
 from gentletune.data import Encoded
 from gentletune.data.encode import IGNORE
-from gentletune.methods import parse_method
+from gentletune.losses import BaseTopK
+from gentletune.methods import Method, parse_method
+from gentletune.training.anchor import ReplayRows
 from gentletune.training.packing import Collator, Layout, training_set
 from gentletune.training.trainer import GentleTrainer
 from tests.conftest import make_model
@@ -23,6 +26,11 @@ ROWS = [
     Encoded([20, 21, 22, 23, 24, 25, 26, 27], [IGNORE] * 4 + [24, 25, 26, 27]),
     Encoded([30, 31, 32, 33], [IGNORE, IGNORE, IGNORE, 33]),
 ]
+REPLAYED = [
+    Encoded([3 + i, 40, 41 + i, 42 + i, 43][: 5 - i % 2], [IGNORE, 40, 41 + i, 42 + i, 43][: 5 - i % 2])
+    for i in range(5)
+]
+TOP = 20
 EXACT = 1e-6  # ‖difference‖ / ‖gradient‖ in fp32
 
 
@@ -67,14 +75,44 @@ def one_step(
     base = base or {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
     rows = ROWS if rows is None else rows
     changes = {"per_device_train_batch_size": len(rows), **changes}
-    drawn = training_set(rows, weights, pack=pack)
+    drawn = training_set(rows, weights, pack=pack, placed=bool(parsed.base_kl))
     trainer = trainer_class(
         wrapped, settings(output, **changes), method=parsed, base=base, train_dataset=drawn,
+        **anchors(parsed, tokenizer, rows, len(rows) / len(drawn)),
         processing_class=tokenizer, callbacks=[KeepGradients()],
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id, layout=layout),
     )  # fmt: skip
     trainer.train()
     return trainer, base
+
+
+def anchors(method: Method, tokenizer: Any, rows: Any, sequences: float = 1.0) -> dict[str, Any]:
+    """What a trainer of the method takes of a base model, which is another tiny model here."""
+    found: dict[str, Any] = {}
+    if method.replay is not None:
+        near = base_lookup(tokenizer, REPLAYED) if method.replay.loss == "kl" else None
+        found["replay"] = ReplayRows(REPLAYED, tokenizer.pad_token_id, near, sequences)
+    if method.base_kl:
+        found["base_kl"] = base_lookup(tokenizer, rows)
+    return found
+
+
+def base_logits(tokenizer: Any, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (n, V) of another model at the label tokens of the rows, in their order, float64, and the tokens."""
+    model = make_model(len(tokenizer), seed=1).double()
+    logits, targets = [], []
+    with torch.no_grad():
+        for row in rows:
+            places = [i for i, label in enumerate(row.labels) if label != IGNORE]
+            logits.append(8 * model(input_ids=torch.tensor([row.input_ids])).logits[0][[i - 1 for i in places]])
+            targets += [row.labels[i] for i in places]
+    return torch.cat(logits), torch.tensor(targets)
+
+
+def base_lookup(tokenizer: Any, rows: Sequence[Encoded]) -> Any:
+    found = BaseTopK.of(*base_logits(tokenizer, rows), k=TOP)
+    parts = (found.ids, found.log_p, found.log_tail, found.log_target)
+    return lambda places: BaseTopK(*(part[places] for part in parts))
 
 
 def gradients(trainer: Any) -> dict[str, torch.Tensor]:

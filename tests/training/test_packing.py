@@ -23,7 +23,7 @@ from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, l
 
 METHODS = [
     "sft", "talr", "talr(tau=3.0)", "talr(tau=lagged_median)", "talr(normalization=simplex)", "l2(weight=0.1)",
-    "lora(r=2)+talr",
+    "lora(r=2)+talr", "asft(weight=0.3)", "replay(share=0.5)",
 ]  # fmt: skip
 WEIGHTS = [0.9, 0.1, 0.5, 0.3]
 LENGTH = 14  # of 6, 3, 8 and 4 tokens: two packed rows, one of them padded in a batch
@@ -54,7 +54,7 @@ def test_the_update_is_that_of_unpacked_rows(method: str, layout: Layout, tokeni
         return one_step(lively_model(tokenizer), tokenizer, tmp_path / name, method, weights=WEIGHTS, **how)[0]
 
     plain = step("plain")
-    packed = step("packed", pack=LENGTH, layout=layout)
+    packed = step("packed", pack=LENGTH, layout=layout, per_device_train_batch_size=2)
     assert distance(gradients(plain), gradients(packed)) < EXACT
     assert first_loss(packed) == pytest.approx(first_loss(plain), rel=EXACT)
 

@@ -17,7 +17,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import EarlyStop
 from gentletune.data.files import is_text, read_rows, read_text
 from gentletune.data.forms import shaped_rows
-from gentletune.data.load import load_data
+from gentletune.data.load import load_data, replay_source
 from gentletune.data.templates import read_template
 from gentletune.lab import lab_domain  # noqa: F401 (importing it makes its domain known)
 from gentletune.lm.export import check_export
@@ -25,6 +25,7 @@ from gentletune.lm.model_files import resolve_model
 from gentletune.methods.adapted import check_adapted
 from gentletune.methods.controlled import check_controlled
 from gentletune.methods.micro_batch import check_micro_batch
+from gentletune.methods.replay import check_anchored
 
 if TYPE_CHECKING:
     from gentletune.sweeps.plan import Trial
@@ -53,12 +54,16 @@ def check_recipe(
         check_installed(recipe.optimizer)
         if methods is None:
             check_adapted(recipe, parse_method(recipe.method))
+            check_anchored(recipe, parse_method(recipe.method))
             check_controlled(recipe, parse_method(recipe.method))
             check_micro_batch(recipe, parse_method(recipe.method))
     if recipe.chat_template is not None:
         read_template(recipe.chat_template)
     if data:
         found = load_data(recipe)
+        replay = parse_method(recipe.method).replay if trains and methods is None else None
+        if replay is not None:
+            replay_source(recipe, replay.source, replay.rows, found)
     if tasks and recipe.reference_path is not None:
         check_file(recipe.reference_path)
     for model in [recipe.model] if models is None else models:

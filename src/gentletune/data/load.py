@@ -139,6 +139,33 @@ def _pool(recipe: Recipe, source: Source, first: DomainData, number: int) -> Poo
     return Pool(source, clean, None, f"{mine.data_path}: {described}", len(shaped) - len(clean))
 
 
+@dataclass(frozen=True)
+class ReplaySource:
+    """What is replayed: rows, or prompts that the base model is to answer."""
+
+    rows: list[Row]
+    prompts: list[str]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the rows or prompts."""
+        return digest([self.rows, self.prompts])
+
+
+def replay_source(recipe: Recipe, source: str, count: int, data: DomainData) -> ReplaySource:
+    """Up to `count` prompts where the source is `self`; else the rows of a file, a data set of the hub or a domain.
+
+    No row is of a group that the `data` hold out.
+
+    Raises:
+        UserError: what `load_data` refuses in a source of a mixture.
+    """
+    if source == "self":
+        return ReplaySource([], prompts_for(recipe, "replay", count))
+    pool = _pool(recipe, Source(path=source), data, number=1)
+    return ReplaySource(pool.rows if pool.make is None else pool.make(GENERATED_ROWS), [])
+
+
 def _shaped(
     recipe: Recipe, path: str, known: Domain | None, first: int | None
 ) -> tuple[list[Row], list[str | None], str]:

@@ -19,6 +19,7 @@ from gentletune.core.records import RunRecord
 from gentletune.core.schedule import EarlyStop
 from gentletune.data import DomainData, EncodedRows, encode_rows, load_data
 from gentletune.data.encode import label_counts
+from gentletune.data.load import ReplaySource, replay_source
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import code_walls, resolve_tasks
@@ -29,6 +30,7 @@ from gentletune.lm.setting import Rows
 from gentletune.methods import Method, parse_method, training_part
 from gentletune.methods.adapted import check_adapted
 from gentletune.methods.controlled import check_controlled
+from gentletune.methods.replay import check_anchored
 from gentletune.training.packing import sizes_drawn
 
 _DATA = ("data", "data_path", "data_split", "data_config", "mixture", "test_path", "test_rows", "train_rows", "cot",
@@ -53,6 +55,7 @@ class Inputs:
         self.processes = processes_here(recipe.processes)
         self.method: Method = parse_method(recipe.method)
         check_adapted(recipe, self.method)
+        check_anchored(recipe, self.method)
         check_controlled(recipe, self.method)
         tasks = self._tasks = resolve_tasks(recipe) if recipe.evaluate or recipe.evaluate_every else []
         self.sandbox = code_walls(tasks, recipe)
@@ -61,6 +64,12 @@ class Inputs:
         self.data: DomainData = (
             load_data(recipe) if single else shared.once(["data", fields], lambda: load_data(recipe))
         )
+        self.replayed: ReplaySource | None = None
+        if (replay := self.method.replay) is not None:
+            self.replayed = shared.once(
+                ["replay", fields, replay.source, replay.rows],
+                lambda: replay_source(recipe, replay.source, replay.rows, self.data),
+            )
         if recipe.early_stop is not None:
             EarlyStop.parse(recipe.early_stop).check_task([self.data.name, *(task.name for task in tasks)])
         self.base = base = Loaded.of(recipe, shared=shared)
@@ -73,6 +82,8 @@ class Inputs:
             )
 
         self.hashes = {"model": base.files_hash, "train": self.data.train_hash, "test": self.data.test_hash}
+        if self.replayed is not None:
+            self.hashes["replay"] = self.replayed.hash
         self.train = encoded("training", self.data.train, self.hashes["train"])
         self.test = encoded("held out", self.data.test, self.hashes["test"])
         what = [fields, base.hash, base.max_length, recipe.reference_path, recipe.eval_batch_tokens]

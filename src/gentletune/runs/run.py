@@ -33,6 +33,7 @@ from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.base import merge_weights
 from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.runs.adapted import adapter_of, keep_adapter, place_adapter, unquantised
+from gentletune.runs.anchor import anchors
 from gentletune.runs.directory import (
     FIGURES_FILE,
     STATE_FILE,
@@ -192,6 +193,8 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
 
     begun = time.perf_counter()
     try:
+        if reuse is None and not has_weights(run):
+            anchors(inputs, stage=stage)  # told as it is made; who trains finds it in the cache
         tuned = _tuned_model(inputs, run, reference, reuse)
     except _SourceFailedError as error:
         return failed(str(error))
@@ -347,7 +350,7 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
             return probe(model, inputs.test.rows, reference, recipe, pad_id=tokenizer.pad_token_id)
 
     tasks = TaskLook(inputs.base, inputs.data, inputs.test.kept, recipe) if recipe.evaluate_every else None
-    weights = inputs.sequence_weights()
+    weights, (replay, base_kl) = inputs.sequence_weights(), anchors(inputs)
     needs_base = method.parameterisation.needs_base
     if sharded(recipe):
         model, base = to_share(inputs.base, needs_base, trust_remote_code=recipe.trust_remote_code)
@@ -356,7 +359,8 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         model = inputs.trainable()
     fitted = fit(
         recipe, method, model, tokenizer, inputs.train.rows, run,
-        base=base, sequence_weights=weights, probe=look if recipe.probe_every else None, evaluate=tasks,
+        base=base, replay=replay, base_kl=base_kl, sequence_weights=weights,
+        probe=look if recipe.probe_every else None, evaluate=tasks,
         title=f"{method.label} lr {recipe.learning_rate:g}",
     )  # fmt: skip
     return fitted.model, fitted.figures | _chosen(inputs, recipe)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gentletune.lm.loaded import base_causal_lm, hidden_states, lm_head
 from gentletune.losses import (
+    IGNORE,
     Backend,
     TokenNLL,
     Weigh,
@@ -28,6 +29,7 @@ from gentletune.losses import (
     weighted_nll,
 )
 from gentletune.methods import Method, TokenBatch, Weighted, parse_method
+from gentletune.training.anchor import Lookup, Toward, looked_up
 from gentletune.training.experts import RouterLoss, check_normalization, has_router_loss, router_loss_of
 
 _MARK = "_gentletune_token_nll"
@@ -41,13 +43,15 @@ def _local(values: Tensor) -> Tensor:
 class MethodLoss:
     """`loss`, a scalar to call `backward` on; what the method saw; and the weights it gave, (N,) without gradient.
 
-    `means` (S,) is this rank's mean NLL by sequence: what a later `previous` is made of.
+    `means` (S,) is this rank's mean NLL by sequence: what a later `previous` is made of. `kl` (N,) is the KL from base
+    that the loss has a part of, nats, without gradient; None where it has none.
     """
 
     loss: Tensor
     batch: TokenBatch
     weighted: Weighted
     means: Tensor
+    kl: Tensor | None = None
 
 
 def method_loss(
@@ -59,6 +63,7 @@ def method_loss(
     scale: Tensor | float | None = None,
     backend: Backend = "auto",
     gather: Callable[[Tensor], Tensor] = _local,
+    base: Lookup | None = None,
 ) -> MethodLoss:
     """Σ u_s w_t ℓ_t of a micro-batch, for any causal LM of transformers, with or without PEFT, DDP or FSDP around it.
 
@@ -79,21 +84,26 @@ def method_loss(
             over this batch's own Z, which is right where it is the global batch.
         backend: of the token-NLL head.
         gather: gives the sequence means of all ranks from one rank's.
+        base: the base model's distributions, for a method with a KL to base; batches then have their `base_place`, the
+            number of each label token among those of all rows.
 
     Returns:
         `MethodLoss`. Its loss can be differentiated once.
 
     Raises:
-        ValueError: an adapter on the head. UserError: an unknown method, a router loss of a kind that is not known, or
-            one beside weights that are normalised by their sum.
+        ValueError: an adapter on the head, a replay, a KL to base without `base`. UserError: an unknown method, a
+            router loss of a kind that is not known, or one beside weights that are normalised by their sum.
 
     Source: arXiv 2509.20758. Example: `examples/hand_written_loop.py`.
     """
     method = parse_method(method) if isinstance(method, str) else method
     groups = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+    _check_anchors(method, base)
     add_token_nll(extract_model_from_parallel(model, keep_torch_compile=False), backend)
     early = method.one_pass and not (method.uses_previous and previous is None)
-    outs = [_call(model, group, method, previous, scale, early) for group in groups]
+    each = scale if scale is not None or not method.base_kl else _over_labels(groups)
+    anchors = [_toward(group, method, base, each) for group in groups]
+    outs = [_call(model, *pair, method, previous, scale, early) for pair in zip(groups, anchors, strict=True)]
     means = torch.cat([out["means"] for out in outs])
     nll = torch.cat([out["nll"] for out in outs])
     entropy = torch.cat([out["topk_entropy"] for out in outs]) if method.top_k else None
@@ -108,12 +118,43 @@ def method_loss(
         loss = loss * scale
     if "router_loss" in outs[0]:
         loss = loss + _router_loss(outs, method, scale)
-    return MethodLoss(loss, batch, Weighted(weights, weighted.stats), means)
+    kl = None
+    if method.base_kl:
+        loss = loss + torch.stack([out["kl_loss"] for out in outs]).sum()
+        kl = torch.cat([out["kl"] for out in outs])
+    return MethodLoss(loss, batch, Weighted(weights, weighted.stats), means, kl)
+
+
+def _check_anchors(method: Method, base: Lookup | None) -> None:
+    if method.replay is not None:
+        raise ValueError(
+            f"method '{method.label}': a micro-batch replays nothing; give MethodMixin the rows as `replay`, or take "
+            "gentletune.train"
+        )
+    if method.base_kl and base is None:
+        raise ValueError(
+            f"method '{method.label}': the base model's predictions are not at hand; take gentletune.train, which "
+            "computes them once"
+        )
+
+
+def _over_labels(groups: Sequence[Mapping[str, Any]]) -> Tensor:
+    """1 over the label tokens of all groups."""
+    return 1 / torch.stack([(group["labels"][:, 1:] != IGNORE).sum() for group in groups]).sum().clamp_min(1)
+
+
+def _toward(
+    inputs: Mapping[str, Any], method: Method, base: Lookup | None, scale: Tensor | float | None
+) -> Toward | None:
+    if not method.base_kl or base is None or scale is None:
+        return None
+    return Toward(looked_up(inputs, base), method.base_kl, scale)
 
 
 def _call(
     model: Any,
     inputs: Mapping[str, Any],
+    toward: Toward | None,
     method: Method,
     previous: Tensor | None,
     scale: Tensor | float | None,
@@ -122,6 +163,9 @@ def _call(
     """The model's answer for some rows, with their `means` by sequence and `sequence_weights` by token."""
     inputs = dict(inputs)
     weights = inputs.pop("sequence_weights", None)
+    inputs.pop("base_place", None)
+    if toward is not None:
+        inputs["toward"] = toward
     if weights is not None and weights.ndim == 1:
         weights = weights[:, None].expand(inputs["labels"].shape)
     asked = {"top_k": method.top_k} if method.top_k else {}
@@ -196,6 +240,7 @@ def add_token_nll(model: Any, backend: Backend = "auto") -> None:
     The answer holds `nll` (N,) with gradient, and `index` and `sequence` (N,) as in `LabelTokens`. With
     `one_pass=True` also `loss`, the scalar Σ fᵢ·weigh(ℓᵢ)·ℓᵢ, whose gradient is taken in the forward pass; `nll` is
     then without gradient. `factors` (batch, length) gives fᵢ by position; `top_k` asks for `topk_entropy` (N,) as well.
+    With `toward` also what `Toward.of` finds, and with `toward_alone` no NLL.
 
     The head runs on label positions only. It goes through the model's own forward, so that DDP, FSDP, PEFT and
     autocast wrappers see the call, whether they were put around it before or after; without the flag the forward is
@@ -297,6 +342,8 @@ def _nll(
     weigh: Weigh | None = None,
     factors: Tensor | None = None,
     top_k: int | None = None,
+    toward: Toward | None = None,
+    toward_alone: bool = False,
     **inputs: Any,
 ) -> dict[str, Tensor]:
     inputs = {key: value for key, value in inputs.items() if value is not None and key not in _HEAD_ONLY}
@@ -311,12 +358,17 @@ def _nll(
     tokens = label_tokens(labels, packed)
     head = lm_head(base)
     given = {**head.options, "backend": taught.backend, "top_k": top_k}
+    states = tokens.gather(hidden)
     found |= {"index": tokens.index, "sequence": tokens.sequence}
+    if toward is not None:
+        found |= toward.of(states, head, tokens.targets)
+        if toward_alone:
+            return found
     if not one_pass:
-        out = token_nll(tokens.gather(hidden), head.weight, tokens.targets, **given)
+        out = token_nll(states, head.weight, tokens.targets, **given)
         return found | _answered(out) | {"nll": out.nll}
     by_token = None if factors is None else tokens.gather(factors)
-    weighed = weighted_nll(tokens.gather(hidden), head.weight, tokens.targets, weigh, factors=by_token, **given)
+    weighed = weighted_nll(states, head.weight, tokens.targets, weigh, factors=by_token, **given)
     return found | _answered(weighed) | {"nll": weighed.nll, "loss": weighed.loss}
 
 

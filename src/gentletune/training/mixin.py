@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from gentletune.lm.loaded import base_causal_lm
 from gentletune.losses import IGNORE, Backend
 from gentletune.methods import Method, parse_method
 from gentletune.methods.base import deviation_norm
+from gentletune.training.anchor import Anchored, Lookup, ReplayRows
 from gentletune.training.experts import check_normalization, has_router_loss
 from gentletune.training.loss import MethodLoss, add_token_nll, method_loss, unprepare
 from gentletune.training.sharding import reshard
@@ -29,7 +32,7 @@ class TrainingDivergedError(Exception):
     """The loss or the weights are no longer finite; the last good checkpoint is kept."""
 
 
-class MethodMixin:
+class MethodMixin(Anchored):
     """Mix-in for `transformers.Trainer` and its subclasses: L = (1/Z) Σ u_s w_t ℓ_t + penalty of a Method.
 
     Write it before the trainer, `class MyTrainer(MethodMixin, Trainer)`, and give `MyTrainer` a `method`, such as
@@ -42,15 +45,19 @@ class MethodMixin:
 
     Args:
         method: a Method or its text. Of its slots, token weights, sequence weights (from a `sequence_weights`
-            entry (batch,) of the batch) and penalty are served; LoRA goes through the trainer's own `peft_config`, and
-            Wise-FT averages afterwards.
+            entry (batch,) of the batch) and penalty are served, replay where its rows are given; LoRA goes through the
+            trainer's own `peft_config`, and Wise-FT averages afterwards.
         backend: of the token-NLL head.
         base: θ⁰ by parameter name for a penalty, read a tensor at a time. None: copied from the model as it comes to
             the host, if there is a penalty.
+        replay: rows to replay, for a method that does.
+        base_kl: the base model's distributions at the label tokens of all training rows, for a method with a KL to
+            base; batches then have their `base_place`.
 
     Raises:
-        ValueError: a method with a parameterisation or a merge, label smoothing or another loss asked for, an adapter
-            on the head, a penalty or weight-sum normalization under DeepSpeed, a penalty under FSDP 1.
+        ValueError: a method with a parameterisation or a merge, a replay or a KL to base without what it needs, label
+            smoothing or another loss asked for, an adapter on the head, a penalty or weight-sum normalization under
+            DeepSpeed, a penalty under FSDP 1.
     """
 
     # Whether parameterisation and merge are seen to by whoever made the trainer.
@@ -72,10 +79,13 @@ class MethodMixin:
         method: Method | str,
         backend: Backend = "auto",
         base: Mapping[str, Tensor] | None = None,
+        replay: ReplayRows | None = None,
+        base_kl: Lookup | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.method = parse_method(method) if isinstance(method, str) else method
+        self.set_anchors(replay, base_kl)
         self._check_arguments()
         if has_router_loss(base_causal_lm(self.model)):
             check_normalization(self.method)
@@ -152,16 +162,18 @@ class MethodMixin:
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Σ u_s w_t ℓ_t of a micro-batch over the global number of label tokens; mean NLL in evaluation."""
+        if "replay_scale" in inputs:
+            return self.replay_loss(model, inputs)
         scale = self._scale(num_items_in_batch, inputs["labels"])
         if not model.training:
-            inputs = {key: value for key, value in inputs.items() if key != "sequence_weights"}
+            inputs = {k: v for k, v in inputs.items() if k not in ("sequence_weights", "base_place")}
             found = method_loss(model, inputs, Method(), scale=scale, backend=self.backend)
             if not return_outputs:
                 return found.loss
             return found.loss, model(**inputs) if self.compute_metrics else {"loss": found.loss}
         found = method_loss(
-            model, self._groups(inputs), self.method, previous=self.previous, scale=scale, backend=self.backend,
-            gather=self._all_ranks,
+            model, self._groups(inputs), replace(self.method, replay=None), previous=self.previous, scale=scale,
+            backend=self.backend, gather=self._all_ranks, base=self.base_kl,
         )  # fmt: skip
         self._observe(found)
         return (found.loss, {"loss": found.loss}) if return_outputs else found.loss
@@ -184,7 +196,8 @@ class MethodMixin:
         # Where no token's weight waits for another's, each group's backward pass can free its activations.
         groups = self._groups(inputs) if self.method.one_pass else [inputs]
         trainer: Any = super()
-        loss: Tensor = torch.stack([trainer.training_step(model, group, num_items_in_batch) for group in groups]).sum()
+        passes = itertools.chain(self.replayed(model), groups)
+        loss = torch.stack([trainer.training_step(model, one, num_items_in_batch) for one in passes]).sum()
         if not self.accelerator.gradient_state.sync_gradients:
             self._returned = self._returned + loss
             return loss
@@ -252,6 +265,8 @@ class MethodMixin:
     def _observe(self, found: MethodLoss) -> None:
         """Add up on the device; nothing waits for it before a line is logged."""
         weights, stats = found.weighted.weights, found.weighted.stats
+        if found.kl is not None:
+            self.add_anchored("base_kl", found.kl)
         if self.method.uses_previous:
             self._pending.append(found.means)
         self._weight_sum = self._weight_sum + weights.sum()
@@ -277,6 +292,7 @@ class MethodMixin:
                 }
             if self._taus:
                 logs["tau"] = float(torch.stack(self._taus).mean())
+            logs |= self.anchor_logs()
             if self._norm_due():
                 logs["update_norm"] = self.update_norm()
             self._totals, self._taus = None, []

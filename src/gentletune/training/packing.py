@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import datasets
@@ -15,7 +16,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded
-from gentletune.data.encode import IGNORE, row_lengths
+from gentletune.data.encode import IGNORE, label_counts, row_lengths
 from gentletune.data.rows import DiskRows, no_bars
 from gentletune.lm.setting import PACKED_LENGTH, Rows
 
@@ -23,15 +24,22 @@ Layout = Literal["padded", "packed", "flat"]
 
 
 def training_set(
-    rows: Sequence[Encoded], sequence_weights: Sequence[float] | None = None, *, pack: int | None = None
+    rows: Sequence[Encoded],
+    sequence_weights: Sequence[float] | None = None,
+    *,
+    pack: int | None = None,
+    placed: bool = False,
 ) -> datasets.Dataset:
     """The rows as a trainer takes them, each with its `length` and `sequence_weight`; those on disk stay there.
 
     With `pack`, whole rows fill up rows of so many tokens, `seq_lengths` says how long each is, and the sequence weight
-    stands at every token.
+    stands at every token. `placed`: with the `base_place` of each token, as `label_places` numbers them.
     """
     with no_bars():
         found = _unpacked(rows)
+        if placed:
+            starts = [0, *accumulate(label_counts(rows))]
+            found = found.map(_placed, batched=True, with_indices=True, fn_kwargs={"starts": starts})
         if pack is None:
             return found if sequence_weights is None else found.add_column("sequence_weight", list(sequence_weights))
         found = found.remove_columns("length")
@@ -81,14 +89,31 @@ def _spread(batch: dict[str, Any], numbers: list[int], weights: Any) -> dict[str
     return {"sequence_weight": [np.full(len(ids), weights[number]) for number, ids in pairs]}
 
 
+def _placed(batch: dict[str, Any], numbers: list[int], starts: list[int]) -> dict[str, Any]:
+    pairs = zip(numbers, batch["labels"], strict=True)
+    return {"base_place": [label_places(labels, starts[number]) for number, labels in pairs]}
+
+
+def label_places(labels: Sequence[int], start: int) -> Any:
+    """For each token of a row its number among the label tokens of all rows, the row's first being `start`; else -1.
+
+    >>> label_places([IGNORE, 7, 8], 10).tolist()
+    [-1, 10, 11]
+    """
+    labelled = np.asarray(labels) != IGNORE
+    labelled[:1] = False  # nothing predicts a row's first token
+    return np.where(labelled, start + np.cumsum(labelled) - 1, -1)
+
+
 @dataclass
 class Collator(DataCollatorForLanguageModeling):
     """Batches of ids and labels, and how much work they are.
 
     `padded` rows are padded on the right, with their mask. `packed` rows have positions that begin again with each of
     the rows in them, and no mask. In the `flat` layout they follow each other in one row without padding, with what
-    kernels of variable length need. `sequence_weights` are by row, or by position where rows are packed. `work` is for
-    `throughput.Metered`: tokens that are not padding, and Σ of the squares of the rows' lengths.
+    kernels of variable length need. `sequence_weights` are by row, or by position where rows are packed; `base_place`
+    is by position. `work` is for `throughput.Metered`: tokens that are not padding, and Σ of the squares of the rows'
+    lengths.
     """
 
     layout: Layout = "padded"
@@ -103,6 +128,10 @@ class Collator(DataCollatorForLanguageModeling):
             batch["labels"][batch["position_ids"] == 0] = IGNORE
         if "sequence_weight" in examples[0]:
             batch["sequence_weights"] = self._weights([example["sequence_weight"] for example in examples])
+        if "base_place" in examples[0]:
+            places = [torch.tensor(example["base_place"]) for example in examples]
+            flat = self.layout == "flat"
+            batch["base_place"] = torch.cat(places)[None] if flat else pad_sequence(places, True, -1)
         lengths = [n for e in examples for n in e.get("seq_lengths", [len(e["input_ids"])])]
         batch["work"] = (sum(lengths), sum(n * n for n in lengths))
         return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from gentletune.losses import Backend
 from gentletune.methods import Method
 from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.token_weights.talr import talr
+from gentletune.training.anchor import Lookup, ReplayRows
 from gentletune.training.arguments import CHECKPOINTS, optimizer_rate, rate_in_words, training_arguments
 from gentletune.training.attention import at_own, attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
@@ -73,7 +74,9 @@ class GentleTrainer(MethodMixin, Metered, SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*dict.fromkeys([*(self._signature_columns or []), "sequence_weight", "length"])]
+        self._signature_columns = [
+            *dict.fromkeys([*(self._signature_columns or []), "sequence_weight", "base_place", "length"])
+        ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the share of updates that bf16 weights have lost."""
@@ -216,12 +219,15 @@ def fit(
     evaluate: Evaluate | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     title: str = "training",
+    replay: ReplayRows | None = None,
+    base_kl: Lookup | None = None,
 ) -> Fitted:
     """Train `model` on `rows` by `method`, from the last checkpoint in `run` if there is one.
 
     Killed at any moment, the same call continues from the last checkpoint and, on the same CPU, ends with the
     same weights bit for bit as an uninterrupted one. `base` is θ⁰ by parameter name (`lm.base_weights`; None:
-    copied to the host). Of the `callbacks`, those with an attribute `trainer` are told the trainer before it trains.
+    copied to the host), `replay` and `base_kl` are what `MethodMixin` takes by these names. Of the `callbacks`, those
+    with an attribute `trainer` are told the trainer before it trains.
     Gradients, optimiser state and what training held else are gone when this returns. Where ranks hold a share of the
     weights each (`strategy: fsdp2`), rank 0 alone gets the model, on the host.
 
@@ -245,7 +251,7 @@ def fit(
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype, method)
     plain = Whole(wrapped) if arguments.fsdp else None
-    drawn = training_set(rows, sequence_weights, pack=pack_length(recipe, rows))
+    drawn = training_set(rows, sequence_weights, pack=pack_length(recipe, rows), placed=base_kl is not None)
     with attending(wrapped, recipe, arguments.bf16 or dtype == torch.bfloat16) as (attention, layout):
         trainer = GentleTrainer(
             wrapped,
@@ -253,6 +259,8 @@ def fit(
             method=method,
             backend=recipe.head,
             base=base,
+            replay=replay and replace(replay, sequences=len(rows) / len(drawn)),
+            base_kl=base_kl,
             train_dataset=drawn,
             processing_class=tokenizer,
             data_collator=Collator(pad_token_id=tokenizer.pad_token_id, layout=layout),
@@ -270,6 +278,8 @@ def fit(
         if trainer.is_world_process_zero():
             scaled = rate_in_words(recipe, method)
             progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{scaled}")
+            if trainer.replayer is not None:
+                progress.say(trainer.replayer.described)
         try:
             if checkpoint is None or not _finished(trainer, checkpoint, stop):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

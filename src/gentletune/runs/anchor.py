@@ -1,0 +1,78 @@
+"""What a run takes of its base model to stay near it: samples to replay, predictions on them and on training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import cycle, islice
+from typing import Any
+
+from gentletune.core.cache import cached_json, digest
+from gentletune.core.errors import UserError, memory_errors
+from gentletune.data import encode_rows
+from gentletune.data.encode import IGNORE, Encoded, encode_prompt
+from gentletune.evaluation.finite import check_model, of_model
+from gentletune.evaluation.harness import Stage
+from gentletune.evaluation.measure import silent
+from gentletune.lm.generate import generate
+from gentletune.methods.base import Replay
+from gentletune.runs.base_topk import BaseTopKRows, base_topk
+from gentletune.runs.inputs import Inputs
+from gentletune.training.anchor import ReplayRows
+
+SEED = 20260926  # the samples are the same in every run
+_VERSION = 1  # raise when they would come out differently
+
+
+def anchors(inputs: Inputs, *, stage: Stage = silent) -> tuple[ReplayRows | None, BaseTopKRows | None]:
+    """`replay` and `base_kl` for `training.fit`; None where the method does without. Computed once, and cached."""
+    replay, base, recipe = inputs.method.replay, inputs.base, inputs.recipe
+    if replay is None and not inputs.method.base_kl:
+        return None, None
+    with inputs.alone():
+        found, topk = None, None
+        if replay is not None:
+            rows, near = _rows(inputs, replay, stage), None
+            if replay.loss == "kl":
+                key = ["replay", digest([asdict(row) for row in rows])]
+                told = stage("the base model's predictions on what is replayed")
+                near = base_topk(base, rows, key, recipe, progress=told)
+            found = ReplayRows(rows, base.tokenizer.pad_token_id, near)
+        if inputs.method.base_kl:
+            key = ["training", inputs.hashes["train"], base.encoding, inputs.train.kept]
+            told = stage("the base model's predictions on the training rows")
+            topk = base_topk(base, inputs.train.rows, key, recipe, progress=told)
+    return found, topk
+
+
+def _rows(inputs: Inputs, replay: Replay, stage: Stage) -> Sequence[Encoded]:
+    if replay.source == "self":
+        return _own(inputs, replay, stage)
+    source, base = inputs.replayed, inputs.base
+    assert source is not None
+    return encode_rows(source.rows, base.tokenizer, where=f"replay, {replay.source}", **base.encoding).rows
+
+
+def _own(inputs: Inputs, replay: Replay, stage: Stage) -> list[Encoded]:
+    """The base model's answers to general prompts, sampled at temperature 1."""
+    base, recipe, source = inputs.base, inputs.recipe, inputs.replayed
+    assert source is not None
+    prompts = list(islice(cycle(source.prompts), replay.rows))
+    ids = [encode_prompt(prompt, base.tokenizer) for prompt in prompts]
+    room = base.max_length - max(map(len, ids))
+    if room < 1:
+        raise UserError(
+            f"replay: max_length {base.max_length} leaves no room for answers to the prompts of its samples; raise it"
+        )
+
+    def compute() -> Any:
+        check_model(base.model, base.tokenizer)
+        return generate(
+            base.model, base.tokenizer, ids, max_new_tokens=min(replay.tokens, room), sample=True, seed=SEED,
+            batch_tokens=recipe.eval_batch_tokens, progress=stage("the base model's samples to replay"),
+        )  # fmt: skip
+
+    mend = f"lower eval_batch_tokens (now {recipe.eval_batch_tokens})"
+    with of_model(f"the base model {recipe.model}"), memory_errors("in the samples to replay", mend):
+        said = cached_json("replay", [_VERSION, base.hash, prompts, replay.tokens, room], compute)
+    return [Encoded(p + s, [IGNORE] * len(p) + s) for p, s in zip(ids, said, strict=True)]

@@ -1,0 +1,105 @@
+"""The base model's most probable tokens at every label token of some rows: computed once, kept on disk as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gentletune.core.cache import cache_root, digest, whole_directory
+from gentletune.core.errors import UserError, memory_errors
+from gentletune.core.locks import locked
+from gentletune.core.recipe import Recipe
+from gentletune.data.encode import Encoded, label_counts
+from gentletune.evaluation.finite import check_rows, of_model
+from gentletune.lm.generate import Progress
+from gentletune.lm.label_tokens import label_states
+from gentletune.lm.loaded import Loaded
+from gentletune.losses import BaseTopK
+
+K = 64
+BYTES = 8 * (K + 1)
+"""Of a label token: K token ids and K + 2 log-probabilities, 4 bytes each."""
+
+_VERSION = 1  # raise when what is kept would come out differently
+_LOGITS = 2**24  # elements of a block of logits
+_PARTS = {"ids": np.int32, "log_p": np.float32, "log_tail": np.float32, "log_target": np.float32}
+
+Arrays = dict[str, Any]
+
+
+class BaseTopKRows:
+    """The base model's distributions by the place of a label token; what lies on disk is mapped into memory."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays = arrays
+
+    def __call__(self, places: Tensor) -> BaseTopK:
+        """Of places (n,), on the host."""
+        found = {name: torch.from_numpy(np.asarray(values[places.numpy()])) for name, values in self.arrays.items()}
+        return BaseTopK(found["ids"].long(), found["log_p"], found["log_tail"], found["log_target"])
+
+
+def base_topk(
+    base: Loaded, rows: Sequence[Encoded], key: Any, recipe: Recipe, *, progress: Progress | None = None
+) -> BaseTopKRows:
+    """Of every label token of the rows, which the JSON-able `key` tells from others; from the cache where it is known.
+
+    Where the cache cannot be written they are held in memory: `BYTES` a label token.
+    """
+    place = cache_root() / "topk" / digest([_VERSION, K, base.hash, key])
+
+    def compute(make: Callable[..., Any]) -> Arrays:
+        mend = f"lower eval_batch_tokens (now {recipe.eval_batch_tokens})"
+        with of_model(f"the base model {recipe.model}"), memory_errors("in the base model's predictions", mend):
+            return _computed(base, rows, recipe.eval_batch_tokens, make, progress)
+
+    with ExitStack() as stack, suppress(OSError):
+        if (known := _read(place)) is None:
+            with suppress(UserError):  # the cache may never be the reason that a run fails
+                stack.enter_context(locked(cache_root() / "locks" / f"topk-{place.name[:16]}"))
+            known = _read(place)
+        if known is None:
+            with whole_directory(place) as scratch:
+
+                def on_disk(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+                    return np.lib.format.open_memmap(scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+
+                for values in compute(on_disk).values():
+                    values.flush()
+            known = _read(place)
+        if known is not None:
+            return BaseTopKRows(known)
+    return BaseTopKRows(compute(lambda _name, shape, dtype: np.empty(shape, dtype)))
+
+
+def _read(place: Path) -> Arrays | None:
+    try:
+        return {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in _PARTS}
+    except (OSError, ValueError):
+        return None
+
+
+def _computed(
+    base: Loaded, rows: Sequence[Encoded], batch_tokens: int, make: Callable[..., Any], progress: Progress | None
+) -> Arrays:
+    total, vocabulary = sum(label_counts(rows)), base.model.get_output_embeddings().weight.shape[0]
+    wide = {"ids": (min(K, vocabulary),), "log_p": (min(K, vocabulary),)}
+    arrays = {name: make(name, (total, *wide.get(name, ())), dtype) for name, dtype in _PARTS.items()}
+    pad_id = base.tokenizer.pad_token_id
+    step = max(1, _LOGITS // vocabulary)
+    for states in label_states(base.model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress):
+        for start in range(0, len(states.targets), step):
+            some = slice(start, start + step)
+            with torch.no_grad():
+                found = BaseTopK.of(states.head.logits(states.hidden[some]), states.targets[some], K)
+            places = states.place[some].numpy()
+            for name, values in arrays.items():
+                values[places] = getattr(found, name).cpu().numpy()
+    check_rows((-arrays["log_target"]).tolist(), "training")
+    return arrays
