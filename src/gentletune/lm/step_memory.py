@@ -22,7 +22,7 @@ from gentletune.core.errors import UserError
 from gentletune.lm.kinds import freeze_unread, model_class
 from gentletune.lm.loaded import base_causal_lm, hidden_states, lm_head
 from gentletune.lm.model_files import quiet
-from gentletune.losses import chunked, token_nll, weighted_nll
+from gentletune.losses import TOP_K, BaseTopK, chunked, kl, kl_from_base, token_nll, weighted_nll
 from gentletune.methods import Method
 
 Parts = dict[str, int]  # bytes by what they are of
@@ -162,7 +162,8 @@ class Skeleton:
     def _running(self, live: _Live, work: Work) -> Iterator[None]:
         sizes = chunked._GPU if work.gpu else chunked._CPU
         with ExitStack() as stack:
-            stack.enter_context(patch.object(chunked, "_sizes", lambda _: sizes))
+            for module in (chunked, kl):
+                stack.enter_context(patch.object(module, "_sizes", lambda _: sizes))
             # Whether rows are packed is read from positions that have no numbers here.
             stack.enter_context(patch("transformers.masking_utils.find_packed_sequence_indices", lambda _: None))
             stack.enter_context(quiet())
@@ -183,8 +184,13 @@ class Skeleton:
         head, states = lm_head(self.model), hidden[torch.zeros(work.labels, dtype=torch.long)]
         targets = torch.zeros(work.labels, dtype=torch.long)
         if self.method.one_pass:
-            return weighted_nll(states, head.weight, targets, **head.options).loss
-        return token_nll(states, head.weight, targets, **head.options).nll.sum()
+            loss = weighted_nll(states, head.weight, targets, **head.options).loss
+        else:
+            loss = token_nll(states, head.weight, targets, **head.options).nll.sum()
+        for term in self.method.base_kl:
+            near = BaseTopK.of(states.new_zeros(work.labels, TOP_K), targets, TOP_K)
+            loss = loss + kl_from_base(states, head.weight, targets, near, masked=term.masked, **head.options).loss
+        return loss
 
 
 class _Live(TorchDispatchMode):

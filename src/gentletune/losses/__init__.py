@@ -13,7 +13,7 @@ from gentletune.losses.heads import (
     token_nll,
     weighted_nll,
 )
-from gentletune.losses.kl import BaseTopK, KLFromBase, kl_from_base
+from gentletune.losses.kl import TOP_K, BaseTopK, KLFromBase, kl_from_base
 from gentletune.losses.weights import (
     batch_tau,
     dft_weights,
@@ -29,6 +29,7 @@ from gentletune.losses.weights import (
 __all__ = [
     "BACKENDS",
     "IGNORE",
+    "TOP_K",
     "Backend",
     "BaseTopK",
     "Head",

@@ -22,6 +22,9 @@ from torch.autograd.function import once_differentiable
 from gentletune.losses.chunked import Gradients, Head, _accumulator, _ranges, _sizes, _Sums, _Tile
 from gentletune.losses.heads import _prepare
 
+TOP_K = 64
+"""Tokens of the base model that are kept at a position."""
+
 
 @dataclass(frozen=True)
 class BaseTopK:

@@ -10,18 +10,35 @@ from typing import Any
 from gentletune.core.cache import cached_json, digest
 from gentletune.core.errors import UserError, memory_errors
 from gentletune.data import encode_rows
-from gentletune.data.encode import IGNORE, Encoded, encode_prompt
+from gentletune.data.encode import IGNORE, Encoded, encode_prompt, label_counts
 from gentletune.evaluation.finite import check_model, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.lm.generate import generate
+from gentletune.lm.setting import size
 from gentletune.methods.base import Replay
-from gentletune.runs.base_topk import BaseTopKRows, base_topk
+from gentletune.runs.base_topk import BYTES, BaseTopKRows, base_topk
 from gentletune.runs.inputs import Inputs
 from gentletune.training.anchor import ReplayRows
 
 SEED = 20260926  # the samples are the same in every run
 _VERSION = 1  # raise when they would come out differently
+
+
+def anchor_lines(inputs: Inputs) -> list[str]:
+    """What replay and a KL to base take, told before a training begins."""
+    method, recipe, told = inputs.method, inputs.recipe, list[str]()
+    if (replay := method.replay) is not None:
+        step = recipe.step_rows(inputs.processes)
+        more = "; packed rows count as the rows in them" if recipe.packing else ""
+        told.append(f"replay: {replay.beside(step):,} rows more beside the {step:,} of a step{more}")
+    if method.base_kl:
+        tokens = sum(label_counts(inputs.train.rows))
+        told.append(
+            f"KL to base: once a forward pass over the training rows, {size(BYTES * tokens)} in the cache; each step "
+            "the head once more"
+        )
+    return told
 
 
 def anchors(inputs: Inputs, *, stage: Stage = silent) -> tuple[ReplayRows | None, BaseTopKRows | None]:

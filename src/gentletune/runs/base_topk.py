@@ -20,11 +20,10 @@ from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.lm.generate import Progress
 from gentletune.lm.label_tokens import label_states
 from gentletune.lm.loaded import Loaded
-from gentletune.losses import BaseTopK
+from gentletune.losses import TOP_K, BaseTopK
 
-K = 64
-BYTES = 8 * (K + 1)
-"""Of a label token: K token ids and K + 2 log-probabilities, 4 bytes each."""
+BYTES = 8 * (TOP_K + 1)
+"""Of a label token: its token ids and two more log-probabilities than those, 4 bytes each."""
 
 _VERSION = 1  # raise when what is kept would come out differently
 _LOGITS = 2**24  # elements of a block of logits
@@ -52,7 +51,7 @@ def base_topk(
 
     Where the cache cannot be written they are held in memory: `BYTES` a label token.
     """
-    place = cache_root() / "topk" / digest([_VERSION, K, base.hash, key])
+    place = cache_root() / "topk" / digest([_VERSION, TOP_K, base.hash, key])
 
     def compute(make: Callable[..., Any]) -> Arrays:
         mend = f"lower eval_batch_tokens (now {recipe.eval_batch_tokens})"
@@ -89,7 +88,7 @@ def _computed(
     base: Loaded, rows: Sequence[Encoded], batch_tokens: int, make: Callable[..., Any], progress: Progress | None
 ) -> Arrays:
     total, vocabulary = sum(label_counts(rows)), base.model.get_output_embeddings().weight.shape[0]
-    wide = {"ids": (min(K, vocabulary),), "log_p": (min(K, vocabulary),)}
+    wide = dict.fromkeys(("ids", "log_p"), (min(TOP_K, vocabulary),))
     arrays = {name: make(name, (total, *wide.get(name, ())), dtype) for name, dtype in _PARTS.items()}
     pad_id = base.tokenizer.pad_token_id
     step = max(1, _LOGITS // vocabulary)
@@ -97,7 +96,7 @@ def _computed(
         for start in range(0, len(states.targets), step):
             some = slice(start, start + step)
             with torch.no_grad():
-                found = BaseTopK.of(states.head.logits(states.hidden[some]), states.targets[some], K)
+                found = BaseTopK.of(states.head.logits(states.hidden[some]), states.targets[some], TOP_K)
             places = states.place[some].numpy()
             for name, values in arrays.items():
                 values[places] = getattr(found, name).cpu().numpy()

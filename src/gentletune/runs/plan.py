@@ -20,6 +20,7 @@ from gentletune.lm.model_files import BUNDLES, PACKAGED, quiet, resolve_model
 from gentletune.lm.plan import MemoryPlan, Planner, Setting
 from gentletune.lm.setting import Machine, Rows, setting_of, size
 from gentletune.methods import parse_method
+from gentletune.runs.anchor import anchor_lines
 from gentletune.runs.inputs import Inputs
 from gentletune.training.packing import sizes_drawn
 
@@ -100,7 +101,7 @@ def first_lines(inputs: Inputs) -> list[str]:
     check_weights_fit(inputs)
     machine = Machine.here(inputs.recipe)
     plan = planned(inputs.recipe, inputs.base.config, inputs.sizes, machine, inputs.processes)
-    return [*plan.lines(), *([inputs.longer] if inputs.longer else [])]
+    return [*plan.lines(), *anchor_lines(inputs), *([inputs.longer] if inputs.longer else [])]
 
 
 def check_weights_fit(inputs: Inputs) -> None:
