@@ -15,7 +15,8 @@ from gentletune.methods import Method, TokenBatch, Weighted, compose, method_nam
 from gentletune.methods import training_part as trained_as
 from gentletune.methods.base import Deviation, Place, deviation_norm, merge_weights, parameter_deviations
 
-SLOTS = ("token_weights", "sequence_weights", "penalty", "parameterise", "update_rule", "average", "merge")
+SLOTS = ("token_weights", "sequence_weights", "penalty", "base_kl", "replay", "parameterise", "update_rule", "average",
+         "merge")  # fmt: skip
 # In canonical order: by slot, then by name.
 SLOT_OF = {
     "dft": "token_weights",
@@ -25,6 +26,8 @@ SLOT_OF = {
     "talr": "token_weights",
     "flow": "sequence_weights",
     "l2": "penalty",
+    "kl": "base_kl",
+    "replay": "replay",
     "lora": "parameterise",
     "mofo": "update_rule",
     "ema": "average",
@@ -45,7 +48,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def filled(method: Method) -> set[str]:
-    return {slot for slot in SLOTS if getattr(method, slot) is not None}
+    return {slot for slot in SLOTS if getattr(method, slot) not in (None, ())}
 
 
 def weigh(text: str, batch: TokenBatch = BATCH) -> Weighted:
@@ -76,7 +79,8 @@ def merge(text: str, base: Tensor, tuned: Tensor) -> Tensor:
 
 
 def test_all_methods_are_there() -> None:
-    assert set(method_names()) == {"sft", *SLOT_OF, *ONE_OF}
+    assert set(method_names()) == {"sft", "asft", *SLOT_OF, *ONE_OF}
+    assert filled(parse_method("asft")) == {"token_weights", "base_kl"}
 
 
 def test_sft_fills_no_slot() -> None:
@@ -96,6 +100,13 @@ def test_every_composition(names: tuple[str, ...]) -> None:
         assert not method.uses_previous
     training = "+".join(name for name in names if SLOT_OF[name] != "merge") or "sft"
     assert trained_as(canonical) == training
+
+
+def test_two_replays_cannot_be_and_kls_add() -> None:
+    with pytest.raises(ValueError, match="both replay rows; keep one"):
+        compose(parse_method("replay"), parse_method("replay(share=0.5)"))
+    found = parse_method("asft(weight=0.2)+kl(target=masked)").base_kl
+    assert [(term.weight, term.masked) for term in found] == [(0.2, False), (0.1, True)]
 
 
 @pytest.mark.parametrize(
