@@ -57,7 +57,7 @@ def test_token_nll_is_the_models_own_loss() -> None:
 def test_a_short_run_learns_the_domain(tmp_path: Path) -> None:
     # Plain SFT, whose loss is the code length; TALR may raise it while it sharpens (docs/log.md).
     recipe = Recipe(
-        data="clinic", method="lora+wise_ft(alpha=0.9)", lr=1e-3, max_steps=6, batch_size=2, train_rows=12,
+        data="clinic", method="lora+wise_ft(alpha=0.9)", lr=1e-4, max_steps=6, batch_size=2, train_rows=12,
         test_rows=4, domain_tokens=8, general_prompts=4, general_tokens=8, task_tokens=8, general_rows=2,
         probe_every=3, probe_rows=2,
         output=str(tmp_path / "run"),
