@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from gentletune.core.records import write_text_atomic
 from gentletune.data import Encoded
 from gentletune.lm.label_tokens import label_logits
-from gentletune.losses import sequence_means
+from gentletune.losses import sequence_means, topk_entropy
 from gentletune.methods import Method, TokenBatch
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.mixin import TrainingDivergedError
@@ -40,6 +40,7 @@ class TokenFigures:
     nll: Tensor
     gradient_norm: Tensor
     sequence: Tensor
+    topk_entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class TokenDynamicsCallback(TrainerCallback):
             self._record(state.global_step, self._look(kwargs["model"]))
 
     def _look(self, model: Any) -> TokenFigures:
-        return token_figures(model, self.rows, pad_id=self.pad_id, batch_tokens=self.batch_tokens)
+        how = {"pad_id": self.pad_id, "batch_tokens": self.batch_tokens}
+        return token_figures(model, self.rows, **how, top_k=self.method.top_k)
 
     def _record(self, step: int, now: TokenFigures) -> None:
         if not bool(torch.isfinite(now.nll).all()):
@@ -158,21 +160,29 @@ class TokenDynamicsCallback(TrainerCallback):
         previous = getattr(self.trainer, "previous", None)
         weights = torch.ones_like(now.nll)
         if self.method.token_weights is not None:
-            batch = TokenBatch(now.nll, means, means if previous is None else previous.to(means))
+            before = means if previous is None else previous.to(means)
+            batch = TokenBatch(now.nll, means, before, now.topk_entropy)
             weights = self.method.token_weights(batch).weights
         if self.sequence_weights is not None:
             weights = weights * torch.tensor(self.sequence_weights).to(weights)[now.sequence]
         return weights
 
 
-def token_figures(model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192) -> TokenFigures:
-    """NLL and logit-gradient norm of every label token of `rows`, without gradient; every row has a label token."""
+def token_figures(
+    model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192, top_k: int | None = None
+) -> TokenFigures:
+    """NLL and logit-gradient norm of every label token of `rows`, without gradient; every row has a label token.
+
+    With `top_k` also the entropy of its so many most probable tokens.
+    """
     counts = torch.tensor([row.label_count for row in rows], dtype=torch.long)
-    figures = torch.empty(2, int(counts.sum()))
+    figures = torch.zeros(3, int(counts.sum()))
     for found in label_logits(model, rows, pad_id=pad_id, batch_tokens=batch_tokens):
-        figures[:, found.place] = torch.stack(nll_and_gradient_norm(found.logits, found.targets)).to(figures)
-    nll, norm = figures
-    return TokenFigures(nll, norm, torch.arange(len(rows)).repeat_interleave(counts))
+        figures[:2, found.place] = torch.stack(nll_and_gradient_norm(found.logits, found.targets)).to(figures)
+        if top_k:
+            figures[2, found.place] = topk_entropy(found.logits, top_k).to(figures)
+    nll, norm, entropy = figures
+    return TokenFigures(nll, norm, torch.arange(len(rows)).repeat_interleave(counts), entropy if top_k else None)
 
 
 def nll_and_gradient_norm(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
