@@ -34,7 +34,8 @@ class TokenFigures:
     """The N label tokens of R rows, in the order of the rows.
 
     `nll` (N,) in nats; `gradient_norm` (N,), ‖softmax(z) - onehot(x_t)‖₂, the norm of the gradient of ℓ_t in the
-    logits z; `sequence` (N,), the row each token is of. All are on the host.
+    logits z; `sequence` (N,), the row each token is of; `topk_entropy` (N,) in nats, where it was
+    asked for. All are on the host.
     """
 
     nll: Tensor
