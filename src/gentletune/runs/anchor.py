@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import cycle, islice
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from gentletune.core.cache import cached_json, digest
 from gentletune.core.errors import UserError, memory_errors
@@ -16,12 +20,14 @@ from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.lm.generate import generate
 from gentletune.lm.setting import size
+from gentletune.losses import TOP_K, BaseTopK
 from gentletune.methods.base import Replay
 from gentletune.runs.base_topk import BYTES, BaseTopKRows, base_topk
 from gentletune.runs.inputs import Inputs
-from gentletune.training.anchor import ReplayRows
+from gentletune.training.anchor import Lookup, ReplayRows
 
 SEED = 20260926  # the samples are the same in every run
+_FEW = 64  # rows that stand for all where steps are timed
 _VERSION = 1  # raise when they would come out differently
 
 
@@ -60,6 +66,29 @@ def anchors(inputs: Inputs, *, stage: Stage = silent) -> tuple[ReplayRows | None
             told = stage("the base model's predictions on the training rows")
             topk = base_topk(base, inputs.train.rows, key, recipe, progress=told)
     return found, topk
+
+
+def stand_ins(inputs: Inputs) -> tuple[ReplayRows | None, Lookup | None]:
+    """What makes a step as long as `anchors` does, without a word of the base model: to time a few steps."""
+    method, base = inputs.method, inputs.base
+    length = base.model.get_output_embeddings().weight.shape[0]
+
+    def flat(places: Tensor) -> BaseTopK:
+        each = torch.full((len(places), min(TOP_K, length)), -math.log(2 * TOP_K))
+        some = torch.full((len(places),), -math.log(2))
+        return BaseTopK(torch.arange(each.shape[1]).expand(each.shape), each, some, some)
+
+    found = None
+    if (replay := method.replay) is not None and (source := inputs.replayed) is not None:
+        if replay.source == "self":
+            ids = [encode_prompt(prompt, base.tokenizer) for prompt in source.prompts[:_FEW]]
+            said = [base.tokenizer.pad_token_id] * replay.tokens
+            rows: Sequence[Encoded] = [Encoded([*one, *said], [IGNORE] * len(one) + said) for one in ids]
+        else:
+            few = source.rows[:_FEW]
+            rows = encode_rows(few, base.tokenizer, where=f"replay, {replay.source}", **base.encoding).rows
+        found = ReplayRows(rows, base.tokenizer.pad_token_id, flat)
+    return found, flat if method.base_kl else None
 
 
 def _rows(inputs: Inputs, replay: Replay, stage: Stage) -> Sequence[Encoded]:

@@ -20,6 +20,7 @@ from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.harness import EvalTask, resolve_tasks, run_tasks
 from gentletune.evaluation.measure import measure, reference_answers, silent
 from gentletune.methods import method_parts, parse_method, training_part
+from gentletune.runs.anchor import stand_ins
 from gentletune.runs.directory import has_weights
 from gentletune.runs.inputs import Inputs
 from gentletune.sweeps.plan import Trial, read_settings
@@ -224,10 +225,12 @@ def _time_steps(inputs: Inputs, run: Path) -> tuple[float, float, int]:
     short = {"max_steps": STEPS, "save_every": STEPS, "probe_every": 1, "report_to": (), **QUIET}
     weights = [1.0] * len(inputs.train.rows) if inputs.method.sequence_weights else None
     base = inputs.base.weights if inputs.method.parameterisation.needs_base else None
+    replay, base_kl = stand_ins(inputs)
     method = replace(inputs.method, control=None)  # looks at a budget are few, and not timed
     fit(
         inputs.recipe.override(short), method, inputs.trainable(), inputs.base.tokenizer,
-        inputs.train.rows, run, base=base, sequence_weights=weights, probe=look, title="probe",
+        inputs.train.rows, run, base=base, replay=replay, base_kl=base_kl, sequence_weights=weights, probe=look,
+        title="probe",
     )  # fmt: skip
     save = time.perf_counter() - ends[-1]
     files = [file for file in (run / CHECKPOINTS).rglob("*") if file.is_file()]

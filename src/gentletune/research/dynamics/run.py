@@ -26,6 +26,7 @@ from gentletune.research.dynamics.callback import (
     read_dynamics,
 )
 from gentletune.research.dynamics.result import MethodRun, TokenDynamics
+from gentletune.runs.anchor import anchors
 from gentletune.runs.directory import one_line_errors
 from gentletune.runs.inputs import Inputs
 from gentletune.training import TrainingDivergedError, fit
@@ -158,7 +159,7 @@ class _Trial:
 
     def _train(self) -> MethodRun:
         inputs, base = self.inputs, self.inputs.base
-        weights = inputs.sequence_weights()
+        weights, (replay, base_kl) = inputs.sequence_weights(), anchors(inputs)
         follow = TokenDynamicsCallback(
             self.directory / DYNAMICS_FILE,
             self.probe_rows,
@@ -174,7 +175,8 @@ class _Trial:
         fitted = fit(
             inputs.recipe.override({"seed": self.seed}),  # the rows are those of the study's seed
             inputs.method, inputs.trainable(), base.tokenizer, inputs.train.rows, self.directory,
-            base=start, sequence_weights=weights, callbacks=[follow], title=f"{self.label} seed {self.seed}",
+            base=start, replay=replay, base_kl=base_kl, sequence_weights=weights,
+            callbacks=[follow], title=f"{self.label} seed {self.seed}",
         )  # fmt: skip
         figures = tuple(read_dynamics(self.directory / DYNAMICS_FILE))
         return MethodRun(self.label, self.seed, figures, fitted.figures)
