@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "https://arxiv.org/abs/2510.13003",
 )
 def oplora(
-    k: int = 16,
+    k: int = 8,
     r: int = 16,
     alpha: float = 32,
     dropout: float = 0.0,
@@ -37,7 +37,7 @@ def oplora(
     What is saved alone is a plain LoRA adapter, its factors projected.
 
     Args:
-        k: directions that are kept, ≥ 1; less than the smaller side of every weight.
+        k: directions that are kept, ≥ 1; less than the smaller side of every weight. The default is ours.
         r, alpha, dropout, targets, layers, rate_scale: as of `lora`.
 
     Raises:

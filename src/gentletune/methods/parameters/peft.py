@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 from gentletune.core.errors import UserError, unknown
@@ -46,7 +47,7 @@ KINDS: dict[str, Kind] = {
     "rslora": _lora(use_rslora=True),
     "dora": _lora(use_dora=True),
     "delora": Kind("DeloraConfig"),
-    "fourierft": Kind("FourierFTConfig", rank=None, alpha="scaling"),
+    "fourierft": Kind("FourierFTConfig", rank="n_frequency", alpha="scaling"),
     "hira": Kind("HiraConfig", dropout="hira_dropout"),
     "hra": Kind("HRAConfig"),
     "loha": Kind("LoHaConfig", alpha="alpha"),
@@ -87,8 +88,8 @@ def peft(
 
     Args:
         kind: by PEFT's name, such as `lora`, `rslora`, `dora`, `oft`, `osf` or `shira`.
-        r: rank ≥ 1, as the kind understands it: for `osf` the rank that is kept, for `oft` the size of a block. None:
-            PEFT's own.
+        r: rank ≥ 1, as the kind understands it: for `osf` the rank that is kept, for `oft` the size of a block, for
+            `fourierft` the number of frequencies. None: PEFT's own.
         alpha: scale > 0, where the kind has one. None: PEFT's own.
         dropout: in [0, 1), where the kind has it.
         targets: PEFT's target modules.
@@ -101,7 +102,7 @@ def peft(
     if kind in _NOT_HERE:
         raise ValueError(f"kind={kind} is not served: {_NOT_HERE[kind]}")
     if kind not in KINDS:
-        raise ValueError(unknown("kind", str(kind), KINDS))
+        raise ValueError(str(unknown("kind", str(kind), KINDS)))
     return Method(parameterise=adapter(KINDS[kind], kind, r, alpha, dropout, targets, layers, rate_scale))
 
 
@@ -158,7 +159,8 @@ def chosen_layers(layers: Layers) -> frozenset[int] | None:
     if layers is None:
         return None
     found = re.fullmatch(r"(\d+)-(\d+)", layers) if isinstance(layers, str) else None
-    numbers = range(int(found[1]), int(found[2]) + 1) if found else layers if isinstance(layers, list) else [layers]
+    alone = layers if isinstance(layers, list) else [layers]
+    numbers: Sequence[Any] = range(int(found[1]), int(found[2]) + 1) if found else alone
     if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise ValueError(f"layers must be a range such as 0-11, a number from 0, or a list of them, got {layers!r}")
     return frozenset(numbers)
@@ -229,7 +231,8 @@ def adapter_delta(module: Any) -> Tensor:
     from transformers.pytorch_utils import Conv1D
 
     if isinstance(module, LoraLayer) and not module.lora_variant:
-        return torch.stack([module.get_delta_weight(name) for name in module.active_adapters]).sum(0)
+        product: Tensor = reduce(operator.add, map(module.get_delta_weight, module.active_adapters))
+        return product
     own, plain, training = module.base_layer, in_full(module.get_base_layer()), module.training
     eye = torch.eye(module.in_features, device=plain.weight.device, dtype=plain.weight.dtype)
     module.base_layer = plain
