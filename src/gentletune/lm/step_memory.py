@@ -67,7 +67,7 @@ class Skeleton:
     ) -> None:
         self.method, self._fake = method, FakeTensorMode(allow_non_fake_inputs=True)
         self._make = partial(Skeleton, method=method, dtype=dtype, linear=linear)
-        with self._fake, quiet(), _made_up():
+        with self._fake, quiet(), _made_up(method.adapter):
             model = _model(config, dtype)
             head = model.get_output_embeddings()
             layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
@@ -299,9 +299,13 @@ def _inputs(work: Work) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _made_up() -> Iterator[None]:
+def _made_up(adapter: bool) -> Iterator[None]:
     """Without the draws that a model without numbers has no use for, and moves of adapters that are in place."""
     from transformers.initialization import no_init_weights
 
-    with no_init_weights(), patch.object(nn.Module, "to", lambda self, *_, **__: self):
+    with ExitStack() as stack:
+        stack.enter_context(no_init_weights())
+        stack.enter_context(patch.object(nn.Module, "to", lambda self, *_, **__: self))
+        if adapter:  # which entries SHiRA trains is looked up among numbers; how many is known without
+            stack.enter_context(patch("peft.tuners.shira.config.random_mask", lambda *_, **__: None))
         yield
