@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import cycle, islice
+from random import Random
 from typing import Any
 
 import torch
@@ -33,12 +34,11 @@ _VERSION = 1  # raise when they would come out differently
 
 def anchor_lines(inputs: Inputs) -> list[str]:
     """What replay and a KL to base take, told before a training begins."""
-    method, recipe, told = inputs.method, inputs.recipe, list[str]()
-    if (replay := method.replay) is not None:
-        step = recipe.step_rows(inputs.processes)
-        more = "; packed rows count as the rows in them" if recipe.packing else ""
-        told.append(f"replay: {replay.beside(step):,} rows more beside the {step:,} of a step{more}")
-    if method.base_kl:
+    told = []
+    if (replay := inputs.method.replay) is not None:
+        more = replay.share / (1 - replay.share)
+        told.append(f"replay: {more:.0%} more rows a step")
+    if inputs.method.base_kl:
         tokens = sum(label_counts(inputs.train.rows))
         told.append(
             f"KL to base: once a forward pass over the training rows, {size(BYTES * tokens)} in the cache; each step "
@@ -96,7 +96,12 @@ def _rows(inputs: Inputs, replay: Replay, stage: Stage) -> Sequence[Encoded]:
         return _own(inputs, replay, stage)
     source, base = inputs.replayed, inputs.base
     assert source is not None
-    return encode_rows(source.rows, base.tokenizer, where=f"replay, {replay.source}", **base.encoding).rows
+    found = encode_rows(source.rows, base.tokenizer, where=f"replay, {replay.source}", **base.encoding).rows
+    recipe = inputs.recipe
+    most = recipe.steps(len(inputs.train.rows), inputs.processes) * replay.beside(recipe.step_rows(inputs.processes))
+    if replay.loss == "kl" and len(found) > most:  # the base model's predictions on the others would go unused
+        return [found[i] for i in sorted(Random(f"replay/{recipe.seed}").sample(range(len(found)), most))]
+    return found
 
 
 def _own(inputs: Inputs, replay: Replay, stage: Stage) -> list[Encoded]:
