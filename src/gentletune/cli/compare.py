@@ -62,7 +62,7 @@ def compare_command(
         say(f"{len(trials)} trials, {sum(trial.trains_like is None for trial in trials)} of them train")
         return
     prepare()
-    from gentletune.research.comparison.result import write_json
+    from gentletune.research.comparison.pages import write_json
     from gentletune.research.comparison.run import compare_methods, read_comparison
 
     if run:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,12 @@ class Trial:
     name: str
     recipe: Recipe
     trains_like: str | None = None
+
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        """What trials that share one training have in common; `save`, too: of whole weights no adapter can be taken."""
+        recipe = self.recipe
+        return recipe.training_fields() | {"method": training_part(recipe.method), "save": recipe.save}
 
 
 class Resources(BaseModel):
@@ -122,14 +129,9 @@ def make_trial(
         raise UserError(f"{where}: {key} is for one run; leave it out, and export what you choose: gentletune export")
     name = prefix + _name(recipe, change)
     recipe = recipe.override({"output": str(output / name)})
-    mine = _training(recipe)
-    like = next((t.name for t in earlier if t.trains_like is None and _training(t.recipe) == mine), None)
-    return Trial(name, recipe, like)
-
-
-def _training(recipe: Recipe) -> dict[str, Any]:
-    """What trials that share one training have in common; `save`, too: of whole weights no adapter can be taken."""
-    return recipe.training_fields() | {"method": training_part(recipe.method), "save": recipe.save}
+    trial = Trial(name, recipe)
+    like = next((t.name for t in earlier if t.trains_like is None and t.training == trial.training), None)
+    return replace(trial, trains_like=like)
 
 
 def _name(recipe: Recipe, change: Mapping[str, Any]) -> str:

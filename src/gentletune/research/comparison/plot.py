@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
-from gentletune.reporting.axes import Verdict, verdict
+from gentletune.reporting.axes import Verdict
+from gentletune.reporting.settings import verdict
 from gentletune.research.plot import INK, MUTED, canvas, dress, png
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _panel(axes: Axes, one: Comparison, level: Level) -> None:
         axes.plot([change.value], [place], marker="o", ms=4.5, color=colour)
     axes.axvline(0.0, color=MUTED, lw=0.9, ls=":")
     better = "right" if general.higher_is_better else "left"
-    title = f"{one.section.name}: domain score {level.target:.3g} ({level.share:.0%} of SFT's most gain)"
+    title = f"{one.section.name}: domain score {level.target:.3g}\n({level.name})"
     dress(axes, title=title, x=f"{general.label} minus SFT's ({better} is better)")
     axes.title.set_fontsize(9)
     axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=7.5)

@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gentletune.core.records import RunRecord, write_bytes_atomic, write_json_atomic, write_text_atomic
+from gentletune.core.records import RunRecord
 from gentletune.core.render import MISSING, one_line, template
 from gentletune.reporting import Section, split
 from gentletune.reporting.axes import Axis, Verdict, score_keys, single_axis
+from gentletune.reporting.choice import Choice
 from gentletune.reporting.pareto import base_point, in_order
 from gentletune.reporting.settings import Setting, from_base, from_plain, plain_twin, told_apart, verdict
 from gentletune.reporting.tables import SIGNS, error_of
@@ -55,9 +55,9 @@ class Read:
 
 @dataclass(frozen=True)
 class Level:
-    """A domain score, which is this `share` of plain SFT's most gain, and every method there."""
+    """A domain score, in words and as a number, and every method there."""
 
-    share: float
+    name: str
     target: float
     reads: tuple[Read, ...]
 
@@ -140,34 +140,51 @@ class Comparison:
 
     @cached_property
     def levels(self) -> list[Level]:
-        """Every method at each share of plain SFT's most domain gain; none without SFT or a gain of it."""
+        """Every method at the domain score of plain SFT's safe choice, and at shares of its most domain gain.
+
+        None without SFT or a gain of it; no safe choice, no level of it.
+        """
         domain, line = self.section.domain, self.lines.get(PLAIN, [])
         start = next((r.point.value for s in line if domain and (r := s.reading(domain, base=True))), None)
         if domain is None or start is None or not line:
             return []
         most = self._best(line, domain)
         gain = most - start if domain.higher_is_better else start - most
-        return [self._level(share, start + share * (most - start), domain) for share in SHARES] if gain > 0 else []
+        if gain <= 0:
+            return []
+        targets = {f"{share:.0%} of plain SFT's most gain": start + share * (most - start) for share in SHARES}
+        if (safe := self._safe(line)) is not None:
+            targets = {
+                f"plain SFT's safe choice, rate {rate(safe.learning_rate)}": self._best([safe], domain)
+            } | targets
+        return [self._level(name, target, domain) for name, target in targets.items()]
+
+    def _safe(self, line: Sequence[Setting]) -> Setting | None:
+        """Which of plain SFT's own settings a report would name; those of other methods have no say in it."""
+        domain, general = self.section.axes
+        found = self.section.findings
+        choice = Choice(self.section.records, domain, general, line, found.margin, found.blind)
+        return None if choice.safe is None else line[choice.safe]
 
     def _best(self, line: Sequence[Setting], domain: Axis) -> float:
         values = [r.point.value for s in line if (r := s.reading(domain)) is not None]
         return (max if domain.higher_is_better else min)(values)
 
-    def _level(self, share: float, target: float, domain: Axis) -> Level:
+    def _level(self, name: str, target: float, domain: Axis) -> Level:
         places = {name: place_at(line, domain, target) for name, line in self.lines.items()}
         axes = [axis for axis in self.axes.values() if axis.key == KL or axis is self.section.general]
         tables = {base: self._changes(places, base, domain, axes) for base in (PLAIN, AVERAGE)}
         reads = [
             Read(
-                name,
+                method,
                 place,
                 {a.key: mean_of(runs).value for a in axes if place and (runs := place.runs(a))},
-                *({a.key: tables[base][a.key].get(name) for a in axes} for base in (PLAIN, AVERAGE)),
-                self._best(self.lines[name], domain),
+                *({a.key: tables[base][a.key].get(method) for a in axes} for base in (PLAIN, AVERAGE)),
+                self._best(self.lines[method], domain),
             )
-            for name, place in places.items()
+            for method, place in places.items()
         ]
-        return Level(share, target, tuple(self._sorted(reads)))
+        return Level(name, target, tuple(self._sorted(reads)))
 
     def _changes(
         self, places: dict[str, Place | None], base: str, domain: Axis, axes: Iterable[Axis]
@@ -268,7 +285,7 @@ class Comparison:
             for read in level.reads:
                 row: dict[str, Any] = {
                     "compared": self.section.name,
-                    "share_of_gain": level.share,
+                    "level": level.name,
                     "domain_score": level.target,
                     "method": read.method,
                     "reached": read.place is not None,
@@ -289,9 +306,9 @@ class Comparison:
         """What the tables show, a sentence each; nothing where a side has no score."""
         if len(self.section.axes) < 2:
             return []
-        words = _template().module
-        told = [words.level(self, level, self.sides(level)) for level in self.levels]
-        told += [words.equal(rate(one), self.at_rate(one)) for one in self.rates if self.at_rate(one)]
+        said = words().module
+        told = [said.level(self, level, self.sides(level)) for level in self.levels]
+        told += [said.equal(rate(one), self.at_rate(one)) for one in self.rates if self.at_rate(one)]
         return [one_line(line) for line in told]
 
     def sides(self, level: Level) -> dict[str, list[Read]]:
@@ -332,42 +349,6 @@ class Comparison:
         return {"seeds": len(seeds), "steps": steps, "base": points, "failed": failed}
 
 
-def write(found: Sequence[Comparison], output: Path, title: str) -> None:
-    """Write compare.md, compare.csv (settings), levels.csv (equal domain score) and compare.png into the directory."""
-    from gentletune.research.comparison.plot import picture
-
-    told = [one for one in found if len(one.section.axes) == 2 and one.settings]
-    write_text_atomic(output / "compare.md", str(_template().render(title=title, found=told)))
-    for name, frames in (("compare", [o.frame() for o in told]), ("levels", [o.levels_frame() for o in told])):
-        whole = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        write_text_atomic(output / f"{name}.csv", whole.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    if told:
-        write_bytes_atomic(output / "compare.png", picture(told))
-
-
-def as_dict(found: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """The tables as JSON takes them, and the sentences."""
-    return [
-        {
-            "compared": one.section.name,
-            "sentences": one.sentences(),
-            "settings": _rows(one.frame()),
-            "levels": _rows(one.levels_frame()),
-        }
-        for one in found
-    ]
-
-
-def write_json(found: Sequence[Comparison], path: Path) -> None:
-    """The tables and sentences as one JSON file."""
-    write_json_atomic(path, as_dict(found))
-
-
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
-    return [{key: value for key, value in row.items() if value not in (None, "")} for row in rows]
-
-
 def _flat(name: str, axis: Axis, change: Change | None) -> dict[str, Any]:
     if change is None:
         return {}
@@ -388,6 +369,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _template() -> Any:
+def words() -> Any:
+    """The template, with its macros."""
     filters = {"number": number, "plus_minus": plus_minus, "with_interval": with_interval}
     return template("gentletune.research.comparison", "compare.md.j2", **filters)

@@ -12,7 +12,8 @@ from gentletune.core.records import RECORD_FILE, RunRecord, load_records, write_
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.reporting import report
-from gentletune.research.comparison.result import Comparison, write
+from gentletune.research.comparison.pages import write
+from gentletune.research.comparison.result import Comparison
 from gentletune.sweeps.plan import plan
 from gentletune.sweeps.sweep import Say, sweep
 

@@ -1,0 +1,233 @@
+"""Methods side by side: what a comparison says of runs whose truth is known, and the command that makes them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gentletune.core.records import RunRecord, Score
+from gentletune.methods import method_names, method_parts
+from gentletune.research import Comparison, comparison_study
+from gentletune.research.comparison.study import OWN, READY, ready_study
+from gentletune.stats import accuracy_score, mean_score
+from gentletune.sweeps.plan import plan, read_study
+from tests.cli.test_cli import refused, run
+
+RATES = (1e-4, 3e-4, 1e-3)
+ITEMS = 400
+# Domain and general accuracy of each method at each rate. `slow` lies on SFT's own line, a rate behind.
+TRUTH = {
+    "sft": ((0.30, 0.89), (0.60, 0.80), (0.80, 0.40)),
+    "slow": ((0.10, 0.90), (0.30, 0.89), (0.60, 0.80)),
+    "kept": ((0.30, 0.90), (0.60, 0.89), (0.80, 0.85)),
+    "wise_ft": ((0.15, 0.90), (0.40, 0.88), (0.70, 0.75)),
+    "weak": ((0.05, 0.90), (0.06, 0.90), (0.07, 0.90)),
+}
+
+
+def answers(key: str, share: float, task: str, side: Any, seed: int) -> Score:
+    """Items that are alike for all runs: an item is hard or easy, and a seed changes a few."""
+    hard = random.Random(task)
+    mine = random.Random(f"{key}{seed}{task}")
+    return accuracy_score(
+        [hard.random() * 0.9 + mine.random() * 0.1 < share for _ in range(ITEMS)], task=task, side=side
+    )
+
+
+def made(seeds: int = 3) -> list[RunRecord]:
+    records = []
+    base = [answers("base", 0.05, "notes", "domain", 0), answers("base", 0.90, "sums", "general", 0)]
+    for method, line in TRUTH.items():
+        for rate, (domain, general) in zip(RATES, line, strict=True):
+            for seed in range(seeds):
+                key = f"{method}{rate}"
+                kl = mean_score([0.9 - general] * 5, task="kl_sampled", side="general", metric="bits_per_token",
+                                higher_is_better=False)  # fmt: skip
+                scores = [answers(key, domain, "notes", "domain", seed), answers(key, general, "sums", "general", seed)]
+                records.append(
+                    RunRecord(
+                        status="complete", method=method, label=method, learning_rate=rate, seed=seed,
+                        recipe={"model": "m", "data": "d", "method": method}, scores=[*scores, kl], base_scores=base,
+                        training={"steps": 10, "peak_memory_gib": 2.0 if method == "kept" else 1.0},
+                        timings={} if method == "wise_ft" else {"train": 3.0 if method == "kept" else 2.0},
+                    )
+                )  # fmt: skip
+    return records
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    (one,) = Comparison.of(made())
+    return one
+
+
+def test_what_learns_less_does_not_win_by_forgetting_less(found: Comparison) -> None:
+    cells = found.at_rate(1e-3)
+    assert "slow" in cells["worse better"]
+    assert "kept" in cells["no_difference better"]
+    high = next(level for level in found.levels if level.name.startswith("90%"))
+    sides = {side: [read.method for read in reads] for side, reads in found.sides(high).items()}
+    assert sides["better"] == ["kept"]
+    assert set(sides["not_reached"]) == {"slow", "weak", "wise_ft"}
+    low = next(level for level in found.levels if level.name.startswith("50%"))
+    sides = {side: [read.method for read in reads] for side, reads in found.sides(low).items()}
+    assert "slow" in sides["no_difference"]
+    assert sides["better"] == ["kept"]
+
+
+def test_a_method_is_read_between_its_rates(found: Comparison) -> None:
+    low = next(level for level in found.levels if level.name.startswith("50%"))
+    reads = {read.method: read for read in low.reads}
+    start, most = 0.05, 0.80
+    assert low.target == pytest.approx(start + 0.5 * (most - start), abs=0.03)
+    assert reads["sft"].rates == "1e-4 to 3e-4"
+    assert reads["slow"].rates == "3e-4 to 1e-3"
+    assert reads["weak"].rates == "–"
+    sft, slow = (reads[name].points["sums/accuracy"] for name in ("sft", "slow"))
+    assert 0.80 < sft < 0.89
+    assert slow == pytest.approx(sft, abs=0.03)
+    change = reads["kept"].from_plain["sums/accuracy"]
+    assert change is not None
+    assert change.family == 3  # slow, kept and wise_ft get there
+    assert change.low is not None
+    assert change.high is not None
+    assert change.low < reads["kept"].points["sums/accuracy"] - sft < change.high
+    average = reads["kept"].from_average["sums/accuracy"]
+    assert average is not None
+    assert average.value == pytest.approx(
+        reads["kept"].points["sums/accuracy"] - reads["wise_ft"].points["sums/accuracy"]
+    )
+
+
+def test_the_first_score_is_that_of_sfts_own_safe_choice(found: Comparison) -> None:
+    level = found.levels[0]
+    assert level.name == "plain SFT's safe choice, rate 1e-4"
+    assert level.target == pytest.approx(0.30, abs=0.05)
+    assert next(read for read in level.reads if read.method == "sft").rates == "1e-4"
+
+
+def test_the_error_of_the_place_is_in_the_interval(found: Comparison) -> None:
+    """At a place on a steep line the general score hangs on where exactly: its interval is wider than the scores'."""
+    high = next(level for level in found.levels if level.name.startswith("90%"))
+    kept = next(read for read in high.reads if read.method == "kept")
+    change = kept.from_plain["sums/accuracy"]
+    assert change is not None
+    assert change.stderr is not None
+    alone = found.against_plain(found.axes["sums/accuracy"])
+    place = next(i for i, s in enumerate(found.settings) if s.label == "kept" and s.learning_rate == 1e-3)
+    plain = alone[place]
+    assert plain is not None
+    assert plain.stderr is not None
+    assert change.stderr > 1.5 * plain.stderr
+
+
+def test_tables_and_costs(found: Comparison) -> None:
+    rates = found.rates_table().set_index("method")
+    assert list(rates.columns) == ["1e-4", "3e-4", "1e-3"]
+    assert rates.loc["kept", "1e-3"].count("▲") == 1
+    assert "▼" in rates.loc["slow", "1e-3"].split(" / ")[0]
+    costs = found.costs_table().set_index("method")
+    assert list(costs.loc["kept"]) == ["× 1.50", "× 2.00"]
+    assert costs.loc["wise_ft", "training time"] == "–"
+    frame = found.frame()
+    assert len(frame) == len(TRUTH) * len(RATES)
+    assert set(frame["sums/accuracy minus sft verdict"].dropna()) <= {"better", "worse", "no_difference"}
+
+
+def test_records_without_sft_or_scores_have_no_level() -> None:
+    (one,) = Comparison.of([r for r in made(1) if r.label != "sft"])
+    assert one.levels == []
+    assert one.sentences() == []
+    (bare,) = Comparison.of([r.model_copy(update={"scores": [], "base_scores": []}) for r in made(1)])
+    assert bare.sentences() == []
+
+
+@pytest.mark.parametrize("name", [*READY, OWN])
+def test_ready_studies_are_studies_seed_by_seed(name: str, tmp_path: Path) -> None:
+    assert ready_study(name if name in READY else "mine.jsonl").name == f"{name}.yaml"
+    given = {"data": name} if name in READY else {"data": "mine.jsonl"}
+    trials = plan(comparison_study(given), tmp_path)
+    assert trials[0].recipe.method == "sft"
+    assert trials[0].recipe.calibration
+    seeds = [trial.recipe.seed for trial in trials]
+    assert seeds == sorted(seeds)
+    assert len(set(seeds)) > 1
+
+
+def test_the_lab_study_has_every_method() -> None:
+    study = yaml.safe_load(ready_study("lab").read_text(encoding="utf-8"))
+    named = {part.name for text in study["axes"]["method"] for part in method_parts(text)}
+    assert named == set(method_names())
+
+
+def test_the_command(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "compare"
+    call = [
+        "compare", "--data", "clinic", "--model", str(tiny_dir), "--methods", "sft,wise_ft(alpha=0.25)",
+        "--rates", "1e-3,1e-2", "--seeds", "0", "--output", str(out), "--json", str(tmp_path / "found.json"),
+        "--train-rows", "8", "--max-steps", "2", "--batch-size", "2", "--test-rows", "3", "--domain-tokens", "4",
+        "--tasks", "arithmetic", "--task-tokens", "4", "--general-rows", "3", "--general-prompts", "3",
+        "--general-tokens", "4",
+    ]  # fmt: skip
+    assert run(monkeypatch, *call, "--dry-run") == 0
+    said = capfd.readouterr()
+    assert said.out.splitlines()[0] == "sft-lr0.001-seed0"
+    assert "4 trials, 2 of them train" in said.err
+    assert not out.exists()
+    assert run(monkeypatch, *call) == 0
+    assert "domain / general" in capfd.readouterr().out
+    names = {path.name for path in out.iterdir() if path.is_file() and not path.name.startswith(".")}
+    assert names == {
+        "study.yaml", "compare.md", "compare.csv", "levels.csv", "compare.png", "report.html", "pareto.png",
+        "results.csv", "settings.csv", "results.md",
+    }  # fmt: skip
+    with (out / "compare.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["learning_rate"]) for row in rows[:2]] == [("sft", "0.001"), ("sft", "0.01")]
+    assert len(rows) == 4
+    assert all(row["own_answers/entropy"] for row in rows)
+    assert len(json.loads((tmp_path / "found.json").read_text())[0]["settings"]) == 4
+    again = plan(read_study(out / "study.yaml"), out)  # as `gentletune sweep -c` would go on
+    assert {trial.name for trial in again} == {path.parent.name for path in out.glob("*/record.json")}
+    (out / again[-1].name / "record.json").unlink()
+    assert run(monkeypatch, *call, "--no-run") == 0
+    assert len((out / "compare.csv").read_text().splitlines()) == 1 + 3
+    assert not (out / again[-1].name / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "talr"], "give --methods"),
+        (["--lr", "1e-3"], "give --rates"),
+        (["--seed", "1"], "give --seeds"),
+        (["--methods", "sft,tarl"], "did you mean 'talr'?"),
+        (["--rates", "fast"], "--rates: 'fast' is no list of numbers"),
+        (["--data", "medcalc"], "needs data_path"),
+        (["--data", "mine.jsonl"], "no such data file: mine.jsonl"),
+        (["-c", "study.yaml"], "axes has no learning_rate; give --rates"),
+        (["--no-run"], "no record.json under"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text("base: {data: clinic}\naxes: {method: [sft]}\n")
+    (tmp_path / "out").mkdir()
+    assert words in refused(monkeypatch, capfd, "compare", *arguments, "--output", "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_study_files_are_in_the_package() -> None:
+    folder = files("gentletune.research.comparison").joinpath("studies")
+    assert {path.name for path in folder.iterdir()} == {f"{name}.yaml" for name in (*READY, OWN)}
