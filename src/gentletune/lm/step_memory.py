@@ -183,11 +183,11 @@ class Skeleton:
     def _loss(self, hidden: Tensor, work: Work) -> Tensor:
         head, states = lm_head(self.model), hidden[torch.zeros(work.labels, dtype=torch.long)]
         targets = torch.zeros(work.labels, dtype=torch.long)
-        asked = {**head.options, "top_k": self.method.top_k}
+        top_k = self.method.top_k
         if self.method.one_pass:
-            loss = weighted_nll(states, head.weight, targets, **asked).loss
+            loss = weighted_nll(states, head.weight, targets, top_k=top_k, **head.options).loss
         else:
-            loss = token_nll(states, head.weight, targets, **asked).nll.sum()
+            loss = token_nll(states, head.weight, targets, entropy=top_k or False, **head.options).nll.sum()
         for term in self.method.base_kl:
             near = BaseTopK.of(states.new_zeros(work.labels, TOP_K), targets, TOP_K)
             loss = loss + kl_from_base(states, head.weight, targets, near, masked=term.masked, **head.options).loss

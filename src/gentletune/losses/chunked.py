@@ -48,12 +48,11 @@ class Head(NamedTuple):
 
 
 class Found(NamedTuple):
-    """(N,) each, without gradient; entropies only where asked for."""
+    """(N,) each, without gradient; entropy only where asked for."""
 
     nll: Tensor
     lse: Tensor
-    entropy: Tensor | None = None
-    topk_entropy: Tensor | None = None
+    entropy: Tensor | None
 
 
 class Gradients(NamedTuple):
@@ -141,22 +140,23 @@ class _Tile:
         return buffer[: shape[0] * shape[1]].view(shape)
 
 
-def find(hidden: Tensor, targets: Tensor, head: Head, entropy: bool = False, top_k: int | None = None) -> Found:
-    """NLL, log-sum-exp and entropies of each token, by tiles of vocabulary with a running maximum and sum."""
+def find(hidden: Tensor, targets: Tensor, head: Head, entropy: bool | int = False) -> Found:
+    """NLL, log-sum-exp and entropy of each token, by tiles of vocabulary with a running maximum and sum.
+
+    An `entropy` that is a number is that of so many most probable tokens, normalised among themselves.
+    """
     sizes, vocabulary = _sizes(hidden), head.weight.shape[0]
     width = _width(hidden, vocabulary)
     tile = _Tile(hidden, head, min(hidden.shape[0], sizes.most_rows) * width)
     parts = [
-        _find_rows(hidden[rows], targets[rows], tile, list(_ranges(vocabulary, width)), entropy, top_k)
+        _find_rows(hidden[rows], targets[rows], tile, list(_ranges(vocabulary, width)), entropy)
         for rows in _ranges(hidden.shape[0], sizes.most_rows)
     ]
     if not parts:
         empty = hidden.new_empty(0, dtype=_accumulator(hidden))
-        return Found(empty, empty.clone(), empty.clone() if entropy else None, empty.clone() if top_k else None)
-    nll, lse, spread, of_top = zip(*parts, strict=True)
-    return Found(
-        torch.cat(nll), torch.cat(lse), torch.cat(spread) if entropy else None, torch.cat(of_top) if top_k else None
-    )
+        return Found(empty, empty.clone(), empty.clone() if entropy else None)
+    nll, lse, spread = zip(*parts, strict=True)
+    return Found(torch.cat(nll), torch.cat(lse), torch.cat(spread) if entropy else None)
 
 
 def _width(hidden: Tensor, vocabulary: int) -> int:
@@ -165,10 +165,8 @@ def _width(hidden: Tensor, vocabulary: int) -> int:
     return min(vocabulary, max(256, sizes.block // max(rows, 1)))
 
 
-def _find_rows(
-    hidden: Tensor, targets: Tensor, tile: _Tile, blocks: list[slice], entropy: bool, top_k: int | None
-) -> Found:
-    dtype = tile.exact.dtype
+def _find_rows(hidden: Tensor, targets: Tensor, tile: _Tile, blocks: list[slice], entropy: bool | int) -> Found:
+    dtype, top_k = tile.exact.dtype, 0 if isinstance(entropy, bool) else entropy
     best = hidden.new_empty((hidden.shape[0], 0), dtype=dtype)  # the top_k logits so far
     top = hidden.new_full((hidden.shape[0], 1), torch.finfo(dtype).min, dtype=dtype)
     total, moment, at_target = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
@@ -183,7 +181,7 @@ def _find_rows(
         higher = torch.maximum(top, logits.amax(1, keepdim=True))
         drop = top - higher
         powers = logits.sub_(higher).exp_()
-        if entropy:  # Σ e^y·y with y = z - top, carried to the new top
+        if entropy is True:  # Σ e^y·y with y = z - top, carried to the new top
             moment = drop.exp() * (moment + drop * total)
             moment += torch.special.xlogy(powers, powers).sum(1, keepdim=True)
         total = drop.exp() * total + powers.sum(1, keepdim=True)
@@ -191,8 +189,9 @@ def _find_rows(
     log_total = total.log()
     nll = (top - at_target) + log_total
     spread = (log_total - moment / total).squeeze(1)
-    of_top = topk_entropy(best, top_k) if top_k else None
-    return Found(nll.squeeze(1), (top + log_total).squeeze(1), spread if entropy else None, of_top)
+    if top_k:
+        spread = topk_entropy(best, top_k)
+    return Found(nll.squeeze(1), (top + log_total).squeeze(1), spread if entropy else None)
 
 
 def _local(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
@@ -239,26 +238,24 @@ def one_pass(
     tile = _Tile(hidden, head, step * vocabulary)
     sums = _Sums(hidden, head, needs, several=count > step)
     dtype = tile.exact.dtype
-    nll, lse, coefficients, of_top = (hidden.new_empty(count, dtype=dtype) for _ in range(4))
+    nll, lse, coefficients = (hidden.new_empty(count, dtype=dtype) for _ in range(3))
     everything = slice(0, vocabulary)
     for rows in _ranges(count, step):
         h, t = hidden[rows], targets[rows, None]
         logits = tile.logits(h, everything)
         top, at_target = logits.amax(1, keepdim=True), logits.gather(1, t)
-        if top_k:
-            of_top[rows] = topk_entropy(logits, top_k)
+        entropy = (topk_entropy(logits, top_k),) if top_k else ()
         delta = logits.sub_(top).exp_()
         total = delta.sum(1, keepdim=True)
         log_total = total.log()
         nll[rows] = ((top - at_target) + log_total).squeeze(1)
         lse[rows] = (top + log_total).squeeze(1)
-        seen = (nll[rows], of_top[rows]) if top_k else (nll[rows],)
-        c = torch.ones_like(nll[rows]) if weigh is None else weigh(*seen).to(dtype)
+        c = torch.ones_like(nll[rows]) if weigh is None else weigh(nll[rows], *entropy).to(dtype)
         coefficients[rows] = c if factors is None else c * factors[rows]
         # Powers are left unscaled: δ = powers - total·onehot, and 1/total goes into the coefficient.
         delta.scatter_add_(1, t, -total)
         sums.add(tile, tile.damped(delta), h, coefficients[rows, None] * head.scale / total, rows, everything)
-    return Found(nll, lse, None, of_top if top_k else None), coefficients, sums.result()
+    return Found(nll, lse, None), coefficients, sums.result()
 
 
 class _Sums:
@@ -310,31 +307,31 @@ class TokenNLLFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
-        softcap: float | None, scale: float, entropy: bool, top_k: int | None, recording: bool,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        softcap: float | None, scale: float, entropy: bool | int, recording: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         head = Head(weight, bias, softcap, scale)
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
         ctx.early = recording and needs == (True, False, False) and not entropy
         if ctx.early:
-            found, _, grads = one_pass(hidden, targets, head, None, None, needs, top_k)
+            found, _, grads = one_pass(hidden, targets, head, None, None, needs)
             ctx.save_for_backward(grads.hidden)
         else:
-            found = find(hidden, targets, head, entropy, top_k)
+            found = find(hidden, targets, head, entropy)
             ctx.save_for_backward(hidden, weight, targets, found.lse, bias)
             ctx.softcap, ctx.scale, ctx.needs = softcap, scale, needs
-        ctx.mark_non_differentiable(*(each for each in found[1:] if each is not None))
-        return tuple(found)
+        ctx.mark_non_differentiable(found.lse, *([] if found.entropy is None else [found.entropy]))
+        return found.nll, found.lse, found.entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_nll: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         if ctx.early:
             (grad,) = ctx.saved_tensors
-            return (grad * grad_nll[:, None]).to(grad.dtype), *[None] * 8
+            return (grad * grad_nll[:, None]).to(grad.dtype), *[None] * 7
         hidden, weight, targets, lse, bias = ctx.saved_tensors
         head = Head(weight, bias, ctx.softcap, ctx.scale)
         found = gradients(hidden, targets, lse, grad_nll, head, ctx.needs)
-        return found.hidden, found.weight, None, found.bias, *[None] * 5
+        return found.hidden, found.weight, None, found.bias, None, None, None, None
 
 
 class WeightedNLLFunction(torch.autograd.Function):
@@ -344,15 +341,14 @@ class WeightedNLLFunction(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None,
         scale: float, weigh: Weigh | None, factors: Tensor | None, top_k: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
         found, coefficients, grads = one_pass(
             hidden, targets, Head(weight, bias, softcap, scale), weigh, factors, needs, top_k
         )
         ctx.grads = grads
-        of_top = found.topk_entropy
-        ctx.mark_non_differentiable(found.nll, found.lse, coefficients, *([] if of_top is None else [of_top]))
-        return (coefficients * found.nll).sum(), found.nll, found.lse, coefficients, of_top
+        ctx.mark_non_differentiable(found.nll, found.lse, coefficients)
+        return (coefficients * found.nll).sum(), found.nll, found.lse, coefficients
 
     @staticmethod
     @once_differentiable

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gentletune.losses import cce
-from gentletune.losses.chunked import Found, Head, TokenNLLFunction, Weigh, WeightedNLLFunction, find
+from gentletune.losses.chunked import Head, TokenNLLFunction, Weigh, WeightedNLLFunction, find
 from gentletune.losses.weights import check_top_k, topk_entropy
 
 Backend = Literal["auto", "reference", "chunked", "cce"]
@@ -82,22 +82,20 @@ def sequence_means(values: Tensor, sequence: Tensor, sequences: int) -> Tensor:
 
 
 class TokenNLL(NamedTuple):
-    """`nll` (N,) with gradient; `lse` (N,) and entropies (N,), nats, without. Entropies are None unless asked for."""
+    """`nll` (N,) with gradient; `lse` (N,) and `entropy` (N,), nats, without. Entropy is None unless asked for."""
 
     nll: Tensor
     lse: Tensor
-    entropy: Tensor | None = None
-    topk_entropy: Tensor | None = None
+    entropy: Tensor | None
 
 
 class WeightedNLL(NamedTuple):
-    """`loss`, a scalar with gradient; `nll`, `lse`, `weights` and, where asked for, `topk_entropy`, (N,) without."""
+    """`loss`, a scalar with gradient; `nll`, `lse` and `weights`, (N,) without."""
 
     loss: Tensor
     nll: Tensor
     lse: Tensor
     weights: Tensor
-    topk_entropy: Tensor | None = None
 
 
 def token_nll(
@@ -109,8 +107,7 @@ def token_nll(
     softcap: float | None = None,
     scale: float = 1.0,
     vocab_size: int | None = None,
-    entropy: bool = False,
-    top_k: int | None = None,
+    entropy: bool | int = False,
     backend: Backend = "auto",
 ) -> TokenNLL:
     """Negative log-likelihood of each target, and the log-sum-exp of its logits, in nats.
@@ -124,8 +121,8 @@ def token_nll(
         scale: logits are multiplied by it before the cap (Cohere, Granite).
         vocab_size: rows of the weight beyond it are padding and take no probability. None: all rows count,
             as they do in transformers' own loss.
-        entropy: also give the entropy of each prediction.
-        top_k: also give the entropy of its so many most probable tokens, normalised among themselves.
+        entropy: also give the entropy of each prediction; a number, such as 20: of its so many most probable tokens,
+            normalised among themselves.
         backend: `reference` materialises (N, V) logits; `chunked` holds a tile of them and computes them again in
             the backward pass (not where the head is frozen: then the forward pass has the gradient); `cce` is
             cut-cross-entropy's kernel, on a GPU; `auto` is `cce` where it can run, else `chunked`, or `reference`
@@ -142,17 +139,15 @@ def token_nll(
     >>> round(found.nll.item(), 4), round(found.entropy.item(), 4)  # uniform over 4 tokens: ln 4
     (1.3863, 1.3863)
     """
+    top_k = None if isinstance(entropy, bool) else entropy
     hidden, head, backend = _prepare(hidden, weight, targets, bias, softcap, scale, vocab_size, backend, top_k)
     with torch.autocast(hidden.device.type, enabled=False):
         if backend == "reference" or (backend == "auto" and targets.numel() * head.weight.shape[0] <= _SMALL):
-            return _reference(hidden, head, targets, entropy, top_k)
-        more = entropy or top_k is not None
-        if backend == "cce" or (backend == "auto" and not more and cce.obstacle(hidden, head) is None):
-            found = _entropies(hidden, head, targets, entropy, top_k) if more else None
-            nll, lse = cce.token_nll(hidden, head, targets)
-            return TokenNLL(nll, lse, found and found.entropy, found and found.topk_entropy)
+            return _reference(hidden, head, targets, entropy)
+        if backend == "cce" or (backend == "auto" and not entropy and cce.obstacle(hidden, head) is None):
+            return TokenNLL(*cce.token_nll(hidden, head, targets), _entropy(hidden, head, targets, entropy))
         recording = torch.is_grad_enabled()
-        return TokenNLL(*_token_nll(hidden, head.weight, targets, *head[1:], entropy, top_k, recording))
+        return TokenNLL(*_token_nll(hidden, head.weight, targets, *head[1:], entropy, recording))
 
 
 def weighted_nll(
@@ -205,12 +200,13 @@ def weighted_nll(
     with torch.autocast(hidden.device.type, enabled=False):
         if recording and (backend == "chunked" or (backend == "auto" and not small)):
             return WeightedNLL(*_weighted_nll(hidden, head.weight, targets, *head[1:], weigh, factors, top_k))
-        nll, lse, _, of_top = token_nll(hidden, head.weight, targets, **head.options, top_k=top_k, backend=backend)
+        how = {**head.options, "entropy": top_k or False, "backend": backend}
+        nll, lse, entropy = token_nll(hidden, head.weight, targets, **how)
         seen = nll.detach()
-        given = (seen,) if of_top is None else (seen, of_top)
+        given = (seen,) if entropy is None else (seen, entropy)
         weights = torch.ones_like(seen) if weigh is None else weigh(*given).to(seen.dtype)
         weights = weights if factors is None else (weights * factors).to(seen.dtype)
-        return WeightedNLL((weights * nll).sum(), seen, lse, weights, of_top)
+        return WeightedNLL((weights * nll).sum(), seen, lse, weights)
 
 
 def _prepare(
@@ -244,20 +240,22 @@ def _prepare(
     return hidden, head, backend
 
 
-def _reference(hidden: Tensor, head: Head, targets: Tensor, entropy: bool, top_k: int | None) -> TokenNLL:
+def _reference(hidden: Tensor, head: Head, targets: Tensor, entropy: bool | int) -> TokenNLL:
     logits = head.logits(hidden)
     lse = logits.logsumexp(-1)
     nll = lse - logits.gather(-1, targets[:, None]).squeeze(-1)
     spread = None
-    if entropy:
+    if entropy is True:
         log_p = logits.detach().log_softmax(-1)
         spread = -torch.special.xlogy(log_p.exp(), log_p.exp()).sum(-1)
-    return TokenNLL(nll, lse.detach(), spread, None if top_k is None else topk_entropy(logits, top_k))
+    elif entropy:
+        spread = topk_entropy(logits, entropy)
+    return TokenNLL(nll, lse.detach(), spread)
 
 
-def _entropies(hidden: Tensor, head: Head, targets: Tensor, entropy: bool, top_k: int | None) -> Found:
+def _entropy(hidden: Tensor, head: Head, targets: Tensor, wanted: bool | int) -> Tensor | None:
     with torch.no_grad():
-        return find(hidden.detach(), targets, head, entropy, top_k)
+        return find(hidden.detach(), targets, head, entropy=wanted).entropy if wanted else None
 
 
 # torch leaves Function.apply untyped. Compiled models break their graph here: the tiles are loops over one buffer,

@@ -17,17 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from gentletune.lm.loaded import base_causal_lm, hidden_states, lm_head
-from gentletune.losses import (
-    IGNORE,
-    Backend,
-    TokenNLL,
-    Weigh,
-    WeightedNLL,
-    label_tokens,
-    sequence_means,
-    token_nll,
-    weighted_nll,
-)
+from gentletune.losses import IGNORE, Backend, Weigh, label_tokens, sequence_means, token_nll, weighted_nll
 from gentletune.methods import Method, TokenBatch, Weighted, parse_method
 from gentletune.training.anchor import Lookup, Toward, looked_up
 from gentletune.training.experts import RouterLoss, check_normalization, has_router_loss, router_loss_of
@@ -357,7 +347,7 @@ def _nll(
     packed = inputs.get("position_ids") if inputs.get("attention_mask") is None else None
     tokens = label_tokens(labels, packed)
     head = lm_head(base)
-    given = {**head.options, "backend": taught.backend, "top_k": top_k}
+    given = {**head.options, "backend": taught.backend}
     states = tokens.gather(hidden)
     found |= {"index": tokens.index, "sequence": tokens.sequence}
     if toward is not None:
@@ -365,15 +355,20 @@ def _nll(
         if toward_alone:
             return found
     if not one_pass:
-        out = token_nll(states, head.weight, tokens.targets, **given)
-        return found | _answered(out) | {"nll": out.nll}
+        out = token_nll(states, head.weight, tokens.targets, entropy=top_k or False, **given)
+        return found | ({} if out.entropy is None else {"topk_entropy": out.entropy}) | {"nll": out.nll}
     by_token = None if factors is None else tokens.gather(factors)
-    weighed = weighted_nll(states, head.weight, tokens.targets, weigh, factors=by_token, **given)
-    return found | _answered(weighed) | {"nll": weighed.nll, "loss": weighed.loss}
+    entropies = list[Tensor]()  # tile by tile, as they are weighted by
 
+    def weighing(nll: Tensor, *entropy: Tensor) -> Tensor:
+        entropies.extend(entropy)
+        return nll.new_ones(nll.shape) if weigh is None else weigh(nll, *entropy)
 
-def _answered(out: TokenNLL | WeightedNLL) -> dict[str, Tensor]:
-    return {} if out.topk_entropy is None else {"topk_entropy": out.topk_entropy}
+    own = weighing if top_k else weigh
+    weighed = weighted_nll(states, head.weight, tokens.targets, own, factors=by_token, top_k=top_k, **given)
+    if top_k:
+        found["topk_entropy"] = torch.cat([*entropies, weighed.nll[:0]])
+    return found | {"nll": weighed.nll, "loss": weighed.loss}
 
 
 # Under torch.compile the backbone is compiled and the head is not: which positions hold labels changes by batch.

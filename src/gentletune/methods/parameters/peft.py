@@ -47,7 +47,7 @@ KINDS: dict[str, Kind] = {
     "rslora": _lora(use_rslora=True),
     "dora": _lora(use_dora=True),
     "delora": Kind("DeloraConfig"),
-    "fourierft": Kind("FourierFTConfig", rank="n_frequency", alpha="scaling"),
+    "fourierft": Kind("FourierFTConfig", "n_frequency", "scaling", fixed={"init_weights": True}),
     "hira": Kind("HiraConfig", dropout="hira_dropout"),
     "hra": Kind("HRAConfig"),
     "loha": Kind("LoHaConfig", alpha="alpha"),
