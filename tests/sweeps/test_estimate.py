@@ -76,8 +76,8 @@ def test_an_estimate_is_of_the_right_size(tiny_dir: Path, tmp_path: Path, monkey
         ({"precision": ["fp32", "bf16"], "seed": [0, 1]}, [{"precision": "fp32"}, {"precision": "bf16"}]),
         ({"weights": ["fp32", "bf16"]}, [{"weights": "fp32"}, {"weights": "bf16"}]),
         ({"optimizer": ["adamw_torch", "sgd"]}, [{"optimizer": "adamw_torch"}, {"optimizer": "sgd"}]),
-        ({"method": ["l2(lam=0.1)", "l2(lam=0.2)", "lora(r=2)", "lora(r=2)+wise_ft"]},
-         [{"method": "l2(lam=0.1)"}, {"method": "lora(r=2)"}]),
+        ({"method": ["l2(weight=0.1)", "l2(weight=0.2)", "lora(r=2)", "lora(r=2)+wise_ft"]},
+         [{"method": "l2(weight=0.1)"}, {"method": "lora(r=2)"}]),
         ({"tasks": [["arithmetic"], ["instructions"]]}, [{"tasks": ("arithmetic",)}, {"tasks": ("instructions",)}]),
     ],
 )  # fmt: skip
@@ -92,7 +92,7 @@ def test_trials_are_timed_apart_by_what_changes_the_time_of_a_row(
 
     monkeypatch.setattr(sys.modules[estimate.__module__], "probe_trial", probe)
     study = tiny_study(tiny_dir, axes=axes, also=[])
-    study["base"] |= {"max_length": 64} if "packing" in axes else {}
+    study["base"] |= {"max_length": 512} if "packing" in axes else {}
     found = estimate(plan(study, tmp_path), study, tmp_path)
     assert [{key: getattr(recipe, key) for key in one} for (recipe, _), one in zip(asked, timed, strict=True)] == timed
     assert len(found.probes) == len(timed)

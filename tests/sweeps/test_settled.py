@@ -79,10 +79,13 @@ def test_anything_that_changed_runs_it(finished: Path, runs: list[Any], tmp_path
 
 
 def test_an_edited_checkout_runs_it(
-    finished: Path, runs: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    copy = Path(shutil.copytree(settled.SOURCE, tmp_path / "gentletune"))  # with the times of its files
+    copy = tmp_path / "gentletune"
+    shutil.copytree(settled.SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     monkeypatch.setattr(settled, "SOURCE", copy)
+    assert _sweep(finished) == 0  # noted for this copy
+    runs = request.getfixturevalue("runs")
     _sweep(finished)
     assert runs == []
     source = copy / "evaluation" / "scoring.py"
