@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from gentletune.core.records import whole_file
-from gentletune.inspection.weights import EAFT_WEIGHT, PLAIN, Tokens, method_columns
+from gentletune.inspection.weights import PLAIN, Tokens, method_columns
 
 Write = Callable[[Tokens], None]
 
@@ -29,14 +29,14 @@ _FOUND = pa.schema(
         *(("row", pa.int64()), ("position", pa.int32()), ("token_id", pa.int32()), ("text", pa.string())),
         *(("class", pa.string()), ("nll", pa.float64()), ("probability", pa.float64()), ("entropy", pa.float64())),
         *(("top_token_id", pa.int32()), ("top_text", pa.string()), ("top_probability", pa.float64())),
-        (EAFT_WEIGHT, pa.float64()),
+        ("topk_entropy", pa.float64()),
     ]
 )
 
 
 def file_columns() -> Any:
     """Columns of the files, an Arrow schema; NLL and entropy in nats, weights as the methods give them."""
-    plain = [("set", pa.string()), *_FOUND.remove(_FOUND.get_field_index(EAFT_WEIGHT))]
+    plain = [("set", pa.string()), *_FOUND.remove(_FOUND.get_field_index("topk_entropy"))]
     return pa.schema([*plain, *((f"weight_{name}", pa.float64()) for name in method_columns() if name != PLAIN)])
 
 
