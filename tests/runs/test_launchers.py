@@ -15,9 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from gentletune import Recipe, UserError, train
+from gentletune import Recipe, UserError, evaluate, train
 from gentletune.core.devices import check_devices
-from gentletune.core.records import read_record
+from gentletune.core.records import MEAN, read_record
+from gentletune.core.samples import SAMPLES_FILE, Sample, write_samples
+from gentletune.data import encode_rows
+from gentletune.lm import spread
 from gentletune.methods import parse_method
 from gentletune.training import sharding
 from gentletune.training.callbacks import read_metrics
@@ -29,7 +32,7 @@ PLAIN: dict[str, Any] = {
     "optimizer": "sgd", "learning_rate": 1.0, "precision": "fp32", "evaluate": False, "probe_every": 0, "epochs": 3,
     "max_steps": 6, "train_rows": 8,
 }  # fmt: skip
-LORA = "l2(weight=0.1)+talr(tau=lagged_median)+lora(r=2)"
+LORA = "l2(weight=0.1)+talr(tau=lagged_median)+lora(r=2, rate_scale=1)"
 
 
 def rank_process(rank: int, world: int, folder: Path, arguments: list[str], variables: dict[str, str]) -> None:
@@ -39,6 +42,8 @@ def rank_process(rank: int, world: int, folder: Path, arguments: list[str], vari
     os.environ.update(variables)
     if "DIE_WHEN_TRAINED" in variables:  # what a kill would do before the weights are written
         sharding.Whole.filled = lambda _self, _trained: os._exit(9)
+    if "NOTE_DEALT" in variables:
+        note_dealt(folder / "dealt.txt")
     with (folder / f"said-{rank}.txt").open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
@@ -47,6 +52,19 @@ def rank_process(rank: int, world: int, folder: Path, arguments: list[str], vari
 
     sys.argv = ["gentletune", *arguments]
     main()
+
+
+def note_dealt(file: Path) -> None:
+    """Have rank 0 write down what work it gives to others."""
+    plain = spread.Helpers._send
+
+    def noted(self: Any, rank: int, what: Any) -> str:
+        if what is not None:
+            with file.open("a") as out:
+                out.write(f"{what[0].__name__}\n")
+        return plain(self, rank, what)
+
+    spread.Helpers._send = noted
 
 
 def start(processes: Any, folder: Path, world: int, arguments: list[str], **variables: str) -> list[Any]:
@@ -125,17 +143,69 @@ def test_all_ranks_train_and_rank_0_speaks_and_writes(processes: Any, tiny_dir: 
     assert record.training["update_norm"] == pytest.approx(float(_norm(one)), rel=1e-5)
 
 
+def test_all_ranks_measure_what_one_process_would_find(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
+    """Base and tuned model, calibration, a look and the weights of the rows: by shares, the very scores and samples."""
+    fields = {"evaluate": True, "calibration": True, "eval_batch_tokens": 400, "test_rows": 8, "method": "flow",
+              "tasks": ("arithmetic", "grammar"), "limit": 12, "evaluate_every": 6, "evaluate_limit": 4}  # fmt: skip
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", **PLAIN | fields)
+    launched(processes, recipe, 2, tmp_path / "launch", GENTLETUNE_CACHE=str(tmp_path / "cache"), NOTE_DEALT="1")
+    dealt = (tmp_path / "launch" / "ranks" / "dealt.txt").read_text().split()
+    assert {"_answers", "_score", "_of_batch"} == set(dealt)
+    record, alone = read_record(tmp_path / "run"), evaluate(recipe, str(tmp_path / "run" / "model"))
+    assert record is not None
+    assert record.base_scores == [score for score in alone.base_scores if score.task != MEAN]
+    assert record.scores == [score for score in alone.scores if score.task != MEAN]
+    assert "clinic/accuracy" in record.curves
+    write_samples(tmp_path, alone.samples, alone.samples, alone.scores)
+    assert answers(tmp_path / "run") == answers(tmp_path)
+
+
+def answers(run: Path) -> list[tuple[str, int, str]]:
+    """The tuned model's answers beside a record."""
+    lines = (run / SAMPLES_FILE).read_text(encoding="utf-8").split("\n")
+    samples = [Sample.model_validate_json(line) for line in lines if line]
+    assert samples
+    return [(sample.task, sample.item, sample.tuned) for sample in samples]
+
+
+@pytest.mark.slow
+def test_processes_of_our_own_measure_as_one(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there are two GPUs."""
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", eval_batch_tokens=400, test_rows=8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = []
+    for processes in (2, 1):
+        monkeypatch.setenv("GENTLETUNE_CACHE", str(tmp_path / f"cache-{processes}"))
+        found.append(evaluate(recipe.override({"processes": processes}), str(tiny_dir)))
+    assert (found[0].scores, found[0].samples) == (found[1].scores, found[1].samples)
+
+
 def _norm(recipe: Recipe) -> float:
     record = read_record(Path(str(recipe.output)))
     assert record is not None
     return float(record.training["update_norm"])
 
 
+def packed(folder: Path, tokenizer: Any) -> dict[str, Any]:
+    """Sixteen rows to train on that packing makes eight of."""
+    file = folder / "rows.jsonl"
+    rows = [{"prompt": f"Say word {i}.", "completion": f"Word {i} of them all, as asked."} for i in range(10, 30)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    lengths = [len(row.input_ids) for row in encode_rows(rows, tokenizer, max_length=512).rows]
+    room = 2 * max(lengths)
+    assert 3 * min(lengths) > room
+    return {"data": None, "data_path": str(file), "train_rows": None, "packing": True, "max_length": room}
+
+
 @pytest.mark.slow
-def test_shares_go_on_with_another_number_of_ranks(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", [False, True])
+def test_shares_go_on_with_another_number_of_ranks(
+    packing: bool, processes: Any, tiny_dir: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     """Rank 1 of 2 is killed, and 4 once they have trained: 2 then write what one process ends with."""
     method = "l2(weight=0.1)+talr(tau=2.0)"
     changes = {"method": method, "save_every": 1, "strategy": "fsdp2", "gradient_checkpointing": True}
+    changes |= packed(tmp_path, tokenizer) if packing else {}
     two = tiny_recipe(tiny_dir, tmp_path / "run", **PLAIN | changes)
     children = start(processes, tmp_path / "first", 2, recipe_file(two, tmp_path))
     metrics = tmp_path / "run" / "metrics.jsonl"

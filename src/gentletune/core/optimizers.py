@@ -58,6 +58,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "apollo_adamw": Optimizer("apollo_torch", "apollo-torch"),
     "grokadamw": Optimizer("grokadamw", "grokadamw", betas=False),
 }
+# Those that, asked for a step, take it for the weights that have a gradient, and count it for these alone.
+BY_WEIGHT = frozenset({"adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad", "adafactor", "stable_adamw",
+                       *_EIGHT_BIT, "lion_8bit", "lion_32bit"})  # fmt: skip
 # They take their step within the backward pass, before a gradient is whole.
 _EARLY = ("lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise",
           "apollo_adamw_layerwise")  # fmt: skip
@@ -79,7 +82,7 @@ def named(name: str) -> Optimizer:
     if name in _EARLY:
         raise UserError(
             f"'{name}' steps within the backward pass, before normalization, penalty and clipping have seen the whole "
-            "gradient; take adafactor, or adamw_8bit, to save memory"
+            "gradient; to save memory take adafactor, or adamw_8bit, and gradient_release: true"
         )
     if name in _ELSEWHERE:
         raise UserError(f"'{name}' is for machines or packages that are not supported; take {DEFAULT}")

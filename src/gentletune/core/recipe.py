@@ -121,7 +121,8 @@ class Recipe(BaseModel):
     weight_decay: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="Weight decay: AdamW's is decoupled, SGD's is not."
     )
-    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="Gradient clipping norm.")
+    max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="Gradient clipping norm (0: none).")
+    gradient_release: bool = Field(False, description="Free each gradient in the backward pass, once it was used.")
     weights: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="How weights are held; bf16 halves them. auto: fp32 where it fits, else bf16, said so."
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gentletune.core.records import Score, Side
 from gentletune.data.encode import Encoded
 from gentletune.lm.generate import Progress
-from gentletune.lm.label_tokens import label_logits
+from gentletune.lm.label_tokens import by_row, label_logits
 from gentletune.stats import ratio_score
 
 BINS = 15
@@ -58,9 +58,8 @@ def predictions(
         ValueError: a row without a label token.
     """
     counts = torch.tensor([row.label_count for row in rows], dtype=torch.long)
-    entropy, confidence, right = torch.zeros(3, int(counts.sum()), dtype=torch.float64)
-    for found in label_logits(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress):
-        entropy[found.place], confidence[found.place], right[found.place] = _of_tokens(found.logits, found.targets)
+    found = by_row(_of_rows, model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress)
+    entropy, confidence, right = torch.cat(found, dim=1)
     row = torch.arange(len(rows)).repeat_interleave(counts)
     cell = row * BINS + ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
 
@@ -70,6 +69,17 @@ def predictions(
 
     total = torch.bincount(row, entropy, len(rows)).numpy()
     return Predictions(total, binned(torch.ones_like(confidence)), binned(confidence), binned(right))
+
+
+def _of_rows(
+    model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int, progress: Progress | None
+) -> list[torch.Tensor]:
+    """Entropy, confidence and correctness (3, n) of each row's n label tokens."""
+    counts = [row.label_count for row in rows]
+    values = torch.zeros(3, sum(counts), dtype=torch.float64)
+    for found in label_logits(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress):
+        values[:, found.place] = torch.stack(_of_tokens(found.logits, found.targets))
+    return list(values.split(counts, dim=1))
 
 
 def _of_tokens(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from gentletune.data.batches import length_batches
 from gentletune.data.chat import end_tokens
 from gentletune.lm.loaded import base_causal_lm
+from gentletune.lm.spread import is_helped, spread
 
 Progress = Callable[[int, int], None]
 Ended = Callable[[int, list[int]], None]
@@ -57,18 +58,18 @@ def generate(
     if sample:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     how = _How(tokenizer, ends, max_new_tokens, tuple(stop), sampling)
+    batches = length_batches([len(p) for p in prompts], max_new_tokens, batch_tokens)
     # Named, since by default every GPU there is would be started to read its state.
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(), _no_defaults(model):
         torch.manual_seed(seed)
-        for batch in length_batches([len(p) for p in prompts], max_new_tokens, batch_tokens):
-            for row, answer in _answer([prompts[i] for i in batch], model, how):
-                answers[batch[row]] = answer
-                done += 1
-                if ended:
-                    ended(batch[row], answer)
-                if progress:
-                    progress(done, len(prompts))
+        for number, answer in _each(prompts, list(batches), model, how):
+            answers[number] = answer
+            done += 1
+            if ended:
+                ended(number, answer)
+            if progress:
+                progress(done, len(prompts))
     return answers
 
 
@@ -92,6 +93,30 @@ class _How:
             if any(word in text for word in self.stop):
                 return ids
         return None
+
+
+def _each(
+    prompts: Sequence[Sequence[int]], batches: list[list[int]], model: Any, how: _How
+) -> Iterator[tuple[int, list[int]]]:
+    """Each prompt's number and answer, as it ends; where ranks share the batches, a round of batches after the other.
+
+    Sampled answers hang on one sequence of random numbers, so they are of one process.
+    """
+    if how.sampling["do_sample"] or not is_helped():
+        for batch in batches:
+            yield from ((batch[row], answer) for row, answer in _answer([prompts[i] for i in batch], model, how))
+        return
+    dealt = [[prompts[i] for i in batch] for batch in batches]
+    found = spread(_answers, model, how.tokenizer, dealt, how=replace(how, tokenizer=None))
+    for batch, answers in zip(batches, found, strict=True):
+        yield from ((batch[row], answer) for row, answer in answers)
+
+
+def _answers(model: Any, tokenizer: Any, prompts: list[Sequence[int]], *, how: _How) -> list[tuple[int, list[int]]]:
+    """A batch's rows and answers; each rank has the tokenizer."""
+    model = base_causal_lm(model)
+    with torch.inference_mode(), _no_defaults(model):
+        return list(_answer(prompts, model, replace(how, tokenizer=tokenizer)))
 
 
 def _answer(prompts: list[Sequence[int]], model: Any, how: _How) -> Iterator[tuple[int, list[int]]]:

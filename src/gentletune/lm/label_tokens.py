@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from gentletune.data.batches import length_batches, pad_batch
 from gentletune.data.encode import Encoded, label_counts, row_lengths
 from gentletune.lm.generate import Progress
 from gentletune.lm.loaded import hidden_states, lm_head
+from gentletune.lm.spread import is_helped, spread
 from gentletune.losses import Head, label_tokens, token_nll
 
+T = TypeVar("T")
 _LOGITS = 2**24  # elements of a block of logits: 64 MiB in fp32
 
 
@@ -84,11 +86,56 @@ def label_logits(
             yield LabelLogits(found.head.logits(found.hidden[some]), found.targets[some], found.place[some])
 
 
-@torch.no_grad()
 def label_nll(
     model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192, progress: Progress | None = None
 ) -> list[Tensor]:
-    """NLL (n,) in nats of each row's n label tokens, float64 on the host, without whole logits. Else as above."""
+    """NLL (n,) in nats of each row's n label tokens, float64 on the host, without whole logits. Else as above.
+
+    Where ranks help, they share the rows.
+    """
+    return by_row(_label_nll, model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress)
+
+
+def by_row(
+    work: Callable[..., list[T]],
+    model: Any,
+    rows: Sequence[Encoded],
+    *,
+    pad_id: int,
+    batch_tokens: int,
+    progress: Progress | None = None,
+) -> list[T]:
+    """What `work(model, rows, pad_id=, batch_tokens=, progress=)` makes of each row: here, or over the ranks that help.
+
+    They are dealt the batches that one process would compute. `work` is a function of a module.
+    """
+    how = {"pad_id": pad_id, "batch_tokens": batch_tokens}
+    counts = label_counts(rows)
+    if not is_helped() or 0 in counts:
+        return work(model, rows, **how, progress=progress)
+    batches = list(length_batches(row_lengths(rows), 0, batch_tokens, alike=True))
+    found: list[Any] = [None] * len(rows)
+    done = 0
+    dealt = ([rows[i] for i in batch] for batch in batches)  # rows may lie on disk
+    for batch, values in zip(batches, spread(_of_batch, model, None, dealt, work=work, how=how), strict=True):
+        for i, value in zip(batch, values, strict=True):
+            found[i] = value
+        done += len(batch)
+        if progress:
+            progress(done, len(rows))
+    return found
+
+
+def _of_batch(
+    model: Any, _tokenizer: Any, rows: list[Encoded], *, work: Callable[..., list[T]], how: dict[str, int]
+) -> list[T]:
+    return work(model, rows, **how, progress=None)
+
+
+@torch.no_grad()
+def _label_nll(
+    model: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int, progress: Progress | None
+) -> list[Tensor]:
     counts = label_counts(rows)
     nll = torch.empty(sum(counts), dtype=torch.float64)
     for found in label_states(model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress):

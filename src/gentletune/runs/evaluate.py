@@ -14,6 +14,7 @@ from gentletune.evaluation.finite import of_model
 from gentletune.evaluation.harness import Stage, code_walls, resolve_tasks
 from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, silent, with_mean
 from gentletune.lm.loaded import Loaded
+from gentletune.runs.ranks import all_gpus
 from gentletune.stats import Change, compare
 
 
@@ -77,19 +78,19 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     hashes = {"model": subject.files_hash}
     hashes |= content_hashes(recipe, data, tasks, subject.tokenizer, subject.max_length)
     if alone:
-        with of_model(model):
+        with of_model(model), all_gpus(recipe, subject):
             found = measure(subject, None, recipe, None, stage=stage)
         return Evaluation(model, None, with_mean(found.scores), [], sandbox, found.samples, hashes)
     if base is not subject:
         subject.forget()  # one of them at a time
     hashes["base model"] = base.files_hash
-    with of_model(f"the base model {recipe.model}"):
+    with of_model(f"the base model {recipe.model}"), all_gpus(recipe, base):
         reference = _reference(subject, base, data, recipe, model, stage)
         before = measure(base, data, recipe, reference, stage=lambda name: stage(f"base model: {name}"))
     same = subject.hash == base.hash
     if base is not subject:
         base.forget()
-    with of_model(model):
+    with of_model(model), all_gpus(recipe, subject):
         found = before if same else measure(subject, data, recipe, reference, stage=stage)
     scores, starts = with_mean(found.scores), with_mean(before.scores)
     return Evaluation(model, recipe.model, scores, starts, sandbox, found.samples, hashes)

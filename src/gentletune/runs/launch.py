@@ -1,23 +1,29 @@
-"""One training in several processes: `accelerate launch` on GPUs, torch's own launcher on a CPU (gloo)."""
+"""One training, or measuring, in several processes: `accelerate launch` on GPUs, torch's launcher on a CPU (gloo)."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 from gentletune.core.devices import Sharing, sharing
 from gentletune.core.errors import RunFailedError, UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
+from gentletune.lm.spread import Helpers
 from gentletune.training import TrainingDivergedError
 from gentletune.training.arguments import CHECKPOINTS
 
 WORKER = "gentletune.runs.worker"
+HOST = "127.0.0.1"
 
 
 class Exchange:
@@ -85,3 +91,39 @@ def command_line(processes: int, kind: Sharing = "ddp") -> list[str]:
     # The recipe decides on precision, and a free port lets two trials of one machine train at once.
     return [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
             "--main_process_port", "0"]  # fmt: skip
+
+
+@contextmanager
+def helpers_of_our_own(order: dict[str, Any], world: int) -> Iterator[Helpers]:
+    """Processes that measure with this one, a GPU each, where there is something to deal; they end with it.
+
+    `order` is a `ranks.measurement`.
+    """
+    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    children: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
+        said = stack.enter_context(tempfile.TemporaryFile())
+
+        def call() -> None:
+            store.set("order", json.dumps(order))
+            for number in range(1, world):
+                command = [sys.executable, "-m", WORKER, "measure", str(store.port), str(number)]
+                child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
+                stack.callback(_end, child)
+                children.append(child)
+
+        def check() -> None:
+            if any(child.poll() for child in children):
+                said.seek(0)
+                words = said.read().decode(errors="replace").strip().splitlines()
+                raise RunFailedError(f"a process that measured has ended: {words[-1] if words else 'it said nothing'}")
+
+        yield Helpers(store, world, call, check)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """It has nothing to write, so it need not be waited for."""
+    child.kill()
+    child.wait()
+    assert child.stdin is not None
+    child.stdin.close()

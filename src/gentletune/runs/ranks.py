@@ -1,23 +1,28 @@
-"""Under torchrun or accelerate: rank 0 does the run, and the other ranks train their share of it when it says so."""
+"""Under torchrun or accelerate: rank 0 does the run, and the others train and measure their share when it says so."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from gentletune.core.devices import launched, rank
+from gentletune.core.devices import launched, rank, sharing
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import RunRecord
+from gentletune.core.records import RunRecord, Score
+from gentletune.lm.loaded import Loaded, base_causal_lm
+from gentletune.lm.spread import Helpers, helped, serve
+from gentletune.runs.inputs import processes_here
+from gentletune.runs.launch import helpers_of_our_own
 from gentletune.training import TrainingDivergedError
 from gentletune.training.sharding import forget_sharding
 
@@ -25,6 +30,7 @@ _WAIT = timedelta(days=7)  # for rank 0, which measures, or writes a checkpoint
 _PATIENCE = timedelta(seconds=60)  # for what rank 0 says to a mistake that it met as well
 
 Share = Callable[[Recipe, Path], Any]
+_WORKING = ("train", "measure")
 
 
 class ToldError(UserError):
@@ -73,8 +79,8 @@ class Ranks:
         self.open = True  # whether the others wait for what became of the run
 
     def tell(self, what: str, value: Any) -> None:
-        """Rank 0's next order: to `train`, or what became of the run, a `record` or an `error`."""
-        self.number, self.open = self.number + 1, what == "train"
+        """Rank 0's next order: to `train` or to `measure`, or what became of the run, a `record` or an `error`."""
+        self.number, self.open = self.number + 1, what in _WORKING
         self.store.set(str(self.number), json.dumps([what, value]))
 
     def lead(self, work: Callable[[], RunRecord]) -> RunRecord:
@@ -89,7 +95,7 @@ class Ranks:
         return record
 
     def follow(self, share: Share) -> RunRecord:
-        """What another rank does: its share of each training, until rank 0 tells what became of the run.
+        """What another rank does: its share of what is trained and measured, until rank 0 tells what became of the run.
 
         Raises:
             ToldError: what rank 0 raised.
@@ -102,6 +108,9 @@ class Ranks:
             if what == "error":
                 raise ToldError(value)
             try:
+                if what == "measure":
+                    help_measure(value, self._speaking(self.number), rank())
+                    continue
                 with suppress(TrainingDivergedError):  # all ranks see it at the same step, and rank 0 records it
                     share(Recipe.parse(value["recipe"]), Path(value["run"]))
             except UserError as error:
@@ -109,6 +118,15 @@ class Ranks:
                     self.store.wait([str(self.number + 1)], _PATIENCE)
                     continue
                 raise UserError(f"rank {rank()}: {error}") from error
+
+    def helpers(self, recipe: Recipe, subject: Loaded) -> Helpers:
+        """The other ranks, which load the model when there is first something to measure on it."""
+        order = measurement(recipe, subject)
+        return Helpers(self._speaking(self.number + 1), launched(), lambda: self.tell("measure", order))
+
+    def _speaking(self, order: int) -> PrefixStore:
+        """Where what belongs to an order is said."""
+        return PrefixStore(f"measure-{order}", self.store)
 
     def _next(self, timeout: timedelta) -> tuple[str, Any]:
         self.number += 1
@@ -121,6 +139,65 @@ class Ranks:
 def ranks() -> Ranks:
     """Those of this process's launcher; the first call enters the group."""
     return Ranks()
+
+
+def measurement(recipe: Recipe, subject: Loaded) -> dict[str, Any]:
+    """What another process must know to measure on a copy of a model of its own."""
+    dtype = str(subject.dtype).removeprefix("torch.")
+    return {"recipe": recipe.model_dump(mode="json"), "model": str(subject.directory), "dtype": dtype}
+
+
+def help_measure(order: dict[str, Any], store: Any, number: int) -> None:
+    """Load the model of a `measurement`, and compute on it what is dealt."""
+    subject = Loaded.of(Recipe.parse(order["recipe"]), order["model"])
+    subject.dtype = getattr(torch, order["dtype"])
+    serve(store, number, subject.model, subject.tokenizer)
+    subject.forget()
+
+
+@contextmanager
+def all_ranks(recipe: Recipe, subject: Loaded) -> Iterator[None]:
+    """For rank 0 of a run: inside, what is measured on the model is shared out over the launcher's ranks.
+
+    Each has a copy of its own. Without a launcher as in `all_gpus`; not where the weights are shared out (FSDP2), since
+    the host's memory may not hold a copy for each.
+    """
+    if rank() == 0 and launched() > 1 and sharing(recipe) != "fsdp2":
+        with helped(ranks().helpers(recipe, subject)):
+            yield
+    else:
+        with all_gpus(recipe, subject):
+            yield
+
+
+@contextmanager
+def all_gpus(recipe: Recipe, subject: Loaded) -> Iterator[None]:
+    """Inside, what is measured is shared out over as many processes as the recipe trains in and there are GPUs for."""
+    gpus = min(processes_here(recipe.processes), torch.cuda.device_count())
+    if launched() > 1 or gpus < 2 or sharing(recipe) == "fsdp2":
+        yield
+        return
+    with helpers_of_our_own(measurement(recipe, subject), gpus) as helpers, helped(helpers):
+        yield
+
+
+_looks = count()
+
+
+def looked_at_by_all(look: Callable[[Any], Sequence[Score]], tokenizer: Any) -> Callable[[Any], Sequence[Score]]:
+    """A look at a model in training, shared out over the ranks: all must take it, and rank 0 gets the scores."""
+    if launched() == 1:
+        return look
+
+    def shared(model: Any) -> Sequence[Score]:
+        store = PrefixStore(f"look-{next(_looks)}", _get_default_store())
+        if rank() == 0:
+            with helped(Helpers(store, launched())):
+                return look(model)
+        serve(store, rank(), base_causal_lm(model).eval(), tokenizer)
+        return []
+
+    return shared
 
 
 def dismiss() -> None:

@@ -52,7 +52,7 @@ from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
 from gentletune.runs.micro_batch import halved, settled
 from gentletune.runs.plan import check_weights_fit, first_lines
-from gentletune.runs.ranks import ranks
+from gentletune.runs.ranks import all_ranks, looked_at_by_all, ranks
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.attention import check_speed
@@ -206,7 +206,8 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
     if recipe.evaluate and reference is not None:
         begun = time.perf_counter()
         try:
-            measured = measure(tuned, inputs.data, recipe, reference, stage=stage)
+            with all_ranks(recipe, tuned):
+                measured = measure(tuned, inputs.data, recipe, reference, stage=stage)
         except NotFiniteError as error:
             # Else the model is whole, and a task's own metric is undefined on its answers.
             mend = "; lower the learning rate" if BROKEN in str(error) else ""
@@ -227,7 +228,7 @@ def _base(inputs: Inputs, stage: Stage) -> tuple[Reference, Measured]:
     """The base model's answers and scores, from the cache where another run computed them."""
     recipe = inputs.recipe
     inputs.base.load()
-    with inputs.alone(), of_model(f"the base model {recipe.model}"):
+    with inputs.alone(), of_model(f"the base model {recipe.model}"), all_ranks(recipe, inputs.base):
         reference = reference_answers(inputs.base, recipe, stage=stage)
         if not recipe.evaluate:
             return reference, Measured([], [])
@@ -326,7 +327,8 @@ def _launched(inputs: Inputs, run: Path) -> tuple[Any, dict[str, float]]:
 
 def _led(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
     """Weights trained by the launcher's ranks, this one the first."""
-    inputs.sequence_weights()  # the others read them from the cache
+    with all_ranks(inputs.recipe, inputs.base):
+        inputs.sequence_weights()  # the others read them from the cache
     ranks().tell("train", {"recipe": settled(inputs, run).model_dump(mode="json"), "run": str(run.absolute())})
     tuned, figures = fit_weights(inputs, run, reference)
     return tuned.to(device()), figures | {"processes": float(inputs.processes)}
@@ -349,7 +351,9 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         with called_in_parts(model):
             return probe(model, inputs.test.rows, reference, recipe, pad_id=tokenizer.pad_token_id)
 
-    tasks = TaskLook(inputs.base, inputs.data, inputs.test.kept, recipe) if recipe.evaluate_every else None
+    evaluate = None
+    if recipe.evaluate_every:
+        evaluate = looked_at_by_all(TaskLook(inputs.base, inputs.data, inputs.test.kept, recipe), tokenizer)
     weights, (replay, base_kl) = inputs.sequence_weights(), anchors(inputs)
     needs_base = method.parameterisation.needs_base
     if sharded(recipe):
@@ -360,7 +364,7 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
     fitted = fit(
         recipe, method, model, tokenizer, inputs.train.rows, run,
         base=base, replay=replay, base_kl=base_kl, sequence_weights=weights,
-        probe=look if recipe.probe_every else None, evaluate=tasks,
+        probe=look if recipe.probe_every else None, evaluate=evaluate,
         title=f"{method.label} lr {recipe.learning_rate:g}",
     )  # fmt: skip
     return fitted.model, fitted.figures | _chosen(inputs, recipe)

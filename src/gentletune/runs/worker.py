@@ -1,6 +1,7 @@
 """One rank of a training in several processes: `LAUNCHER -m gentletune.runs.worker RUN_DIRECTORY`.
 
-The recipe lies in the run directory, put there by `gentletune.runs.launch`. Rank 0 alone writes what is kept.
+The recipe lies in the run directory, put there by `gentletune.runs.launch`. Rank 0 alone writes what is kept. And one
+process that helps another to measure: `python -m gentletune.runs.worker measure PORT NUMBER`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from pathlib import Path
 
 import torch
+from torch.distributed import TCPStore
 
 from gentletune.core.cache import whole_directory
 from gentletune.core.devices import leave, rank
@@ -21,8 +23,8 @@ from gentletune.core.records import write_json_atomic
 from gentletune.lm.adapters import save_adapter
 from gentletune.lm.model_files import quiet
 from gentletune.methods.adapted import keeps_adapter
-from gentletune.runs.launch import Exchange
-from gentletune.runs.ranks import join_group
+from gentletune.runs.launch import HOST, Exchange
+from gentletune.runs.ranks import help_measure, join_group
 from gentletune.runs.run import share
 from gentletune.training import TrainingDivergedError
 
@@ -55,6 +57,16 @@ def main(run: Path) -> None:
     leave(0)
 
 
+def measure(port: int, number: int) -> None:
+    """Help the process that listens at the port: as number so and so, with the GPU of that number."""
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number)
+    store = TCPStore(HOST, port)
+    help_measure(json.loads(store.get("order")), store, number)
+    leave(0)
+
+
 def _end_with_launcher() -> None:
     while os.read(0, 1024):
         pass
@@ -62,4 +74,7 @@ def _end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "measure":
+        measure(*map(int, sys.argv[2:]))
+    else:
+        main(Path(sys.argv[1]))

@@ -66,15 +66,16 @@ class ProbeCallback(TrainerCallback):
 
 
 class EvaluateCallback(ProbeCallback):
-    """Every `every` steps (0: never) and at the end logs the tasks' scores, which rank 0 measures, as TASK/METRIC."""
+    """Every `every` steps (0: never) and at the end logs the tasks' scores as TASK/METRIC.
+
+    Every rank is asked, so that they can share the work; what rank 0 found counts.
+    """
 
     def __init__(self, evaluate: Evaluate, every: int, stop: StopEarly | None = None) -> None:
         super().__init__(lambda _model: {}, every, stop)
         self.evaluate = evaluate
 
     def _look(self, model: Any) -> dict[str, Seen]:
-        if not self.trainer.accelerator.is_main_process:
-            return {}
         return {score.key: Seen(score.value, score.higher_is_better) for score in self.evaluate(model)}
 
 

@@ -96,8 +96,9 @@ class LostUpdates(TrainerCallback):
         self._first = state.is_world_process_zero
         trained = [p for p in kwargs["model"].parameters() if p.requires_grad]
         small = [p for p in trained if p.dtype == torch.bfloat16]
-        # Rounding at random keeps an update on average: that this step did not show it says nothing.
-        if small and named(self.recipe.optimizer).bf16 != "stochastic":
+        # Rounding at random keeps an update on average: that this step did not show it says nothing. And with gradients
+        # that are let go in the backward pass there is no moment at which all of them could be looked at.
+        if small and named(self.recipe.optimizer).bf16 != "stochastic" and not self.recipe.gradient_release:
             self.watch = Watch(small)
         if self._first and any(p.dtype == torch.bfloat16 for p in kwargs["model"].parameters()):
             self._say(how_kept(self.recipe, trains_bf16=bool(small)))

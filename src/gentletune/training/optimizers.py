@@ -81,3 +81,43 @@ def own_optimizer(
     if recipe.optimizer == "sgd":
         return optimi.SGD, {"lr": adamw["lr"], "kahan_sum": True, "momentum": recipe.momentum or 0.0}
     return optimi.AdamW, adamw | {"kahan_sum": True}
+
+
+class Releasing:
+    """For a trainer: with `releases` each gradient is used and freed as soon as it is whole, in the backward pass.
+
+    When a weight's turn comes, no other has a gradient, so the optimiser steps for that weight alone. Nothing sees the
+    gradient as a whole: no norm, no clipping, no second backward pass of the step.
+    """
+
+    releases = False
+    optimizer: Any
+    model: Any
+
+    def create_optimizer(self, *args: Any) -> Any:
+        """As ever, and called by each weight from then on, until `keep_gradients`."""
+        trainer: Any = super()
+        made = trainer.create_optimizer(*args)
+        if self.releases:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            self._hooks = [parameter.register_post_accumulate_grad_hook(self._used) for parameter in trained]
+        return made
+
+    def keep_gradients(self) -> None:
+        """Give the weights back as they were."""
+        for hook in getattr(self, "_hooks", []):
+            hook.remove()
+
+    def _used(self, parameter: torch.Tensor) -> None:
+        self.optimizer.step()
+        parameter.grad = None
+
+    def _groups(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows in one backward pass."""
+        trainer: Any = super()
+        groups: list[dict[str, Any]] = [inputs] if self.releases else trainer._groups(inputs)
+        return groups
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        trainer: Any = super()
+        return None if self.releases else trainer._get_grad_norm(*args, **kwargs)

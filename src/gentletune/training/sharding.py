@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -141,6 +142,45 @@ def called_in_parts(model: Any) -> Iterator[None]:
             module.unshard()
     yield
     reshard(model)
+
+
+class Background:
+    """Shares of a checkpoint that torch writes in threads of its own, from a copy of them in the host's memory."""
+
+    def __init__(self) -> None:
+        self._groups: list[Any] = []  # one for each of the writes: two threads in one would take each other's messages
+        self._writes: list[Future[Any]] = []
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """What accelerate saves inside is copied at once and written later. Every rank must call it."""
+        import torch.distributed.checkpoint as saving
+
+        plain = saving.save
+
+        def later(state_dict: dict[str, Any], storage_writer: Any, planner: Any) -> None:
+            if len(self._groups) == len(self._writes):
+                self._groups.append(torch.distributed.new_group(backend="gloo"))
+            group = self._groups[len(self._writes)]
+            how = {"storage_writer": storage_writer, "planner": planner, "process_group": group}
+            self._writes.append(saving.async_save(state_dict, **how))
+
+        saving.save = later
+        try:
+            yield
+        finally:
+            saving.save = plain
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to be written. Where rank 0 is not busy, all ranks have written their shares."""
+        return not all(write.done() for write in self._writes)
+
+    def wait(self) -> None:
+        """Until all is written. Raises what went wrong."""
+        writes, self._writes = self._writes, []
+        for write in writes:
+            write.result()
 
 
 def forget_sharding() -> None:

@@ -24,6 +24,7 @@ from gentletune.evaluation.harness.own import Said
 from gentletune.lm.generate import Progress, generate
 from gentletune.lm.label_tokens import label_logits
 from gentletune.lm.model_files import is_adapter
+from gentletune.lm.spread import spread
 
 Backend = Literal["gentletune", "hf", "vllm"]
 BACKENDS: tuple[Backend, ...] = ("gentletune", "hf", "vllm")
@@ -121,9 +122,11 @@ class GentleLM(_LocalLM):
             lasts.append(last)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         groups, done = list(shared.items()), 0
-        for batch in length_batches([len(fed) + 1 for (fed, _), _ in groups], 0, self._batch_tokens, alike=True):
-            some = [groups[i] for i in batch]
-            values = self._score([(fed, count, [lasts[n] for n in numbers]) for (fed, count), numbers in some])
+        sizes = [len(fed) + 1 for (fed, _), _ in groups]
+        batches = [[groups[i] for i in batch] for batch in length_batches(sizes, 0, self._batch_tokens, alike=True)]
+        dealt = [[(fed, count, [lasts[n] for n in numbers]) for (fed, count), numbers in some] for some in batches]
+        scored = spread(_score, self.model, self.tokenizer, dealt, batch_tokens=self._batch_tokens)
+        for some, values in zip(batches, scored, strict=True):
             for number, value in zip([n for _, numbers in some for n in numbers], values, strict=True):
                 if math.isnan(value[0]):
                     raise NotFiniteError(f"request {number + 1}: {BROKEN}")
@@ -135,35 +138,36 @@ class GentleLM(_LocalLM):
                 self.progress(done, len(requests))
         return found
 
-    def _score(self, rows: Sequence[tuple[tuple[int, ...], int, list[int]]]) -> list[tuple[float, bool]]:
-        """One value for each last token of rows of (tokens fed, labels among them and the last, the last tokens).
 
-        Choices that differ in their last token alone, such as single words, so cost one row together.
-        """
-        encoded = []
-        for fed, count, lasts in rows:
-            ids = [*fed, lasts[0]]
-            encoded.append(Encoded(ids, [IGNORE] * (len(ids) - count) + ids[len(ids) - count :]))
-        counts = [count for _, count, _ in rows]
-        ends = {end - 1: row for row, end in enumerate(accumulate(counts))}  # where each row's last label stands
-        chosen = torch.zeros(sum(counts), dtype=torch.float64)
-        right = torch.ones(sum(counts), dtype=torch.bool)
-        last: dict[int, list[tuple[float, bool]]] = {}
-        how = {"pad_id": self.tokenizer.pad_token_id, "batch_tokens": self._batch_tokens}
-        for found in label_logits(self.model, encoded, **how):
-            log_p, top = found.logits.log_softmax(-1), found.logits.argmax(-1)
-            chosen[found.place] = log_p.gather(1, found.targets[:, None]).squeeze(1).double().cpu()
-            right[found.place] = (top == found.targets).cpu()
-            at = [(i, ends[place]) for i, place in enumerate(found.place.tolist()) if place in ends]
-            places = [i for i, row in at for _ in rows[row][2]]
-            tokens = torch.tensor(
-                [token for _, row in at for token in rows[row][2]], device=log_p.device, dtype=torch.long
-            )
-            pairs = zip(log_p[places, tokens].double().tolist(), (top[places] == tokens).tolist(), strict=True)
-            last |= {row: [next(pairs) for _ in rows[row][2]] for _, row in at}
-        parts = zip(chosen.split(counts), right.split(counts), strict=True)
-        before = [(float(log_p[:-1].sum()), bool(greedy[:-1].all())) for log_p, greedy in parts]
-        return [(sum_ + p, ok and hit) for row, (sum_, ok) in enumerate(before) for p, hit in last[row]]
+def _score(
+    model: Any, tokenizer: Any, rows: Sequence[tuple[tuple[int, ...], int, list[int]]], *, batch_tokens: int
+) -> list[tuple[float, bool]]:
+    """One value for each last token of rows of (tokens fed, labels among them and the last, the last tokens).
+
+    Choices that differ in their last token alone, such as single words, so cost one row together.
+    """
+    encoded = []
+    for fed, count, lasts in rows:
+        ids = [*fed, lasts[0]]
+        encoded.append(Encoded(ids, [IGNORE] * (len(ids) - count) + ids[len(ids) - count :]))
+    counts = [count for _, count, _ in rows]
+    ends = {end - 1: row for row, end in enumerate(accumulate(counts))}  # where each row's last label stands
+    chosen = torch.zeros(sum(counts), dtype=torch.float64)
+    right = torch.ones(sum(counts), dtype=torch.bool)
+    last: dict[int, list[tuple[float, bool]]] = {}
+    how = {"pad_id": tokenizer.pad_token_id, "batch_tokens": batch_tokens}
+    for found in label_logits(model, encoded, **how):
+        log_p, top = found.logits.log_softmax(-1), found.logits.argmax(-1)
+        chosen[found.place] = log_p.gather(1, found.targets[:, None]).squeeze(1).double().cpu()
+        right[found.place] = (top == found.targets).cpu()
+        at = [(i, ends[place]) for i, place in enumerate(found.place.tolist()) if place in ends]
+        places = [i for i, row in at for _ in rows[row][2]]
+        tokens = torch.tensor([token for _, row in at for token in rows[row][2]], device=log_p.device, dtype=torch.long)
+        pairs = zip(log_p[places, tokens].double().tolist(), (top[places] == tokens).tolist(), strict=True)
+        last |= {row: [next(pairs) for _ in rows[row][2]] for _, row in at}
+    parts = zip(chosen.split(counts), right.split(counts), strict=True)
+    before = [(float(log_p[:-1].sum()), bool(greedy[:-1].all())) for log_p, greedy in parts]
+    return [(sum_ + p, ok and hit) for row, (sum_, ok) in enumerate(before) for p, hit in last[row]]
 
 
 def make_lm(
