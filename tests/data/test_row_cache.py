@@ -12,9 +12,9 @@ import pytest
 
 from gentletune.core.errors import UserError
 from gentletune.data import encode
-from gentletune.data import rows as on_disk
+from gentletune.data.disk import encoded as on_disk
+from gentletune.data.disk.encoded import DiskRows
 from gentletune.data.encode import EncodedRows, encode_rows, label_counts, row_lengths
-from gentletune.data.rows import DiskRows
 from gentletune.lm.label_tokens import label_nll
 from gentletune.training.packing import training_set
 from tests.cli.test_cli import run as run_command

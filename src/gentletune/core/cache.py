@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,6 +28,20 @@ def cache_root() -> Path:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def rows_digest(values: Iterable[Any]) -> str:
+    """`digest` of the values as a list, taken one by one.
+
+    >>> rows_digest(iter([{"b": 1, "a": 2}, "c"])) == digest([{"b": 1, "a": 2}, "c"])
+    True
+    """
+    found, before = hashlib.sha256(b"["), ""
+    for value in values:
+        found.update((before + json.dumps(value, sort_keys=True, ensure_ascii=False)).encode())
+        before = ", "
+    found.update(b"]")
+    return found.hexdigest()
 
 
 def file_digest(path: Path) -> str:

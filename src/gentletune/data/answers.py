@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import DomainMetric
 from gentletune.data.example import Answer, Place
+
+T = TypeVar("T")
 
 CHOICES, NUMBERS, CHOICE_LENGTH, CHOICE_ROWS = 20, 5, 40, 3
 """Answers are choices where there are at most so many distinct ones (numbers: grades), so short, so many rows each."""
@@ -86,19 +88,19 @@ def choose_scoring(answers: Sequence[str | None], wanted: DomainMetric, where: s
     >>> choose_scoring(["Half is 2.\\n#### 2", "It is 1,5.\\n#### 1,500"], "auto", "a.csv").metric
     'numeric'
     """
-    known = [answer for answer in answers if answer is not None]
-    if wanted == "loss" or (wanted == "auto" and len(known) < len(answers)):
+    lacking = next((at for at, answer in enumerate(answers, 1) if answer is None), None)
+    if wanted == "loss" or (wanted == "auto" and lacking):
         why = "" if wanted == "loss" else "not every row ends in an answer of text, so "
         return Scoring("loss", f"{where}: {why}scored by bits per token alone")
-    if len(known) < len(answers):
-        at = next(i for i, answer in enumerate(answers, 1) if answer is None)
-        raise UserError(f"{where}: row {at} ends in no answer of text, so domain_metric must be auto or loss")
+    if lacking:
+        raise UserError(f"{where}: row {lacking} ends in no answer of text, so domain_metric must be auto or loss")
+    known = cast("Sequence[str]", answers)
     place = _place(known)
     stands = f" ({_WHERE[place]})" if place in _WHERE else ""
-    values = [stated(answer, place).text for answer in known]
+    values = _Values(known, place)
     metric = _metric(values) if wanted == "auto" else wanted
     if metric == "choice":
-        spelt = dict(sorted((plain(value), value) for value in values))
+        spelt = dict(sorted({(plain(value), value) for value in values}))
         choices, listed = (
             tuple(map(choice_name, spelt.values())),
             ", ".join([*spelt.values()][:6]) + ", …" * (len(spelt) > 6),
@@ -196,18 +198,50 @@ def _place(answers: Sequence[str]) -> Place:
     )
 
 
-def _metric(values: Sequence[str]) -> Literal["choice", "numeric", "exact", "text"]:
-    distinct = {plain(value) for value in values} if max(map(len, values)) <= CHOICE_LENGTH else set()
-    numbers = [_NUMBER.fullmatch(value) for value in values]
+class _Values(Collection[str]):
+    """What each of the answers states, told anew each time it is asked for: there may be many."""
+
+    def __init__(self, answers: Sequence[str], place: Place) -> None:
+        self._answers, self._place = answers, place
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __iter__(self) -> Iterator[str]:
+        return (stated(answer, self._place).text for answer in self._answers)
+
+    def __contains__(self, value: object) -> bool:
+        return value in iter(self)
+
+
+def _metric(values: Collection[str]) -> Literal["choice", "numeric", "exact", "text"]:
     numeric = all(_number(value) is not None and not _CODE.match(value) for value in values)
-    numeric = numeric and len({(n["before"].strip(), n["after"].strip()) for n in numbers if n}) <= _UNITS
-    most = min(NUMBERS if numeric else CHOICES, len(values) / CHOICE_ROWS)
-    if 2 <= len(distinct) <= most:
-        return "choice"
+    numeric = numeric and len(_first(map(_unit, values), _UNITS + 1)) <= _UNITS
+    most = int(min(NUMBERS if numeric else CHOICES, len(values) / CHOICE_ROWS))
+    if all(len(value) <= CHOICE_LENGTH for value in values):
+        distinct = _first(map(plain, values), most + 1)
+        if 2 <= len(distinct) <= most:
+            return "choice"
     if numeric:
         return "numeric"
     short = sum(len(value) <= LINE_LENGTH for value in values) >= 0.9 * len(values)
     return "exact" if short and not any("\n" in value for value in values) else "text"
+
+
+def _first(values: Iterable[T], count: int) -> set[T]:
+    """So many different values, or all there are."""
+    found = set[T]()
+    for value in values:
+        found.add(value)
+        if len(found) >= count:
+            break
+    return found
+
+
+def _unit(value: str) -> tuple[str, str]:
+    """What stands around a number."""
+    found = _NUMBER.fullmatch(value)
+    return (found["before"].strip(), found["after"].strip()) if found else ("", "")
 
 
 def _number(value: str) -> float | None:

@@ -313,7 +313,7 @@ def _by_prefixes(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
         if message["role"] != "assistant":
             continue
         start = _start(chat, messages[: i + 1], text)
-        after = chat.render(messages[: i + 1])
+        after = text if i + 1 == len(messages) else chat.render(messages[: i + 1])
         first = len(ids) if start is None else bisect_right(ends, start)
         if start is not None and text.startswith(after):
             stop = bisect_left(starts, len(after))

@@ -88,11 +88,13 @@ def encode_rows(
     truncate: Truncate = "drop",
     labels: Labels = "assistant",
     rows_hash: str | None = None,
+    keep: bool = False,
 ) -> EncodedRows:
     """Encode rows of any shape; rows longer than `max_length` tokens or without a label are dropped and counted.
 
     `truncate` says which side of a longer row is cut instead, `labels` what of a row is trained on. Many rows are
-    encoded once, by all cores, and stay on disk (`data/rows.py`); `rows_hash` is their `digest`, where it is known.
+    encoded once, by all cores, and stay on disk (`data/disk`), as do few with `keep`; `rows_hash` is their `digest`,
+    where it is known.
 
     Raises:
         UserError: nothing is left, or the chat template does not tell what the assistant says, refuses a row or leaves
@@ -100,8 +102,8 @@ def encode_rows(
     """
     how: dict[str, Any] = {"max_length": max_length, "truncate": truncate, "labels": labels}
     found = None
-    if len(rows) >= MANY_ROWS and tokenizer.is_fast:
-        from gentletune.data.rows import rows_on_disk  # Arrow takes a second to load
+    if (keep or len(rows) >= MANY_ROWS) and tokenizer.is_fast:
+        from gentletune.data.disk.encoded import rows_on_disk  # Arrow takes a second to load
 
         found = rows_on_disk(rows, tokenizer, where=where, rows_hash=rows_hash, **how)
     if found is None:

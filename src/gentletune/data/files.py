@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gentletune.core.cache import file_digest
 from gentletune.core.errors import UserError, check_text
 from gentletune.core.paths import user_path
 from gentletune.data.forms import Row, fits_a_form, without_nulls
@@ -21,35 +23,58 @@ _DEPTH = 100
 _CHATS = ("messages", "conversations")  # columns whose cells hold a list as JSON, where a format has text alone
 
 
-def read_rows(path: str, *, split: str = "train", config: str | None = None, first: int | None = None) -> list[Row]:
-    """All rows of a file, or of a hub data set's `split` and `config` where `path` is no file but a name of the hub.
+class RowFile:
+    """The rows of a file, or of a hub data set's `split` and `config` where `path` is no file but a name of the hub.
 
-    With `first` only so many, and the rest is not read.
+    They are read anew each time they are iterated; JSONL, CSV and Parquet a few at a time. With `first` only so many,
+    and the rest is not read. `content` is the SHA-256 of what is read, None where it is not read whole.
 
     Raises:
         UserError: missing or empty file, unknown format, broken JSON (with its line), half a surrogate pair (with its
             row), a hub that does not answer.
     """
-    file = user_path(path)
-    if file.is_file():
-        kind = file.suffix.lower()
-        if kind not in _READERS:
-            raise UserError(f"{path}: unknown data format '{file.suffix}'; known: {', '.join(SUFFIXES)}")
-        if first is not None and kind in _WHOLE:
-            raise UserError(f"{path}: a {kind} file is read whole; leave out streaming, or give JSONL, CSV or Parquet")
-        rows = list(islice(_READERS[kind](file), first))
-    elif file.is_dir():
-        raise UserError(f"{path} is a directory; give one data file ({', '.join(SUFFIXES)})")
-    elif is_hub_name(path):
-        rows = [_unpadded(row) for row in hub_rows(path, split, config, first)]
-    else:
-        raise UserError(f"no such data file: {path}")
-    if not rows:
-        raise UserError(f"{path}: no rows; give a file with at least one")
-    for number, row in enumerate(rows, start=1):
-        for column, value in row.items():
-            check_text(value, f"{path}: row {number}, {column!a}")
-    return rows
+
+    def __init__(self, path: str, *, split: str = "train", config: str | None = None, first: int | None = None) -> None:
+        self.path, self.first, self._checked, self._hub_hash = path, first, False, None
+        file = user_path(path)
+        self.kind = file.suffix.lower() if file.is_file() else "hub"
+        if file.is_file():
+            kind = self.kind
+            if kind not in _READERS:
+                raise UserError(f"{path}: unknown data format '{file.suffix}'; known: {', '.join(SUFFIXES)}")
+            if first is not None and kind in _WHOLE:
+                mend = "leave out streaming, or give JSONL, CSV or Parquet"
+                raise UserError(f"{path}: a {kind} file is read whole; {mend}")
+            self._read: Callable[[], Iterable[Row]] = lambda: _READERS[kind](file)
+        elif file.is_dir():
+            raise UserError(f"{path} is a directory; give one data file ({', '.join(SUFFIXES)})")
+        elif is_hub_name(path):
+            rows, self._hub_hash = hub_rows(path, split, config, first)
+            self._read = lambda: map(_unpadded, rows)
+        else:
+            raise UserError(f"no such data file: {path}")
+
+    @cached_property
+    def content(self) -> str | None:
+        if self.first is not None:
+            return None
+        return self._hub_hash if self.kind == "hub" else file_digest(user_path(self.path))
+
+    def __iter__(self) -> Iterator[Row]:
+        number = 0
+        for number, row in enumerate(islice(self._read(), self.first), start=1):
+            if not self._checked:
+                for column, value in row.items():
+                    check_text(value, f"{self.path}: row {number}, {column!a}")
+            yield row
+        if number == 0:
+            raise UserError(f"{self.path}: no rows; give a file with at least one")
+        self._checked = True
+
+
+def read_rows(path: str, *, split: str = "train", config: str | None = None, first: int | None = None) -> list[Row]:
+    """All rows of a file or of a data set of the hub, in memory. Raises `UserError` as `RowFile`."""
+    return list(RowFile(path, split=split, config=config, first=first))
 
 
 def read_text(path: str) -> str:
@@ -88,7 +113,8 @@ def _json(raw: bytes | str, where: str) -> Any:
     """The value that JSON text writes."""
     try:
         value = json.loads(raw)
-        _check_depth(value, _DEPTH)
+        if sum(map(raw.count, (b"[", b"{") if isinstance(raw, bytes) else ("[", "{"))) > _DEPTH:
+            _check_depth(value, _DEPTH)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from error
     except json.JSONDecodeError as error:

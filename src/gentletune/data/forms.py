@@ -51,37 +51,67 @@ class _Form:
         return [next((known[name] for name in names if name in known), "") for names in wanted]
 
 
+class Shaper:
+    """Makes rows, one by one, into the shape of the first one's form; `columns` are those of all rows.
+
+    Raises:
+        UserError: columns that fit no form.
+    """
+
+    def __init__(self, first: Row, columns: Iterable[str], where: str) -> None:
+        self.where, self._columns, self._calls = where, list(columns), False
+        self._form, self._needed = _form_of(first, f"{where}: row 1")
+        self._taken = [*self._needed, *_Form.columns(self._columns, self._form.may)]  # a later row may have more
+        self.shape = self._form.shape
+
+    def made(self, row: Row, number: int) -> Row:
+        """The row of this number in its shape; other columns are left out.
+
+        Raises:
+            UserError: a row of another form, an empty answer or text, malformed messages or tools.
+        """
+        place = f"{self.where}: row {number}"
+        if any(column not in row for column in self._needed):
+            other, _ = _form_of(row, place)
+            raise UserError(
+                f"{place}: columns {', '.join(row)}, a row {other.name}; the first row is one {self._form.name}, "
+                f"with {', '.join(self._needed)}"
+            )
+        one = self._form.make([(column, row.get(column) if column else None) for column in self._taken], place)
+        self._calls |= bool(one.get("tools") or any(m.get("tool_calls") for m in one.get("messages", ())))
+        return one | ({"joint": self._form.joint} if self._form.joint and "prompt" in one else {})
+
+    @property
+    def described(self) -> str:
+        """How the rows came, to stand behind their number: `of plain text (text)`; what is left out is named."""
+        used = [column for column in self._columns if column in self._taken]
+        unused = [column for column in self._columns if column not in used]
+        described = f"{self._form.name}{' with tool calls' * self._calls} ({', '.join(used)})"
+        if unused:
+            described += f"; not used: {', '.join(unused[:8])}{', …' * (len(unused) > 8)}"
+        return described
+
+
 def shaped_rows(rows: Sequence[Row], where: str) -> Found:
     """Every row in the shape that the first row's form makes; other columns are left out, and named.
 
     Raises:
-        UserError: columns that fit no form, a row of another form, an empty answer or text, malformed messages or
-            tools, with its number.
+        UserError: no rows, or what `Shaper` refuses, with the row's number.
     """
     if not rows:
         raise UserError(f"{where}: no rows")
-    form, needed = _form_of(rows[0], f"{where}: row 1")
-    every = list(dict.fromkeys(column for row in rows for column in row))  # a later row may have what the first lacks
-    columns = [*needed, *form.columns(every, form.may)]
-    made = []
-    for number, row in enumerate(rows, start=1):
-        place = f"{where}: row {number}"
-        if any(column not in row for column in needed):
-            other, _ = _form_of(row, place)
-            raise UserError(
-                f"{place}: columns {', '.join(row)}, a row {other.name}; the first row is one {form.name}, "
-                f"with {', '.join(needed)}"
-            )
-        one = form.make([(column, row.get(column) if column else None) for column in columns], place)
-        made.append(one | ({"joint": form.joint} if form.joint and "prompt" in one else {}))
-    used = [column for column in every if column in columns]
-    unused = [column for column in every if column not in used]
-    calls = any(row.get("tools") or any(m.get("tool_calls") for m in row.get("messages", ())) for row in made)
-    described = f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} {form.name}{' with tool calls' * calls}"
-    described += f" ({', '.join(used)})"
-    if unused:
-        described += f"; not used: {', '.join(unused[:8])}{', …' * (len(unused) > 8)}"
-    return Found(made, form.shape, described)
+    shaper = Shaper(rows[0], dict.fromkeys(column for row in rows for column in row), where)
+    made = [shaper.made(row, number) for number, row in enumerate(rows, start=1)]
+    return Found(made, shaper.shape, f"{counted(len(made))} {shaper.described}")
+
+
+def counted(rows: int) -> str:
+    """A number of rows in words.
+
+    >>> counted(1), counted(2)
+    ('1 row', '2 rows')
+    """
+    return f"{rows} {'row' if rows == 1 else 'rows'}"
 
 
 def fits_a_form(row: Row) -> bool:

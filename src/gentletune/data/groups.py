@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 from gentletune.core.cache import digest
 from gentletune.core.errors import UserError
 from gentletune.data.forms import Row
 
 T = TypeVar("T")
+_HASH = 64  # digits of one
 
 
 def asked(row: Row) -> tuple[list[Row], str | None]:
@@ -25,18 +27,38 @@ def asked(row: Row) -> tuple[list[Row], str | None]:
     return messages[:last], answer
 
 
-def groups_of(rows: Sequence[Row]) -> list[str]:
+def said_before(row: Row) -> tuple[str, str, str]:
+    """What `groups_of` goes by, as hashes of 64 digits.
+
+    The first is of the row's context, else of all up to the first message of a user; the second is so without regard
+    to a context. The third is one hash behind the other: for each message up to the row's answer, of all that was said
+    up to it.
+    """
+    said = _said(row)
+    users = (i for i, message in enumerate(row.get("messages", ())[: len(said)]) if message["role"] == "user")
+    opened = said[next(users, -1)]
+    context = row.get("context")
+    return digest(["context", _folded(context)]) if context else opened, opened, "".join(said)
+
+
+def groups_of(opened: Sequence[str], said: Sequence[str]) -> Sequence[str]:
     """What rows share that must not stand on both sides of a split: a context, the opening of a chat, a prompt.
 
     A context or an opening that more than half of the rows have (a manual, "Hello") tells nothing; those go by what is
-    asked in the end, with what goes on from it. Case and spaces do not count.
+    asked in the end, with what goes on from it. Case and spaces do not count. `opened` and `said` are those of
+    `said_before` of each row.
     """
-    chains = [_said(row) for row in rows]
-    opened = [_opening(row, said) for row, said in zip(rows, chains, strict=True)]
-    common = {one for one, count in Counter(opened).items() if 2 * count > len(rows)}
-    whole = {said[-1] for said in chains}
-    begun = [next(beginning for beginning in said if beginning in whole) for said in chains]
-    return [own if one in common else one for one, own in zip(opened, begun, strict=True)]
+    _, places, counts = np.unique(_hashes(opened), return_index=True, return_counts=True)
+    if 2 * counts.max() <= len(opened):
+        return opened
+    whole, common = {chain[-_HASH:] for chain in said}, opened[places[counts.argmax()]]
+    return [_begun(chain, whole) if own == common else own for own, chain in zip(opened, said, strict=True)]
+
+
+def _begun(chain: str, whole: set[str]) -> str:
+    """The hash of the first beginning of a chat that is the whole of one."""
+    hashes = (chain[i : i + _HASH] for i in range(0, len(chain), _HASH))
+    return next(one for one in hashes if one in whole)
 
 
 def _said(row: Row) -> list[str]:
@@ -49,14 +71,6 @@ def _said(row: Row) -> list[str]:
     return found
 
 
-def _opening(row: Row, said: Sequence[str]) -> str:
-    """The hash of a row's context, or of all up to its first message of a user."""
-    if context := row.get("context"):
-        return digest(["context", _folded(context)])
-    users = (i for i, message in enumerate(row.get("messages", ())[: len(said)]) if message["role"] == "user")
-    return said[next(users, -1)]
-
-
 def _folded(value: Any) -> Any:
     """Texts without what does not change what is asked: case, and the number of spaces."""
     if isinstance(value, dict):
@@ -64,31 +78,38 @@ def _folded(value: Any) -> Any:
     return " ".join(value.split()).casefold() if isinstance(value, str) else value
 
 
-def split_by_group(items: Sequence[T], test_rows: int, groups: Sequence[str], where: str) -> tuple[list[T], list[T]]:
+def _hashes(texts: Iterable[str]) -> Any:
+    """SHA-256 of each text: 32 bytes a text are held, and no text."""
+    found = bytearray()
+    for text in texts:
+        found += hashlib.sha256(text.encode()).digest()
+    return np.frombuffer(found, "S32")
+
+
+def split_by_group(items: Sequence[T], test_rows: int, groups: Iterable[str], where: str) -> tuple[list[T], list[T]]:
     """Hold out whole groups, in the order of their hash, up to `test_rows` rows and a fifth of all rows.
 
     A group that would go beyond is passed over; where each would, a smallest one is held out. The split depends on
     the groups alone, not on the order of rows or a seed. Raises `UserError` where there are fewer than two groups.
     """
-    sizes = Counter(groups)
-    order = sorted(sizes, key=lambda g: hashlib.sha256(f"held-out/{g}".encode()).hexdigest())
+    hashes = _hashes(f"held-out/{group}" for group in groups)
+    order, mine, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
     if len(order) < 2:
         raise UserError(f"{where}: {len(items)} row(s) in one group cannot be split; give more rows or a test_path")
     wanted = max(1, min(test_rows, len(items) // 5))
-    held: set[str] = set()
-    count = 0
-    for group in order:
-        if count + sizes[group] <= wanted:
-            held.add(group)
-            count += sizes[group]
-    if not held:
-        held.add(min(order, key=sizes.__getitem__))
-    train = [item for item, group in zip(items, groups, strict=True) if group not in held]
-    test = [item for item, group in zip(items, groups, strict=True) if group in held]
+    held, count = np.zeros(len(order), dtype=bool), 0
+    for number, size in enumerate(sizes):
+        if count + size <= wanted:
+            held[number] = True
+            count += size
+    if not count:
+        held[np.argmin(sizes)] = True
+    sides = held[mine]
+    train, test = ([items[i] for i in np.flatnonzero(side).tolist()] for side in (~sides, sides))
     return train, test
 
 
-def draw(items: list[T], limit: int | None) -> list[T]:
+def draw(items: Sequence[T], limit: int | None) -> Sequence[T]:
     """`limit` items in their order, spread by hash over the whole list, so that a sorted file is sampled fairly."""
     if limit is None or limit >= len(items):
         return items

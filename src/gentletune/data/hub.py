@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
@@ -35,10 +35,22 @@ def data_name(path: str) -> str:
     return last.stem if last.suffix.lower() in FILE_SUFFIXES else last.name
 
 
-def hub_rows(name: str, split: str, config: str | None, first: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a data set's split and configuration, from the hub or from what was loaded before.
+class HubRows:
+    """The rows of a loaded data set, classes by their names; those that lie on disk are read as they are iterated."""
 
-    With `first` only so many, streamed from the hub.
+    def __init__(self, loaded: Iterable[dict[str, Any]], features: Mapping[str, Any]) -> None:
+        self._loaded = loaded
+        self._names = {key: kind.names for key, kind in features.items() if hasattr(kind, "names")}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self._loaded:
+            yield {key: _named(value, self._names.get(key)) for key, value in row.items()}
+
+
+def hub_rows(name: str, split: str, config: str | None, first: int | None = None) -> tuple[HubRows, str | None]:
+    """The rows of a data set's split and configuration, from the hub or from what was loaded before, and their hash.
+
+    With `first` only so many, streamed from the hub, without a hash.
 
     Raises:
         UserError: no such data set, split or configuration; a hub that does not answer.
@@ -50,7 +62,7 @@ def hub_rows(name: str, split: str, config: str | None, first: int | None = None
         with _as_reachable(name):
             how = {} if first is None else {"streaming": True}
             loaded = datasets.load_dataset(name, config, split=split, **how)
-            rows = list(loaded if first is None else loaded.take(first))
+            rows = loaded if first is None else list(loaded.take(first))
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"'{name}' is no data file here, and the hub has no such data set, or does not show it to you; "
@@ -67,8 +79,7 @@ def hub_rows(name: str, split: str, config: str | None, first: int | None = None
             f"data set '{name}' ({asked}) cannot be loaded ({type(error).__name__}: {reason}); "
             "give data_config and data_split that it has, or a file"
         ) from error
-    names = {key: kind.names for key, kind in _features(loaded).items() if isinstance(kind, datasets.ClassLabel)}
-    return [{key: _named(value, names.get(key)) for key, value in row.items()} for row in rows]
+    return HubRows(rows, _features(loaded)), getattr(loaded, "_fingerprint", None) if first is None else None
 
 
 def _features(loaded: Any) -> dict[str, Any]:

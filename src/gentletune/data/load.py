@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 from gentletune.core.cache import digest
 from gentletune.core.devices import launched
@@ -16,27 +17,26 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import OWN_SCORES, OwnMetric
 from gentletune.core.sources import Source
 from gentletune.data.answers import Scoring, choose_scoring
+from gentletune.data.disk.stored import drawn, hash_of_rows
 from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
-from gentletune.data.files import read_rows
-from gentletune.data.forms import Row, shaped_rows
+from gentletune.data.files import RowFile
+from gentletune.data.forms import Row, counted
 from gentletune.data.general import Use, general_prompts, replay_prompts, steer_prompts
-from gentletune.data.groups import asked, draw, groups_of, split_by_group
+from gentletune.data.groups import asked, draw, groups_of, said_before, split_by_group
 from gentletune.data.hub import data_name, is_hub_name
 from gentletune.data.mixture import Mixture, Pool, mix
+from gentletune.data.shaped import Shaped, shaped_file
 
 GENERATED_ROWS = 1000
 """Training rows of a domain that generates them, where the recipe does not say how many."""
-
-HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
-"""What a column `split` calls rows that are not trained on."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DomainData:
-    """Training rows and held-out rows of one domain.
+    """Training rows and held-out rows of one domain; many training rows stay on disk, where the cache has them.
 
     `examples` are the held-out rows with an answer to judge (none where the domain side is bits per token alone),
     scored by `metric`. `leaked` counts training rows dropped because their group (patient note, query) is held out.
@@ -45,7 +45,7 @@ class DomainData:
     """
 
     name: str
-    train: list[Row]
+    train: Sequence[Row]
     test: list[Row]
     examples: list[Example] = field(default_factory=list)
     leaked: int = 0
@@ -57,7 +57,7 @@ class DomainData:
     @property
     def train_hash(self) -> str:
         """SHA-256 of the training rows."""
-        return digest(self.train)
+        return hash_of_rows(self.train)
 
     @property
     def test_hash(self) -> str:
@@ -97,7 +97,7 @@ def _alone(recipe: Recipe) -> DomainData:
             raise UserError(f"data: {recipe.data} needs data_path (--data-path), a data file")
         names = ", ".join(domain_names())
         raise UserError(f"no data; give data (--data): a file such as mine.jsonl, a hub's owner/name, or of {names}")
-    return _plain(recipe, recipe.data_path) if known is None else _domain(recipe, known, recipe.data_path)
+    return _from_file(recipe, recipe.data_path, known)
 
 
 def _total(recipe: Recipe) -> int:
@@ -127,29 +127,39 @@ def _pool(recipe: Recipe, source: Source, first: DomainData, number: int) -> Poo
     _check_config(mine)
     if mine.data_path is None:
         raise UserError(f"data: {source.path} needs a file; give {{path: FILE, domain: {source.path}}}")
-    shaped, own, described = _shaped(mine, mine.data_path, known, _read_first(recipe, source))
-    groups, held = groups_of([*first.test, *shaped]), {example.group for example in first.examples}
-    held |= set(groups[: len(first.test)])
-    theirs = zip(shaped, own, groups[len(first.test) :], strict=True)
-    clean = [row for row, name, group in theirs if not held & {name, group}]
+    found = _file(mine, mine.data_path, known, _read_first(recipe, source))
+    parted = _Parted.by_column(found)
+    places = parted.halves(range(len(found.rows)))[0] if parted else range(len(found.rows))
+    tested = [said_before(row) for row in first.test]
+    size, every = len(tested), range(len(tested) + len(places))
+
+    def of(number: int, column: Sequence[str]) -> Sequence[str]:
+        return drawn([[one[number] for one in tested], drawn([column], places)], every)
+
+    # A context, which counts in a file of its own, is not told of the others.
+    groups = groups_of(of(1, found.alone), of(2, found.said))
+    held = {*islice(groups, size), *(example.group for example in first.examples)}
+    theirs = zip(places, drawn([found.names], places), islice(groups, size, None), strict=True)
+    clean = [place for place, *mine in theirs if held.isdisjoint(mine)]
     if not clean:
         raise UserError(
             f"{mine.data_path}: every row shares its group with the held-out rows; nothing left to train on"
         )
-    return Pool(source, clean, None, f"{mine.data_path}: {described}", len(shaped) - len(clean))
+    described = f"{mine.data_path}: {counted(len(places))} {found.described}"
+    return Pool(source, drawn([found.rows], clean), None, described, len(places) - len(clean))
 
 
 @dataclass(frozen=True)
 class ReplaySource:
     """What is replayed: rows, or prompts that the base model is to answer."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     prompts: list[str]
 
     @property
     def hash(self) -> str:
         """SHA-256 of the rows or prompts."""
-        return digest([self.rows, self.prompts])
+        return digest([hash_of_rows(self.rows), self.prompts])
 
 
 def replay_source(recipe: Recipe, source: str, count: int, data: DomainData) -> ReplaySource:
@@ -166,20 +176,10 @@ def replay_source(recipe: Recipe, source: str, count: int, data: DomainData) -> 
     return ReplaySource(pool.rows if pool.make is None else pool.make(GENERATED_ROWS), [])
 
 
-def _shaped(
-    recipe: Recipe, path: str, known: Domain | None, first: int | None
-) -> tuple[list[Row], list[str | None], str]:
-    """The training rows of a file, the group that a domain gives each, and how they came."""
-    rows = read_rows(path, split=recipe.data_split, config=recipe.data_config, first=first)
-    if parted := _parted(rows):
-        rows = parted.halves([parted.without(row) for row in rows])[0]
-    if known is not None:
-        examples = file_examples(known, rows, path, recipe)
-        return [e.row() for e in examples], [e.group for e in examples], f"{len(rows)} rows of {known.name}"
-    found = shaped_rows(rows, path)
-    for row in found.rows:
-        row.pop("context", None)  # it stands in the prompt, too
-    return found.rows, [None] * len(found.rows), found.described
+def _file(recipe: Recipe, path: str, known: Domain | None, first: int | None, *, part: bool = True) -> Shaped:
+    """The rows of a file in their shape; `part` says whether a column of its own may part them."""
+    file = RowFile(path, split=recipe.data_split, config=recipe.data_config, first=first)
+    return shaped_file(file, known, cot=recipe.cot, by_column=part)
 
 
 def _check_config(recipe: Recipe) -> None:
@@ -239,52 +239,54 @@ def file_examples(known: Domain, rows: Sequence[Row], path: str, recipe: Recipe)
     return [known.example(row, cot=recipe.cot, where=f"{path}: row {i}") for i, row in enumerate(rows, 1)]
 
 
-def _domain(recipe: Recipe, known: Domain, path: str) -> DomainData:
-    rows, held = _read(recipe, path)
-    parted = None if recipe.test_path else _parted(rows) or _first_held(recipe, rows, path)
-    examples = file_examples(known, rows, path, recipe)
-    others = file_examples(known, held, recipe.test_path, recipe) if recipe.test_path else None
-    if parted:
-        examples, others = parted.halves(examples)
-    groups = [example.group for example in (*examples, *(others or ()))]
-    train, test, leaked = _apart(recipe, path, examples, others, groups)
-    return DomainData(known.name, [e.row() for e in train], [e.row() for e in test], test, leaked, known.metric)
-
-
-def _plain(recipe: Recipe, path: str) -> DomainData:
+def _from_file(recipe: Recipe, path: str, known: Domain | None) -> DomainData:
+    """The rows of the recipe's file, or of its file and its test file, on two sides that share no group."""
     name = domain_name(recipe)
-    if name in OWN_SCORES:
+    if known is None and name in OWN_SCORES:
         raise UserError(f"{path}: '{name}' is what scores of gentletune's own are called; rename the file")
-    rows, held = _read(recipe, path)
-    parted = None if recipe.test_path else _parted(rows) or _first_held(recipe, rows, path)
-    found = shaped_rows([parted.without(row) for row in rows] if parted else rows, path)
-    other = shaped_rows(held, recipe.test_path) if recipe.test_path else None
-    if other is not None and other.shape != found.shape:
-        raise UserError(f"{recipe.test_path}: {other.described}, but {path} has {found.described}")
-    ours, theirs = parted.halves(found.rows) if parted else (found.rows, other and other.rows)
+    files = _files(recipe, path, known)
+    size = len(files[0].rows)
+    parted = None if recipe.test_path else _Parted.by_column(files[0]) or _first_held(recipe, size, path)
+    ours, theirs = parted.halves(range(size)) if parted else (range(size), None)
+    if recipe.test_path:
+        theirs = range(size, size + len(files[1].rows))
     every = [*ours, *(theirs or ())]
-    scoring, groups = _scoring(recipe, path, every), groups_of(every)
-    for row in every:
-        row.pop("context", None)  # it stands in the prompt, too
-    train, test, leaked = _apart(recipe, path, ours, theirs, groups)
-    group = {id(row): mine for row, mine in zip(every, groups, strict=True)}
-    understood = [f"{where}: {it.described}" for where, it in ((path, found), (recipe.test_path, other)) if it]
+
+    def of(column: str, places: Sequence[int] = every) -> Sequence[Any]:
+        return drawn([getattr(file, column) for file in files], places)
+
+    groups = of("names") if known else groups_of(of("opened"), of("said"))
+    scoring = Scoring("loss", "") if known else _scoring(recipe, path, files, of("answers"))
+    apart = None if theirs is None else range(len(ours), len(every))
+    train, test, leaked = _apart(recipe, path, range(len(ours)), apart, groups)
+    held, data = of("rows", [every[i] for i in test]), of("rows", [every[i] for i in train])
+    if known is not None:
+        examples = of("answers", [every[i] for i in test])
+        return DomainData(known.name, data, list(held), list(examples), leaked, known.metric)
+    places = (path, recipe.test_path or "")
+    understood = [
+        f"{where}: {counted(len(file.rows))} {file.described}" for where, file in zip(places, files, strict=False)
+    ]
+    judged = [] if scoring.metric == "loss" else zip(held, test, strict=True)
     return DomainData(
-        name, train, test,
-        [] if scoring.metric == "loss" else [_example(row, scoring, group[id(row)]) for row in test],
+        name, data, list(held), [_example(row, scoring, groups[i]) for row, i in judged],
         leaked, "chrf" if scoring.metric == "text" else "accuracy",
         "; ".join([*understood, *([parted.described] if parted else [])]),
         scoring.described,
     )  # fmt: skip
 
 
-def _read(recipe: Recipe, path: str) -> tuple[list[Row], list[Row]]:
-    """The rows of the file, and those of the test file; none where the recipe names none."""
-    config, count = recipe.data_config, _read_first(recipe, next(iter(recipe.sources), None))
-    if count is not None and not recipe.test_path:
-        count += recipe.test_rows
-    rows = read_rows(path, split=recipe.data_split, config=config, first=count)
-    return rows, read_rows(recipe.test_path, split="test", config=config) if recipe.test_path else []
+def _files(recipe: Recipe, path: str, known: Domain | None) -> list[Shaped]:
+    """The file, and the test file where the recipe names one."""
+    count = _read_first(recipe, next(iter(recipe.sources), None))
+    if not recipe.test_path:
+        return [_file(recipe, path, known, None if count is None else count + recipe.test_rows)]
+    found = _file(recipe, path, known, count, part=False)
+    other = _file(recipe.model_copy(update={"data_split": "test"}), recipe.test_path, known, None, part=False)
+    if other.shape != found.shape:
+        told = [f"{counted(len(file.rows))} {file.described}" for file in (other, found)]
+        raise UserError(f"{recipe.test_path}: {told[0]}, but {path} has {told[1]}")
+    return [found, other]
 
 
 @dataclass(frozen=True)
@@ -295,51 +297,42 @@ class _Parted:
     """
 
     column: str
-    held: list[bool | None]
+    held: Sequence[bool | None]
+
+    @classmethod
+    def by_column(cls, file: Shaped) -> _Parted | None:
+        """By the file's own column; None where there is none that names both sides."""
+        return cls(file.column, list(file.held)) if file.column else None
 
     def halves(self, items: Sequence[T]) -> tuple[list[T], list[T]]:
         """What is trained on, and what is held out."""
         sides = [[item for item, held in zip(items, self.held, strict=True) if held is side] for side in (False, True)]
         return sides[0], sides[1]
 
-    def without(self, row: Row) -> Row:
-        """The row without the column."""
-        return {key: value for key, value in row.items() if key != self.column}
-
     @property
     def described(self) -> str:
         """The counts, for the user."""
-        train, held, left = (self.held.count(side) for side in (False, True, None))
+        train, held, left = (sum(one is side for one in self.held) for side in (False, True, None))
         if not self.column:
             return f"read as far as the run needs: {held} rows that are held out, and {train} behind them to train on"
         more = f", {left} of another split left out" if left else ""
         return f"by its column {self.column} {train} rows to train on, {held} held out{more}"
 
 
-def _first_held(recipe: Recipe, rows: Sequence[Row], path: str) -> _Parted | None:
+def _first_held(recipe: Recipe, rows: int, path: str) -> _Parted | None:
     """The first rows held out of a source that is streaming, of which no others are known."""
     if not any(source.streaming for source in recipe.sources[:1]):
         return None
-    if len(rows) <= (held := recipe.test_rows):
+    if rows <= (held := recipe.test_rows):
         raise UserError(
             f"{path}: the first {held} rows (test_rows) are held out, and there are no more; lower test_rows"
         )
-    return _Parted("", [number < held for number in range(len(rows))])
-
-
-def _parted(rows: Sequence[Row]) -> _Parted | None:
-    """How the file's own column `split` parts it; None where there is none that names both sides."""
-    column = next((column for column in rows[0] if column.strip().lower() == "split"), None)
-    if column is None:
-        return None
-    names = [str(row.get(column)).strip().lower() for row in rows]
-    held = [True if name in HELD_OUT else False if name == "train" else None for name in names]
-    return _Parted(column, held) if {True, False} <= set(held) else None
+    return _Parted("", [number < held for number in range(rows)])
 
 
 def _apart(
-    recipe: Recipe, path: str, items: list[T], held: list[T] | None, groups: Sequence[str]
-) -> tuple[list[T], list[T], int]:
+    recipe: Recipe, path: str, items: Sequence[T], held: Sequence[T] | None, groups: Sequence[str]
+) -> tuple[Sequence[T], Sequence[T], int]:
     """Items to train on and to hold out that share no group, as many as the recipe says, and how many were dropped.
 
     `groups` are those of `items`, then of `held`.
@@ -347,17 +340,17 @@ def _apart(
     if held is None:
         clean, held = split_by_group(items, recipe.test_rows, groups, path)
         return draw(clean, recipe.train_rows), draw(held, recipe.test_rows), 0
-    shared = set(groups[len(items) :])
+    shared = set(islice(groups, len(items), None))
     clean = [item for item, mine in zip(items, groups, strict=False) if mine not in shared]
     if not clean:
         raise UserError(f"{path}: every training row shares its group with the held-out rows; nothing left to train on")
     return draw(clean, recipe.train_rows), draw(held, recipe.test_rows), len(items) - len(clean)
 
 
-def _scoring(recipe: Recipe, path: str, rows: Sequence[Row]) -> Scoring:
+def _scoring(recipe: Recipe, path: str, files: Sequence[Shaped], answers: Sequence[str | None]) -> Scoring:
     """How the answers are scored: told by all rows, so that it does not change with how many are drawn."""
-    if "text" not in rows[0]:
-        return choose_scoring([asked(row)[1] for row in rows], recipe.domain_metric, path)
+    if files[0].shape != "text":
+        return choose_scoring(answers, recipe.domain_metric, path)
     if recipe.domain_metric not in ("auto", "loss"):
         raise UserError(f"{path}: plain text has no answers, so domain_metric must be auto or loss")
     return Scoring("loss", f"{path}: plain text has no answers: scored by bits per token")

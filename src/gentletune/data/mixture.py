@@ -11,6 +11,7 @@ from typing import Any
 
 from gentletune.core.errors import UserError
 from gentletune.core.sources import Source
+from gentletune.data.disk.stored import drawn
 from gentletune.data.forms import Row
 
 
@@ -27,12 +28,13 @@ class Pool:
     described: str = ""
     leaked: int = 0
 
-    def draw(self, count: int, seed: str) -> list[Row]:
-        """So many rows: each once, in a random order, before any comes again."""
+    def draw(self, count: int, seed: str) -> tuple[Sequence[Row], list[int]]:
+        """Rows, and so many places among them: each once, in a random order, before any comes again."""
         if self.make is not None:
-            return self.make(count)
-        passes, rest = divmod(count, len(self.rows))
-        return [*self.rows] * passes + random.Random(seed).sample(self.rows, rest)
+            return self.make(count), [*range(count)]
+        size = len(self.rows)
+        passes, rest = divmod(count, size)
+        return self.rows, [*range(size)] * passes + random.Random(seed).sample(range(size), rest)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Mixture:
     """The rows drawn, in a random order, and for each the place of its source among the `pools`."""
 
     pools: Sequence[Pool]
-    rows: list[Row]
+    rows: Sequence[Row]
     origin: list[int]
 
     def counts(self, kept: Sequence[int], label_tokens: Sequence[int]) -> list[dict[str, Any]]:
@@ -48,7 +50,7 @@ class Mixture:
 
         `kept` holds the places of the rows that were encoded, `label_tokens` the number of each.
         """
-        drawn, left = Counter(self.origin), Counter(self.origin[i] for i in kept)
+        all_drawn, left = Counter(self.origin), Counter(self.origin[i] for i in kept)
         tokens = Counter[int]()
         for i, count in zip(kept, label_tokens, strict=True):
             tokens[self.origin[i]] += count
@@ -57,7 +59,7 @@ class Mixture:
                 "path": pool.source.path,
                 "weight": pool.source.weight,
                 **({} if pool.make else {"available": len(pool.rows)}),
-                "drawn": drawn[i],
+                "drawn": all_drawn[i],
                 "rows": left[i],
                 "label_tokens": tokens[i],
             }
@@ -69,12 +71,12 @@ class Mixture:
         """How many rows of each source there are, for the user."""
         if len(self.pools) == 1:
             return ""
-        drawn = Counter(self.origin)
+        times = Counter(self.origin)
         parts = []
         for i, pool in enumerate(self.pools):
             there = f" of {len(pool.rows):,}" if pool.make is None else ""
-            again = f", {drawn[i] / len(pool.rows):.1f} times each" if 0 < len(pool.rows) < drawn[i] else ""
-            parts.append(f"{drawn[i]:,}{there} of {pool.source.path} ({drawn[i] / len(self.rows):.0%}{again})")
+            again = f", {times[i] / len(pool.rows):.1f} times each" if 0 < len(pool.rows) < times[i] else ""
+            parts.append(f"{times[i]:,}{there} of {pool.source.path} ({times[i] / len(self.rows):.0%}{again})")
         first = self.pools[0].source.path
         return f"a mixture of {len(self.rows):,} rows: {', '.join(parts)}; held out and scored: rows of {first}"
 
@@ -98,9 +100,14 @@ def mix(pools: Sequence[Pool], first: int, total: int | None, seed: int) -> Mixt
     if 0 in counts:
         path = pools[counts.index(0)].source.path
         raise UserError(f"data: of {sum(counts)} rows none is drawn from {path}; raise its weight, or train_rows")
-    drawn = [(row, i) for i, pool in enumerate(pools) for row in pool.draw(counts[i], f"mixture/{seed}/{i}")]
-    random.Random(f"mixture/{seed}").shuffle(drawn)
-    return Mixture(pools, [row for row, _ in drawn], [i for _, i in drawn])
+    parts, places, before = list[Sequence[Row]](), list[tuple[int, int]](), 0
+    for i, pool in enumerate(pools):
+        rows, mine = pool.draw(counts[i], f"mixture/{seed}/{i}")
+        places += [(before + place, i) for place in mine]
+        parts.append(rows)
+        before += len(rows)
+    random.Random(f"mixture/{seed}").shuffle(places)
+    return Mixture(pools, drawn(parts, [place for place, _ in places]), [i for _, i in places])
 
 
 def _counts(shares: Sequence[Fraction], total: int) -> list[int]:

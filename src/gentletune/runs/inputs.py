@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -74,18 +74,18 @@ class Inputs:
             EarlyStop.parse(recipe.early_stop).check_task([self.data.name, *(task.name for task in tasks)])
         self.base = base = Loaded.of(recipe, shared=shared)
 
-        def encoded(side: str, rows: list[Any], rows_hash: str) -> EncodedRows:
-            name = f"{self.data.name}, {side}"
+        def encoded(side: str, rows: Sequence[Any], rows_hash: str, keep: bool = False) -> EncodedRows:
+            how = {**base.encoding, "where": f"{self.data.name}, {side}", "rows_hash": rows_hash, "keep": keep}
             return shared.once(
-                ["rows", rows_hash, base.hash, base.encoding],
-                lambda: encode_rows(rows, base.tokenizer, where=name, rows_hash=rows_hash, **base.encoding),
+                ["rows", rows_hash, base.hash, base.encoding], lambda: encode_rows(rows, base.tokenizer, **how)
             )
 
         self.hashes = {"model": base.files_hash, "train": self.data.train_hash, "test": self.data.test_hash}
         if self.replayed is not None:
             self.hashes["replay"] = self.replayed.hash
         self.train = encoded("training", self.data.train, self.hashes["train"])
-        self.test = encoded("held out", self.data.test, self.hashes["test"])
+        on_disk = not isinstance(self.train.rows, list)
+        self.test = encoded("held out", self.data.test, self.hashes["test"], on_disk)
         what = [fields, base.hash, base.max_length, recipe.reference_path, recipe.eval_batch_tokens]
         self.measured: dict[str, str] = (
             {}
@@ -95,7 +95,7 @@ class Inputs:
                 lambda: content_hashes(recipe, self.data, tasks, base.tokenizer, base.max_length),
             )
         )
-        if single and not isinstance(self.train.rows, list):  # they lie on disk, and nobody else needs them in memory
+        if single and on_disk:  # nobody else needs them in memory
             self.data = replace(self.data, train=[])
 
     @property
@@ -220,7 +220,7 @@ class Inputs:
             return found.means
 
         with self.alone():
-            key = [self.base.hash, self.data.train_hash, self.base.encoding, self.train.kept]
+            key = [self.base.hash, self.hashes["train"], self.base.encoding, self.train.kept]
             means = cached_json("sequence_nll", key, compute)
         weights: list[float] = self.method.sequence_weights(torch.tensor(means, dtype=torch.float64)).tolist()
         return weights

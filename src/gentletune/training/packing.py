@@ -16,8 +16,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded
+from gentletune.data.disk.encoded import DiskRows, no_bars
 from gentletune.data.encode import IGNORE, label_counts, row_lengths
-from gentletune.data.rows import DiskRows, no_bars
 from gentletune.lm.setting import PACKED_LENGTH, Rows
 
 Layout = Literal["padded", "packed", "flat"]

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +18,10 @@ from typing import Any, overload
 
 import datasets
 import numpy as np
-import pyarrow as pa
 
-from gentletune.core.cache import cache_root, digest, file_digest, whole_directory
+from gentletune.core.cache import digest, file_digest
 from gentletune.core.errors import UserError
-from gentletune.core.locks import locked
+from gentletune.data.disk.stored import hash_of_rows, once_on_disk, row_text, write_columns
 from gentletune.data.encode import Encoded, EncodedRows, Fate, encode_within
 from gentletune.data.forms import Row
 
@@ -41,7 +39,7 @@ _FEATURES = datasets.Features(
     }
 )
 # What the labels of a row follow from, beside the row, the tokenizer and the settings.
-_CODE = ("chat.py", "encode.py", "forms.py", "rows.py", "templates.py", "turns.py")
+_CODE = ("chat.py", "encode.py", "disk/encoded.py", "forms.py", "templates.py", "turns.py")
 _LIBRARIES = ("tokenizers", "transformers", "trl")
 
 
@@ -93,20 +91,13 @@ def rows_on_disk(
     Raises:
         UserError: of the first row that cannot be encoded.
     """
-    key = digest([rows_hash or digest(rows), _tokenizer_key(tokenizer), how, _code_key()])
-    place = cache_root() / "rows" / key
-    with ExitStack() as stack, suppress(OSError):  # the cache may never be the reason that a run fails
-        if (known := _read(place)) is None:
-            with suppress(UserError):
-                stack.enter_context(locked(cache_root() / "locks" / f"rows-{key[:16]}"))
-            known = _read(place)
-        if known is None:
-            _drop_scraps(place)
-            with whole_directory(place) as scratch:
-                _check(_encode(rows, scratch, tokenizer, how), where)
-            known = _read(place)
-        return None if known is None else _found(known)
-    return None
+    key = digest([rows_hash or hash_of_rows(rows), _tokenizer_key(tokenizer), how, _code_key()])
+
+    def make(scratch: Path) -> None:
+        _check(_encode(rows, scratch, tokenizer, how), where)
+
+    known = once_on_disk("rows", key, _read, make)
+    return None if known is None else _found(known)
 
 
 def _found(dataset: datasets.Dataset) -> EncodedRows:
@@ -120,11 +111,7 @@ def _found(dataset: datasets.Dataset) -> EncodedRows:
 def _encode(rows: Sequence[Row], scratch: Path, tokenizer: Any, how: Mapping[str, Any]) -> datasets.Dataset:
     """The rows encoded, by all cores, into Arrow files of the directory."""
     source = scratch / "source.arrow"
-    schema = pa.schema({"row": pa.string()})
-    with pa.OSFile(str(source), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for start in range(0, len(rows), _BATCH):
-            texts = [json.dumps(row, ensure_ascii=False) for row in rows[start : start + _BATCH]]
-            writer.write_batch(pa.record_batch([pa.array(texts, pa.string())], schema=schema))
+    write_columns(source, {"row": "string"}, ((row_text(rows, i),) for i in range(len(rows))))
     with no_bars():
         encoded = datasets.Dataset.from_file(str(source)).map(
             _encode_batch, batched=True, batch_size=_BATCH, writer_batch_size=_BATCH, remove_columns=["row"],
@@ -177,12 +164,6 @@ def _numbers(dataset: datasets.Dataset, column: str) -> Any:
     return np.asarray(dataset.select_columns([column]).with_format("numpy")[:][column])
 
 
-def _drop_scraps(place: Path) -> None:
-    """What a process that was killed at the same rows left behind; the caller holds their lock."""
-    for scrap in place.parent.glob(f".{place.name}.*"):
-        shutil.rmtree(scrap, ignore_errors=True)
-
-
 def _processes(rows: int) -> int | None:
     """How many processes so many rows are worth; None: this one alone."""
     if multiprocessing.current_process().daemon:  # which may have no children
@@ -200,7 +181,7 @@ def _tokenizer_key(tokenizer: Any) -> list[Any]:
 
 
 def _code_key() -> list[str]:
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     return [*(file_digest(here / name) for name in _CODE), *map(version, _LIBRARIES)]
 
 

@@ -1,0 +1,169 @@
+"""The rows of a file in their shape, with what a split and the scoring go by. Many are shaped once and stay on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from gentletune.core.cache import cache_root, digest, file_digest
+from gentletune.core.records import write_json_atomic
+from gentletune.data import encode
+from gentletune.data.disk.stored import Column, once_on_disk, read_columns, write_columns
+from gentletune.data.domains import Domain
+from gentletune.data.example import Example
+from gentletune.data.files import RowFile
+from gentletune.data.forms import Row, Shaper
+from gentletune.data.groups import asked, said_before
+
+HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
+"""What a column `split` calls rows that are not trained on."""
+
+_TEXTS = ("row", "answer", "name", "opened", "alone", "said")
+_COLUMNS = {**dict.fromkeys(_TEXTS, "string"), "held": "bool_"}
+_FILE, _ABOUT = "rows.arrow", "about.json"
+_CODE = ("answers.py", "disk/stored.py", "example.py", "files.py", "forms.py", "groups.py", "hub.py", "shaped.py")
+_EXAMPLE = TypeAdapter(Example)
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """Rows in their shape, and beside each, at the same place, what goes with it.
+
+    `answers` are the texts that rows end in, None where one ends in none; of a domain its `Example`. `names` are the
+    groups that a domain gives. `opened`, `alone` and `said` are of `groups.said_before`. `held` says what the file's
+    own `column` of splits holds out, None of what it has on neither side, where there is such a column. `described`
+    stands behind a number of rows.
+    """
+
+    rows: Sequence[Row]
+    answers: Sequence[Any]
+    names: Sequence[str | None]
+    opened: Sequence[str]
+    alone: Sequence[str]
+    said: Sequence[str]
+    held: Sequence[bool | None]
+    column: str
+    shape: str
+    described: str
+
+
+def shaped_file(file: RowFile, known: Domain | None, *, cot: bool, by_column: bool) -> Shaped:
+    """The rows of a file in their shape: those of a domain, else those of the form that they have.
+
+    `by_column`: a column of splits parts the rows, where there is one that names both sides. Many rows are read a few
+    at a time and kept in the cache, by the file's content, so that the file is not read again.
+
+    Raises:
+        UserError: as `RowFile`, `Shaper` and the domain, with the row's number.
+    """
+
+    key = _key(file, known, cot, by_column)
+    if key is not None and (found := _read(cache_root() / "data" / key, known)) is not None:
+        return found
+
+    def shaping(rows: Iterable[Row]) -> _Shaping:
+        return _Shaping(rows, file.path, known, cot, by_column)
+
+    rows = list(islice(file, encode.MANY_ROWS))
+    if len(rows) == encode.MANY_ROWS:
+        if key is not None:
+            found = once_on_disk(
+                "data", key, lambda place: _read(place, known), lambda place: _write(place, shaping(file))
+            )
+            if found is not None:
+                return found
+        rows = list(file)
+    made = shaping(rows)
+    return Shaped(*map(list, zip(*made, strict=True)), **made.about)
+
+
+class _Shaping:
+    """Shapes rows one by one. What all rows have a say in (columns, splits) it asks of them first."""
+
+    def __init__(self, rows: Iterable[Row], where: str, known: Domain | None, cot: bool, by_column: bool) -> None:
+        self._rows, self._where, self._known, self._cot = rows, where, known, cot
+        columns, self._held, self._column = dict[str, None](), list[bool | None](), ""
+        for number, row in enumerate(rows):
+            if number == 0 and by_column:
+                self._column = next((column for column in row if column.strip().lower() == "split"), "")
+            columns |= dict.fromkeys(row)
+            if self._column:
+                self._held.append(_side(row.get(self._column)))
+        if not {True, False} <= set(self._held):
+            self._held, self._column = [], ""
+        self._columns = [column for column in columns if column != self._column]
+        self._shaper: Shaper | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """A record of each row, in the order of `Shaped`'s first fields."""
+        for number, row in enumerate(self._rows, start=1):
+            held = self._held[number - 1] if self._held else None
+            if self._known is not None:
+                assert self._known.example is not None
+                example = self._known.example(row, cot=self._cot, where=f"{self._where}: row {number}")
+                yield example.row(), example, example.group, *said_before(example.row()), held
+                continue
+            row = {column: value for column, value in row.items() if column != self._column}
+            self._shaper = self._shaper or Shaper(row, self._columns, self._where)
+            made = self._shaper.made(row, number)
+            before = said_before(made)
+            made.pop("context", None)  # it stands in the prompt, too
+            yield made, None if "text" in made else asked(made)[1], None, *before, held
+
+    @property
+    def about(self) -> dict[str, str]:
+        """`Shaped`'s other fields, once all rows were shaped."""
+        told = {"column": self._column}
+        if self._shaper is None:
+            assert self._known is not None
+            return told | {"shape": "prompt_completion", "described": f"of {self._known.name}"}
+        return told | {"shape": self._shaper.shape, "described": self._shaper.described}
+
+
+def _side(split: Any) -> bool | None:
+    name = str(split).strip().lower()
+    return True if name in HELD_OUT else False if name == "train" else None
+
+
+def _key(file: RowFile, known: Domain | None, cot: bool, by_column: bool) -> str | None:
+    """What the shaped rows follow from; None where that cannot be told."""
+    made = None
+    if known is not None:
+        code = getattr(known.example, "__code__", None)
+        if code is None or not Path(code.co_filename).is_file():
+            return None
+        made = [known.name, cot, file_digest(Path(code.co_filename))]
+    if file.content is None:
+        return None
+    here = Path(__file__).parent
+    return digest([file.content, file.kind, made, by_column, [file_digest(here / name) for name in _CODE]])
+
+
+def _write(place: Path, made: _Shaping) -> None:
+    def texts(row: Row, answer: Any, *rest: Any) -> tuple[Any, ...]:
+        answer = _EXAMPLE.dump_json(answer).decode() if isinstance(answer, Example) else answer
+        return json.dumps(row, ensure_ascii=False), answer, *rest
+
+    write_columns(place / _FILE, _COLUMNS, (texts(*record) for record in made))
+    write_json_atomic(place / _ABOUT, made.about)
+
+
+def _read(place: Path, known: Domain | None) -> Shaped | None:
+    """What lies in a directory of the cache; None where there is none, or what is there cannot be read."""
+    if (table := read_columns(place / _FILE)) is None:
+        return None
+    try:
+        about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    decode: dict[str, Callable[[Any], Any]] = {"row": json.loads}
+    if known is not None:
+        decode["answer"] = _EXAMPLE.validate_json
+    columns = [Column(table.column(name), f"{place.name}/{name}", decode.get(name)) for name in _COLUMNS]
+    return Shaped(*columns, **about)
