@@ -3,7 +3,7 @@ plain SFT, on the same rows in the same order, one by one and packed.
 
     python benchmarks/step.py [--medcalc train.csv] [--steps 3] [--json PATH]
 
-Without the official MedCalc file (see docs/data.md) only the generated clinic notes are measured. Packed, both sides
+The generated clinic notes (short rows), and the official MedCalc file (see docs/data.md) where it is given. Packed, both sides
 take TRL's packing of the same rows: TRL in its layout, one row without padding, ours in the one that `train` chooses
 (that one where flash attention runs, else packed rows side by side).
 """
@@ -170,7 +170,7 @@ def main() -> None:
     sets: list[dict[str, Any]] = [{"data": "clinic", "cot": True, "rows": options.rows, "max_length": 512}]
     if options.medcalc:  # as many rows as leave all variants room in 24 GB
         long = {"data": "medcalc", "path": str(options.medcalc.resolve()), "rows": 2, "max_length": 1024}
-        sets = [{**long, "cot": cot} for cot in (False, True)]
+        sets = [*({**long, "cot": cot} for cot in (False, True)), *sets]
     # As many tokens a step, whole rows in fewer packed ones.
     sets += [{**chosen, "packed": True, "rows": max(1, chosen["rows"] // 3)} for chosen in sets]
     rows = [row for chosen in sets for row in measure({"packed": False, **chosen, **common})]
