@@ -173,7 +173,7 @@ def test_a_run_goes_on_exactly_where_it_was_stopped(
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
-    assert all(line["replay_loss"] >= 0 and line["base_kl"] >= 0 for line in lines)
+    assert all(min(line["replay_loss"], line["base_kl"]) > -1e-6 for line in lines)
     assert lines[0]["replay_loss"] == pytest.approx(0, abs=1e-5)  # the base model itself
     assert lines[-1]["base_kl"] > 1e-4
 
