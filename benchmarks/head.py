@@ -109,11 +109,11 @@ def setup(spec: dict[str, Any]) -> harness.Run:
     """Inputs of the size asked for and one forward and backward pass of the variant."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     variant, tokens, vocab, dtype = spec["variant"], spec["tokens"], spec["vocab"], getattr(torch, spec["dtype"])
-    generator = torch.Generator().manual_seed(0)
+    drawn: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
     width = spec["hidden"]
-    hidden = torch.randn(tokens, width, generator=generator).to(device, dtype).requires_grad_()
-    weight = (torch.randn(vocab, width, generator=generator) * 0.04).to(device, dtype).requires_grad_()
-    targets = torch.randint(vocab, (tokens,), generator=generator).to(device)
+    hidden = torch.randn(tokens, width, **drawn).to(dtype).requires_grad_()
+    weight = (torch.randn(vocab, width, **drawn) * 0.04).to(dtype).requires_grad_()
+    targets = torch.randint(vocab, (tokens,), **drawn)
     torch.mm(hidden.detach()[:64], weight.detach()[:64].T)  # the library's own threads and buffers
     if variant == "three_matmuls":
         return _matmuls(hidden.detach(), weight.detach())
@@ -182,15 +182,19 @@ LARGE = [
 KEEP_LOGITS = {"naive": 3.2, "log_softmax_gather": 4.2, "naive_talr": 3.2, "trl_fused": 6.0, "cce": 3.2}
 
 
+def may_fit(variant: str, tokens: int, vocab: int) -> bool:
+    """Whether a variant, logits that it keeps included, may be expected to fit the memory that is free."""
+    kept = 0 if variant == "cce" and torch.cuda.is_available() else KEEP_LOGITS.get(variant, 0)  # its kernel keeps none
+    return kept * tokens * vocab * 4 / 2**20 < MEMORY_SHARE * harness.available_mb()
+
+
 def measure(tokens: int, vocab: int, dtype: str, repeats: int, names: list[str]) -> list[dict[str, Any]]:
     """One row for each variant of a size; a variant that cannot run has `skipped` and the reason."""
     size = {"tokens": tokens, "hidden": HIDDEN[vocab], "vocab": vocab, "dtype": dtype}
     print(f"{tokens} tokens, hidden {HIDDEN[vocab]}, vocabulary {vocab}, {dtype}", file=sys.stderr)
-    logits_mb = tokens * vocab * 4 / 2**20
-    limit = MEMORY_SHARE * harness.available_mb()
     if tokens * vocab > 2**28 and not torch.cuda.is_available():
         names = [n for n in names if n in LARGE]
-    fits = [n for n in names if KEEP_LOGITS.get(n, 0) * logits_mb < limit]
+    fits = [n for n in names if may_fit(n, tokens, vocab)]
     rows = [{"variant": n, **size, "skipped": "more memory than is free"} for n in names if n not in fits]
     for spec, answers, problem in harness.interleave(__file__, [{"variant": n, **size} for n in fits], repeats):
         row = {**spec, "skipped": problem} if problem else {**spec, **harness.summary(answers)}
