@@ -14,7 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gentletune.lm.setting as setting_module
 import gentletune.runs.plan as plan_module
+from gentletune.core.devices import check_devices
+from gentletune.core.recipe import Recipe
 from gentletune.core.records import read_record
+from gentletune.methods import parse_method
+from gentletune.methods.micro_batch import check_micro_batch
+from gentletune.runs.inputs import Inputs
 from gentletune.training.trainer import GentleTrainer
 from tests.cli.test_cli import GOOD, refused, refused_last, run, write
 
@@ -89,6 +94,105 @@ def test_plan_refuses_what_training_would(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     line = refused(monkeypatch, capfd, "plan", "--model", str(tiny_dir), "--gpus", "2")
     assert "so --gpus needs --memory" in line
+    more = ["--gpus", "3", "--memory", "8", "--global-batch", "8"]
+    assert "cannot be shared evenly by 3 processes" in refused(
+        monkeypatch, capfd, "plan", "--model", str(tiny_dir), *more
+    )
+
+
+def wide(folder: Path) -> Path:
+    """The configuration of a model of 50 M parameters, without weights or a tokenizer."""
+    LlamaConfig(
+        vocab_size=1000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=3, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=True,
+    ).save_pretrained(folder / "bare")  # fmt: skip
+    return folder / "bare"
+
+
+def test_every_way_that_is_named_is_a_recipe_that_trains(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    model = wide(tmp_path)
+    asked = (
+        {"method": "talr", "batch_size": 2},
+        {"early_stop": "domain_nll", "weights": "bf16", "batch_size": 2},
+        {"optimizer": "adafactor", "global_batch": 8, "batch_size": 2},
+    )
+    for values in asked:
+        recipe = Recipe.parse({**values, "model": str(model), "evaluate": False})
+        flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+        call = ["plan", "--model", str(model), *flags, "--no-evaluate", "--gpus", "4", "--json", str(out)]
+        assert run(monkeypatch, *call, "--memory", "0.95") == 0
+        found = json.loads(out.read_text())
+        assert found["verdict"] != "fits"
+        changed = recipe.override(found["what_fits"])
+        method = parse_method(changed.method)
+        check_devices(changed, method, 4)
+        check_micro_batch(changed, method, 4)
+        assert changed.processes == 4
+        assert changed.step_rows(4) == recipe.step_rows(4)
+        assert method.one_pass or changed.batch_size == recipe.batch_size
+        assert not (changed.early_stop and changed.strategy == "fsdp2")
+
+
+def test_strategy_auto_goes_by_the_plan(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, model = tmp_path / "plan.json", wide(tmp_path)
+    call = ["plan", "--model", str(model), "--batch-size", "1", "--no-evaluate", "--gpus", "8", "--json", str(out)]
+
+    def strategy(gib: str, *more: str) -> str:
+        assert run(monkeypatch, *call, "--memory", gib, *more) == 0
+        return str(json.loads(out.read_text())["strategy"])
+
+    assert strategy("8") == "ddp"
+    assert strategy("1") == "fsdp2"
+    assert "on each of 8 (fsdp2)" in capfd.readouterr().out
+    assert strategy("1", "--early-stop", "domain_nll") == "ddp"  # which needs whole weights
+    data = write(tmp_path / "d.jsonl", GOOD)
+    recipe = Recipe.parse(
+        {"model": str(tiny_dir), "data": data, "processes": 2, "precision": "fp32", "evaluate": False}
+    )
+    inputs = Inputs(recipe)
+    assert plan_module.shared_out(inputs) is inputs
+    monkeypatch.setattr(plan_module.Planner, "plan", lambda self, setting: Fits(setting.sharded))
+    assert plan_module.shared_out(inputs).recipe.strategy == "fsdp2"
+
+
+class Fits:
+    """A plan that fits, or does not."""
+
+    def __init__(self, fits: bool) -> None:
+        self.verdict = lambda _: "fits" if fits else "too large"
+
+
+def test_plan_counts_the_longest_row_and_what_is_on_disk(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+
+    def planned(text: str, *more: str) -> dict[str, Any]:
+        data = write(tmp_path / "d.jsonl", text)
+        call = ["plan", "--model", str(tiny_dir), "--data", data, "--precision", "fp32", "--no-evaluate"]
+        assert run(monkeypatch, *call, *more, "--json", str(out)) == 0
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+    short = planned(GOOD)
+    row = {"prompt": "a long one", "completion": "on and on " * 30}
+    long = planned(GOOD + json.dumps(row) + "\n")  # one row, wherever it may come in training
+    assert long["micro_batch"]["tokens"] > 3 * short["micro_batch"]["tokens"]
+    assert long["memory"]["activations"] > 3 * short["memory"]["activations"]
+    adapter = planned(GOOD, "--method", "lora(r=2)", "--save", "adapter")
+    trained = 4 * adapter["memory"]["trained"]
+    assert adapter["model_bytes"] == trained  # and not the whole weights
+    assert adapter["disk"] == trained + 2 * (trained + 2 * trained) + trained  # checkpoints with AdamW; the adapter
+    whole = 4 * short["memory"]["parameters"]
+    assert planned(GOOD, "--early-stop", "domain_nll")["disk"] == short["disk"] + 2 * whole
+    capfd.readouterr()
+    planned(GOOD, "--method", "lora(r=2)", "--quantization", "4bit")
+    assert "merging afterwards" in capfd.readouterr().out
 
 
 class Left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -29,13 +30,17 @@ CONFIG = LlamaConfig(
 def allocated(run: Any) -> int:
     """The most bytes that torch holds on the CPU beyond what it held before, while `run` runs."""
     activities = [torch.profiler.ProfilerActivity.CPU]
+    gc.collect()  # else what an earlier training left goes while this one is measured, and counts against it
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-@pytest.mark.parametrize(("method", "accumulation", "checkpointing"), [("sft", 1, False), ("talr", 2, True)])
+@pytest.mark.parametrize(
+    ("method", "accumulation", "checkpointing"),
+    [("sft", 1, False), ("talr", 2, True), ("lora", 1, True), ("lora(r=4)", 2, True)],
+)
 def test_the_plan_is_what_torch_allocates(
     method: str, accumulation: int, checkpointing: bool, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -73,6 +78,11 @@ def test_what_changes_the_plan() -> None:
     assert low.optimizer == 6 * plain.parameters  # two moments, and what Kahan's sum has left
     shared = planner.plan(replace(setting, strategy="fsdp2", processes=4))
     assert (shared.weights, shared.optimizer) == (plain.weights // 4, plain.optimizer // 4)
+    assert planner.plan(replace(setting, weights="bf16", strategy="fsdp2", processes=4)).weights == shared.weights
+    assert shared.weights == pytest.approx(4 * plain.parameters / 4, rel=0.01)
+    stage_2 = planner.plan(replace(setting, strategy="deepspeed", processes=4))
+    assert (stage_2.weights, stage_2.rough) == (plain.weights, True)
+    assert stage_2.optimizer < plain.optimizer
     several = planner.plan(replace(setting, processes=4))
     assert several.other >= 4 * plain.parameters  # DDP's buckets
     adapters = planner.plan(replace(setting, method="lora(r=2)"))
@@ -95,6 +105,26 @@ def test_a_step_that_numbers_decide_is_a_rule_of_thumb(monkeypatch: pytest.Monke
     rough = Planner(CONFIG).plan(setting)
     assert rough.rough
     assert rough.activations == pytest.approx(exact, rel=0.5)
+    monkeypatch.undo()
+    monkeypatch.setattr("gentletune.lm.step_memory.Skeleton.forward_peak", undecided)
+    assert Planner(CONFIG).plan(setting).rough
+    assert not Planner(CONFIG).plan(replace(setting, eval_tokens=0)).rough
+
+
+def test_an_adapter_of_a_base_in_few_bits_needs_the_plain_base_once() -> None:
+    planner = Planner(CONFIG)
+    setting = Setting(Work(1, 8, 4), "lora(r=2)", quantization="4bit", eval_tokens=0)
+    alone, merged = planner.plan(setting), planner.plan(replace(setting, merges=4))
+    assert (alone.merging, alone.total) == (0, alone.training)
+    assert 4 * merged.parameters < merged.merging < 5 * merged.parameters
+    assert merged.total == merged.merging > merged.training
+    on_gpu = planner.plan(replace(setting, merges=4, work=replace(setting.work, gpu=True)))
+    assert (on_gpu.merging, on_gpu.total) == (merged.merging, on_gpu.training)  # nothing is measured: on the host
+    measured = replace(setting, merges=4, work=replace(setting.work, gpu=True), eval_tokens=8)
+    assert planner.plan(measured).total >= merged.merging
+    way = nearest(planner, replace(setting, merges=4), int(1.4 * alone.training))
+    assert way is not None
+    assert way.text == "save: adapter"
 
 
 @pytest.mark.parametrize(
@@ -122,4 +152,10 @@ def test_the_nearest_way_changes_the_update_least() -> None:
     assert way(4) == "batch_size: 4, gradient_accumulation: 2"
     assert way(2, checkpointing=True) == "batch_size: 2, gradient_accumulation: 4, gradient_checkpointing: true"
     assert nearest(planner, setting, 2**16, kinds=("",)) is None
+    has = int(1.4 * planner.plan(replace(setting, work=with_rows(setting.work, 4))).total)
+    median, lagged = replace(setting, method="talr"), replace(setting, method="talr(tau=lagged_median)")
+    assert largest_rows(planner, median, has) == 0  # its τ is of a micro-batch, so fewer rows are another update
+    assert largest_rows(planner, lagged, has) == 4
+    refused = nearest(planner, setting, has, kinds=("",), accepts=lambda changes: "batch_size" not in changes)
+    assert refused is None or "batch_size" not in refused.changes
     assert largest_rows(planner, setting, 2**16) == 0

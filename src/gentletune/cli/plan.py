@@ -80,6 +80,9 @@ def _table(found: RecipePlan) -> Table:
         if count:
             table.add_row(name, size(count), of)
     table.add_row("training", size(m.training), f"at its fullest moment: {m.moment}", style="bold")
+    if m.merging:
+        host = "; on the host, so not in what the device needs" if m.on_host else ""
+        table.add_row("merging afterwards", size(m.merging), f"the plain base model, whole once{host}")
     if setting.eval_tokens:
         table.add_row("measuring afterwards", size(m.evaluation), f"batches of {setting.eval_tokens} tokens")
     table.add_row(f"available ({found.verdict})", size(found.machine.has), found.machine.device, style="bold")
@@ -93,12 +96,12 @@ def _notes(found: RecipePlan) -> list[str]:
     if found.verdict != "fits":
         notes.append(f"what surely fits: {found.way.text}" if found.way else "nothing near this recipe surely fits")
     if m.rough:
-        notes.append("this model's step cannot be followed without its numbers: activations are a rule of thumb")
+        notes.append("part of this cannot be followed without its numbers, and is a rule of thumb")
     if m.reference:
         notes.append(f"host: the base weights, {size(m.reference)}, read from the model's files one at a time")
     notes.append(
-        f"disk: {size(found.model_bytes)} for the model, {size(found.disk)} at most while it trains "
-        f"(checkpoints of {size(found.checkpoint_bytes)})"
+        f"disk: {size(found.disk.model)} for the model, {size(found.disk.most)} at most while it trains "
+        f"(checkpoints of {size(found.disk.checkpoint)})"
     )
     if found.rows.assumed:
         notes.append(f"assumed: {found.rows.assumed}")
@@ -133,6 +136,8 @@ def _as_dict(found: RecipePlan, seconds: float | None) -> dict[str, Any]:
         "what_fits": found.way.changes if found.way else None,
         "micro_batch": {"rows": found.setting.work.rows, "tokens": found.setting.work.length},
         "steps": found.steps,
-        "disk": found.disk,
+        "disk": found.disk.most,
+        "model_bytes": found.disk.model,
+        "strategy": found.setting.strategy if found.setting.processes > 1 else None,
         "seconds": seconds,
     }

@@ -111,7 +111,7 @@ class Recipe(BaseModel):
     )
     strategy: Literal["auto", "ddp", "fsdp2", "deepspeed"] = Field(
         "auto",
-        description="What each of several processes holds: all (ddp, auto), or a share of weights and optimiser.",
+        description="What each of several processes holds: all (ddp) or a share (fsdp2); auto: all where that fits.",
     )
     schedule: str = Field(
         "cosine",

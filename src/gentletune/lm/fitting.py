@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,8 @@ _ADAPTERS: tuple[Changes, ...] = (
     {"weights": "bf16", **_CHECKPOINTING},
     {"strategy": "fsdp2", **_CHECKPOINTING},
 )
-_QUANTISED: tuple[Changes, ...] = ({"quantization": "4bit"}, {"quantization": "4bit", **_CHECKPOINTING})
+# The plain base model, which an adapter is merged into, may be what does not fit.
+_FEW_BITS: tuple[Changes, ...] = ({}, _CHECKPOINTING, {"save": "adapter"}, {"save": "adapter", **_CHECKPOINTING})
 
 
 @dataclass(frozen=True)
@@ -52,31 +53,45 @@ class Way:
         return ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in self.changes.items())
 
 
-def nearest(planner: Planner, setting: Setting, has: int, kinds: tuple[str, ...] = ("", "lora", "qlora")) -> Way | None:
+def nearest(
+    planner: Planner,
+    setting: Setting,
+    has: int,
+    kinds: tuple[str, ...] = ("", "lora", "qlora"),
+    accepts: Callable[[Changes], bool] = lambda _: True,
+) -> Way | None:
     """The first way to fit a device of `has` bytes, surely; None where there is none.
 
-    First fewer rows per micro-batch and gradient checkpointing, which leave the update as it is (but for a τ that is of
-    a micro-batch); then sharding, a smaller optimiser, bf16 weights; then, by `kinds`, adapters and quantised weights.
+    First fewer rows per micro-batch and gradient checkpointing, which leave the update as it is; then sharding, a
+    smaller optimiser, bf16 weights; then, by `kinds`, adapters and quantised weights. `accepts` says whether the recipe
+    takes such changes.
     """
-    for changes in _stages(setting, kinds):
-        changed = _applied(setting, changes)
+    for stage in _stages(setting, kinds):
+        if not accepts(stage):
+            continue
+        changed = _applied(setting, stage)
         rows = largest_rows(planner, changed, has)
-        if rows:
+        changes = _rows_of(setting, rows) | stage if rows else {}
+        if rows and accepts(changes):
             changed = replace(changed, work=with_rows(changed.work, rows))
-            return Way(_rows_of(setting, rows) | changes, changed, planner.plan(changed))
+            return Way(changes, changed, planner.plan(changed))
     return None
 
 
-def largest_rows(planner: Planner, setting: Setting, has: int, multiple: int | None = None) -> int:
-    """The most rows of a micro-batch, of those that divide the setting's (or `multiple`), that surely fit; else 0."""
-    rows = multiple or setting.work.rows
-    sizes = [count for count in range(1, rows + 1) if rows % count == 0]
+def largest_rows(planner: Planner, setting: Setting, has: int) -> int:
+    """The most rows of a micro-batch, of those that divide the setting's, that surely fit; 0 where none do.
+
+    Where τ is of a micro-batch, fewer rows would be another method, so that all must fit.
+    """
+    rows = setting.work.rows
+    one_pass = parse_method(setting.method).one_pass
+    sizes = [count for count in range(1, rows + 1) if rows % count == 0] if one_pass else [rows]
 
     def fits(count: int) -> bool:
         work = with_rows(setting.work, count, accumulates=setting.work.accumulates or count < rows)
         return planner.plan(replace(setting, work=work)).verdict(has) == "fits"
 
-    if not fits(1):
+    if not fits(sizes[0]):
         return 0
     low, high = 1, len(sizes)  # the first `low` fit, those from `high` on do not
     while low < high:
@@ -100,9 +115,9 @@ def _stages(setting: Setting, kinds: tuple[str, ...]) -> Iterator[Changes]:
             continue  # it says itself what is trained
         wrap = {} if adapted or not kind else {"method": _with_lora(setting.method)}
         if setting.quantization is not None:
-            stages: tuple[Changes, ...] = ({}, _CHECKPOINTING)
+            stages = _FEW_BITS
         elif kind == "qlora":
-            stages = _QUANTISED
+            stages = tuple({"quantization": "4bit", **changes} for changes in _FEW_BITS)
         else:
             stages = _ADAPTERS if adapted or kind else _FULL
         for stage in stages:
@@ -125,9 +140,13 @@ def _with_lora(method: str) -> str:
 
 
 def _applied(setting: Setting, changes: Changes) -> Setting:
-    own = {key: value for key, value in changes.items() if key != "gradient_checkpointing"}
+    own = {key: value for key, value in changes.items() if key not in ("gradient_checkpointing", "save")}
     if own.get("strategy") == "fsdp2":
         own["weights"] = "fp32"  # shares are held so (lm/held.py)
+    if "quantization" in own:
+        own["merges"] = 2 if setting.weights == "bf16" else 4  # the model afterwards is held as the base was
+    if "save" in changes and not setting.eval_tokens:
+        own["merges"] = 0
     checkpointing = setting.work.checkpointing or "gradient_checkpointing" in changes
     return replace(setting, **own, work=replace(setting.work, checkpointing=checkpointing))
 

@@ -26,7 +26,8 @@ class Setting:
     """How a model is trained, as far as memory goes.
 
     `quantization` is that of the frozen linear layers under LoRA; `work` is a micro-batch of one process, of which a
-    step has `micro_batches`. `fp32_alone`: bf16 is ruled out.
+    step has `micro_batches`. `fp32_alone`: bf16 is ruled out. `merges`: bytes of a weight of the plain base model that
+    the adapter is added to when training is over; 0 where it goes into the weights it was trained on, or is kept alone.
     """
 
     work: Work
@@ -40,6 +41,12 @@ class Setting:
     eval_tokens: int = 8192
     micro_batches: int = 1
     fp32_alone: bool = False
+    merges: int = 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each device holds a share of the weights."""
+        return self.strategy == "fsdp2" and self.processes > 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,9 @@ class MemoryPlan:
 
     `copies` are the weights in the precision of autocast, `other` what several devices or the optimiser's step take
     in between, `overhead` the device's own. `reference` lies on the host. `evaluation` is the whole of measuring the
-    tuned model afterwards. `rough`: the step could not be run on fake tensors, activations are a rule of thumb.
+    tuned model afterwards, `merging` that of the plain base model while the adapter is added, before; a GPU has no part
+    in that (`on_host`) where nothing is measured. `rough`: a step could not be run on fake tensors and its activations
+    are a rule of thumb, or what a library shares out is not followed.
     """
 
     weights: int
@@ -62,10 +71,12 @@ class MemoryPlan:
     moment: str
     reference: int
     evaluation: int
+    merging: int
     parameters: int
     trained: int
     rough: bool = False
     sure: float = SURE
+    on_host: bool = False
 
     @property
     def training(self) -> int:
@@ -76,7 +87,7 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """The most a device has to have, in training or afterwards."""
-        return max(self.training, self.evaluation)
+        return max(self.training, self.evaluation, 0 if self.on_host else self.merging)
 
     def verdict(self, has: int) -> str:
         """`fits`, `tight` (the plan is no surer than that) or `too large` for a device of so many bytes."""
@@ -107,20 +118,19 @@ class Planner:
 
     def plan(self, setting: Setting) -> MemoryPlan:
         """What the setting takes of each device."""
-        sharded = setting.strategy != "ddp" and setting.processes > 1
+        if setting.sharded:
+            return self._sharded(setting)
         skeleton, method = self._of(setting), parse_method(setting.method)
-        weights = _weight_bytes(skeleton, setting.quantization)
-        gradients = sum(p.nbytes for p in skeleton.trained)
-        state = self.optimizer_bytes(setting)
+        gradients, state = self.trained_bytes(setting), self.optimizer_bytes(setting)
         largest = max((p.numel() for p in skeleton.trained), default=0)
         plainly = 16 if method.update_rule else 0 if "fused" in setting.optimizer else 8
         step = largest * max(12 if method.penalty else 0, plainly)
         other = _dequantised(skeleton, setting)
-        if sharded:
-            return self._sharded(setting, skeleton, weights, gradients, state)
         moments, rough = self._passes(setting)
         if setting.processes > 1:
             other += gradients  # DDP's buckets
+        if setting.strategy == "deepspeed":  # stage 2 shares out the optimiser and a copy of the weights it works on
+            state, rough = (state + gradients) // setting.processes, True
         nothing = dict.fromkeys(moments[0], 0)
         during = "forward and backward passes"
         fullest = max(
@@ -128,62 +138,80 @@ class Planner:
             {**nothing, "gradients": gradients, "other": other + step, "moment": "optimiser step"},
             key=lambda one: sum(size for size in one.values() if isinstance(size, int)),
         )
-        return self._made(setting, skeleton, method, weights=weights, optimizer=state, rough=rough, **fullest)
+        weights = _weight_bytes(skeleton, setting.quantization)
+        return self._made(setting, skeleton, method, rough, weights=weights, optimizer=state, **fullest)
+
+    def trained_bytes(self, setting: Setting) -> int:
+        """The trained weights, over all devices: what their gradient takes, too, and what a checkpoint has of them."""
+        return sum(p.nbytes for p in self._of(setting).trained)
 
     def optimizer_bytes(self, setting: Setting) -> int:
-        """What the optimiser holds, over all devices."""
-        return optimizer_bytes(setting.optimizer, self._of(setting).trained, momentum=setting.momentum)
+        """What the optimiser holds, and a running average of the weights in fp32 beside it, over all devices."""
+        trained = self._of(setting).trained
+        averaged = 4 * sum(p.numel() for p in trained) if parse_method(setting.method).average is not None else 0
+        return averaged + optimizer_bytes(setting.optimizer, trained, momentum=setting.momentum)
 
     def static_bytes(self, setting: Setting) -> int:
         """Weights, gradients and optimiser state, over all devices."""
-        skeleton = self._of(setting)
-        trained = sum(p.nbytes for p in skeleton.trained)
-        return int(_weight_bytes(skeleton, setting.quantization) + trained + self.optimizer_bytes(setting))
+        held = _weight_bytes(self._of(setting), setting.quantization)
+        return held + self.trained_bytes(setting) + self.optimizer_bytes(setting)
 
-    def _sharded(self, setting: Setting, skeleton: Skeleton, weights: int, gradients: int, state: int) -> MemoryPlan:
-        """Under FSDP2: shards, two whole layers at a time, and the root's own (embedding, head) whole throughout."""
+    def _sharded(self, setting: Setting) -> MemoryPlan:
+        """Under FSDP2: fp32 shares, two whole layers at a time, and the root's own (embedding, head) throughout."""
         low, each = setting.work.bf16 or setting.weights == "bf16", setting.processes
+        held, method = replace(setting, weights="fp32"), parse_method(setting.method)
+        skeleton, gradients = self._of(held), self.trained_bytes(held)
         (parts, _), rough = self._passes(
-            replace(setting, weights="bf16" if low else "fp32", work=replace(setting.work, bf16=False))
+            replace(held, weights="bf16" if low else "fp32", work=replace(setting.work, bf16=False))
         )  # FSDP casts what it gathers, so that autocast has nothing to copy
         layer = skeleton.in_blocks // skeleton.blocks
         root = sum(p.numel() for p in skeleton.plain) - skeleton.in_blocks
-        trained = bool(gradients) and not parse_method(setting.method).adapter
-        whole = (2 if low else 4) * ((2 * layer + root) + trained * (layer + root))  # weights, then gradients
+        size = 2 if low else 4
+        own = size if gradients and not method.adapter else 0  # of a whole gradient, added up in fp32
+        summed = 4 if own else 0
+        layers = {**parts, "other": size * (2 * layer + root) + own * (layer + root) + summed * layer}
+        fullest = max(
+            layers | {"moment": "forward and backward passes"},
+            {**dict.fromkeys(parts, 0), "other": (size + own + summed) * root, "moment": "gradient of the embedding"},
+            key=lambda one: sum(one[name] for name in ("activations", "head", "other")),
+        )
         return self._made(
-            setting, skeleton, parse_method(setting.method), weights=weights // each, optimizer=state // each,
-            gradients=gradients // each, copies=0, activations=parts["activations"], head=parts["head"], other=whole,
-            moment="forward and backward passes", rough=rough,
+            held, skeleton, method, rough, weights=_weight_bytes(skeleton, setting.quantization) // each,
+            optimizer=self.optimizer_bytes(held) // each, **{**fullest, "gradients": gradients // each, "copies": 0},
         )  # fmt: skip
 
-    def _made(self, setting: Setting, skeleton: Skeleton, method: Method, **parts: Any) -> MemoryPlan:
+    def _made(self, setting: Setting, skeleton: Skeleton, method: Method, rough: bool, **parts: Any) -> MemoryPlan:
         overhead = GPU_OVERHEAD if setting.work.gpu else 0
         plain = sum(p.numel() for p in skeleton.plain)
+        evaluation, told_by_thumb = self._evaluation(setting, skeleton)
         return MemoryPlan(
             **parts,
             overhead=overhead,
             sure=SURE if setting.work.gpu else SURE_HOST,
             reference=2 * plain if method.penalty or method.merge else 0,
-            evaluation=self._evaluation(setting, skeleton) + overhead,
+            evaluation=evaluation + overhead,
+            merging=_merged(setting, skeleton) if setting.merges else 0,
             parameters=plain,
             trained=sum(p.numel() for p in skeleton.trained),
+            rough=rough or told_by_thumb,
+            on_host=setting.work.gpu and not setting.eval_tokens,
         )
 
-    def _evaluation(self, setting: Setting, skeleton: Skeleton) -> int:
-        """Weights, a batch's forward pass or its cache of keys and values, and a block of logits."""
+    def _evaluation(self, setting: Setting, skeleton: Skeleton) -> tuple[int, bool]:
+        """Weights, a batch's forward pass or its cache of keys and values, a block of logits; by a rule of thumb?"""
         if not setting.eval_tokens:
-            return 0
+            return 0, False
         length = min(setting.work.length, setting.eval_tokens)
         work = Work(max(1, setting.eval_tokens // length), length, 1, padded=True, gpu=setting.work.gpu)
         size = 2 if setting.weights == "bf16" else 4
         whole = sum(p.numel() for p in skeleton.plain) * size + skeleton.buffers
         cached = setting.eval_tokens * skeleton.cache_width * size
         try:
-            passed = skeleton.forward_peak(work)
+            passed, rough = skeleton.forward_peak(work), False
         except Exception:  # a model that fake tensors cannot go through: a rule of thumb is better than no plan
-            passed = setting.eval_tokens * 8 * skeleton.config.hidden_size * size
+            passed, rough = setting.eval_tokens * 8 * skeleton.config.hidden_size * size, True
         block = 4 * min(_LOGITS, setting.eval_tokens * skeleton.config.vocab_size)
-        return int(whole + max(passed, cached) + block)
+        return int(whole + max(passed, cached) + block), rough
 
     def _of(self, setting: Setting) -> Skeleton:
         quantised = setting.quantization is not None
@@ -245,6 +273,16 @@ def _dequantised(skeleton: Skeleton, setting: Setting) -> int:
     if setting.quantization is None:
         return 0
     return max(weight.nbytes for weight in skeleton.linear)
+
+
+def _merged(setting: Setting, skeleton: Skeleton) -> int:
+    """The plain base model, the adapter, and what adding it to the largest layer takes.
+
+    That is the product in fp32, twice; where weights of 2 bytes round it, what is lost is measured, in five such.
+    """
+    largest = max((weight.numel() for weight in skeleton.linear), default=0)
+    plain = sum(p.numel() for p in skeleton.plain) * setting.merges + skeleton.buffers
+    return plain + sum(p.nbytes for p in skeleton.trained) + (20 if setting.merges == 2 else 8) * largest
 
 
 def _rule_of_thumb(skeleton: Skeleton, work: Work) -> Parts:

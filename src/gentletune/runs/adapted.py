@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gentletune.core.cache import whole_directory
 from gentletune.core.errors import UserError
 from gentletune.core.paths import user_path
@@ -34,13 +36,14 @@ def unquantised(inputs: Inputs, adapter: Path) -> tuple[Any, dict[str, float]]:
     """The plain base model with the adapter added to its own weights, a tensor at a time, and what rounding took of it.
 
     The caller holds no other model. From under a quantised base the result is in the dtype the base was published in,
-    else in what the run holds its models in.
+    else in what the run holds its models in. Where nothing is to be measured it lies on the host.
     """
     give_back_memory()
     base, recipe = inputs.base, inputs.recipe
     published = recipe.quantization is not None and recipe.save == "merged"
     dtype = published_dtype(base.directory) if published else base.dtype
-    plain = load_model(base.directory, dtype, trust_remote_code=recipe.trust_remote_code)
+    place = None if recipe.evaluate else torch.device("cpu")
+    plain = load_model(base.directory, dtype, trust_remote_code=recipe.trust_remote_code, place=place)
     wrapped = add_adapter(plain, adapter)
     share = rounded_away(wrapped)
     return wrapped.merge_and_unload().eval(), {} if share is None else {"merge_rounding": share}

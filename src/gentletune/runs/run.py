@@ -51,7 +51,7 @@ from gentletune.runs.export import export_run
 from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
 from gentletune.runs.micro_batch import halved, settled
-from gentletune.runs.plan import check_weights_fit, first_lines
+from gentletune.runs.plan import check_weights_fit, first_lines, shared_out
 from gentletune.runs.ranks import all_ranks, looked_at_by_all, ranks
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
@@ -98,7 +98,7 @@ def _train(recipe: Recipe, reuse: Path | None, stage: Stage, say: Callable[[str]
         with one_line_errors(Path(recipe.output)):
             check_free(Path(recipe.output))  # told before any data are read
     check_export(recipe)
-    inputs = Inputs(recipe)
+    inputs = shared_out(Inputs(recipe))
     run = Path(recipe.output or _default_output(inputs))
     if (done := _finished(inputs, run)) is None:
         with holding(run):
