@@ -136,14 +136,23 @@ def evaluate_command(
 
 @app.command("sweep")
 def sweep_command(
-    config: Annotated[Path, typer.Option("-c", "--config", help="Study YAML: base, axes, also, search, …")],
-    output: Annotated[Path, typer.Option(help="Study directory.")] = Path("runs/study"),
-    model: Annotated[str | None, typer.Option(help="Model in the place of the study's.")] = None,
+    config: Annotated[
+        Path,
+        typer.Option("-c", "--config", help="Study YAML: base (a recipe), axes, also, search, … (docs/studies.md)."),
+    ],
+    output: Annotated[Path, typer.Option(help="Study directory: a run directory for each trial.")] = Path("runs/study"),
+    model: Annotated[str | None, typer.Option(help="Train this model instead of the study's.")] = None,
     executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one a GPU.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster, such as auto.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and stop.")] = False,
-    probe: Annotated[bool, typer.Option(help="Time a few steps for the estimate of a dry run.")] = True,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; by default one per GPU, on a CPU 2.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster, or auto to find it; by default a local one.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the trials and what they cost in time and disk; train nothing.")
+    ] = False,
+    probe: Annotated[bool, typer.Option(help="In a dry run, time a few steps for the estimate.")] = True,
 ) -> None:
     """Run every trial of a study; run again, it does only what is missing or failed.
 
@@ -209,10 +218,14 @@ def say_failed(records: list[RunRecord]) -> None:
 def advise_command(
     given: dict[str, Any],
     config: ConfigOption = None,
-    steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps of each probe; 6 to 24 by default.")] = None,
-    rates: Annotated[str, typer.Option(help="Rates to probe, such as 1e-5,1e-4; by default from the model.")] = "",
-    budget: Annotated[float | None, typer.Option(help="Most KL from base that may come of it, bits per token.")] = None,
-    sweep_runs: Annotated[int, typer.Option(min=1, help="Runs of the sweep that this stands in for.")] = 24,
+    steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps per probe; 6 to 24 by default.")] = None,
+    rates: Annotated[
+        str, typer.Option(help="Learning rates to probe, such as 1e-5,1e-4; by default by the model's size.")
+    ] = "",
+    budget: Annotated[float | None, typer.Option(help="Highest KL from base allowed, bits per token.")] = None,
+    sweep_runs: Annotated[
+        int, typer.Option(min=1, help="Runs of the sweep whose cost the probes are compared with.")
+    ] = 24,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the proposal to this file, too.")] = None,
 ) -> None:
     """Propose a learning rate and a method from short probes: domain bits gained against KL from base.
@@ -238,7 +251,7 @@ def advise_command(
 @app.command("report")
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Run or study directories.")],
-    output: Annotated[Path | None, typer.Option(help="Where the report goes; the first directory by default.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory of the report; by default the first of RUNS.")] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "gentletune: domain gain against general loss",
     domain: DomainOption = None,
     general: GeneralOption = None,
