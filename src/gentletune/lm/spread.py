@@ -101,7 +101,7 @@ def is_helped() -> bool:
     return _helpers.get() is not None
 
 
-def spread(work: Work, model: Any, tokenizer: Any, batches: Iterable[Any], **how: Any) -> Iterator[Any]:
+def spread(work: Work, model: Any, tokenizer: Any, batches: Iterable[Any], /, **how: Any) -> Iterator[Any]:
     """What `work` makes of each batch, in their order: here, or over the ranks that help.
 
     >>> list(spread(lambda model, tokenizer, batch, *, unit: len(batch) * unit, None, None, ["ab", "c"], unit=2))
