@@ -65,10 +65,10 @@ class Recipe(BaseModel):
     data_split: str = Field("train", description="Split to train on, where data_path is a hub name.")
     data_config: str | None = Field(None, min_length=1, description="Configuration (subset) of a hub data set.")
     mixture: str | None = Field(None, min_length=1, description="What data becomes where it names several sources.")
-    test_path: str | None = Field(None, description="Held-out file; None splits data_path by group (patient note).")
+    test_path: str | None = Field(None, description="Held-out file (None: a part of data_path, by patient note).")
     test_rows: int = Field(64, ge=1, description="Held-out rows the domain side is measured on.")
     train_rows: int | None = Field(None, ge=1, description="Use only this many training rows (None: all).")
-    cot: bool = Field(True, description="Train on the worked chain of thought (false: on the label only).")
+    cot: bool = Field(True, description="Train on the worked chain of thought (off: on the label alone).")
     max_length: int | None = Field(
         None, ge=8, description="Longest row in tokens. None: 4096, or the model's context where that is shorter."
     )
@@ -82,7 +82,7 @@ class Recipe(BaseModel):
     chat_template: str | None = Field(
         None,
         min_length=1,
-        description="To train, prompt and save with: a Jinja file, a name that TRL ships, or Jinja. None: the model's.",
+        description="To train, prompt and save with: a Jinja file, Jinja, or a name TRL ships. None: the model's own.",
     )
     date: str = Field(DATE, description="Day that dated chat templates print, so that rows are the same on any day.")
 
@@ -97,17 +97,17 @@ class Recipe(BaseModel):
     )
     betas: tuple[Beta, Beta] | None = Field(None, description="Betas of an Adam or Lion (None: the optimiser's own).")
     momentum: Beta | None = Field(None, description="Momentum of sgd and rmsprop (None: 0).")
-    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data, unless max_steps.")
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="Passes over the data; max_steps overrides.")
     max_steps: int | None = Field(None, ge=1, description="Optimiser steps; overrides epochs.")
     batch_size: int | Literal["auto"] = Field(
         8, description="Rows per process and micro-batch; auto: as many as fit, accumulated up to global_batch."
     )
-    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step, unless global_batch.")
+    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
     global_batch: int | None = Field(
         None, ge=1, description="Rows per optimiser step, over all processes, in as many micro-batches as that takes."
     )
     processes: Processes = Field(
-        1, description="Processes that train and sweep train in, each on a GPU of its own; auto: one per visible GPU."
+        1, description="Processes that train together, each on a GPU of its own; auto: one per visible GPU."
     )
     strategy: Literal["auto", "ddp", "fsdp2", "deepspeed"] = Field(
         "auto",
@@ -130,10 +130,10 @@ class Recipe(BaseModel):
         None, description="LoRA's frozen base in 4 bits (nf4) or 8, by bitsandbytes: QLoRA. None: as weights says."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="What is computed in; bf16 by autocast.")
-    gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
+    gradient_checkpointing: bool = Field(False, description="Compute activations twice: less memory, more time.")
     head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
     attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"] = Field(
-        "auto", description="auto: the model's own; with packing, flash attention where it is installed."
+        "auto", description="Kernel; auto: the model's own, and with packing flash attention where it is installed."
     )
     compile: bool = Field(False, description="torch.compile of the model: minutes at first, then faster on a GPU.")
     packing: bool = Field(False, description="Whole rows fill up rows of max_length (None: 2048) tokens.")
@@ -150,35 +150,35 @@ class Recipe(BaseModel):
     save: Literal["merged", "adapter"] = Field(
         "merged", description="What is saved: whole weights, or LoRA's adapter alone, which needs the base model."
     )
-    report_to: tuple[str, ...] = Field((), description="trackio, wandb, tensorboard, …")
+    report_to: tuple[str, ...] = Field((), description="Where to log besides: trackio, wandb, tensorboard, …")
     log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
     save_every: int | str = Field(50, description="Steps between checkpoints, or a time: 90s, 10min, 2h.")
     keep_checkpoints: int = Field(1, ge=1, description="Checkpoints kept while training.")
     probe_every: int = Field(10, ge=0, description="Steps between probes of domain NLL and KL from base (0: none).")
     probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
-    evaluate_every: int = Field(0, ge=0, description="Steps between looks at the tasks, both sides (0: none).")
+    evaluate_every: int = Field(0, ge=0, description="Steps between looks at the tasks in training (0: none).")
     evaluate_limit: int = Field(32, ge=1, description="Documents of each task in such a look.")
     shard_size: str = Field("5GB", description="Largest file of the saved weights: 500MB, 5GB.")
     push_to_hub: str | None = Field(
         None, min_length=1, description="Upload the finished model to owner/name of the hub, private; needs HF_TOKEN."
     )
     gguf: str | None = Field(
-        None, min_length=1, description="llama.cpp's convert_hf_to_gguf.py: write the finished model as GGUF, too."
+        None, min_length=1, description="Path of llama.cpp's convert_hf_to_gguf.py: write the model as GGUF, too."
     )
 
     # --- measurement: fields that change scores but not the trained weights
     evaluate: bool = Field(True, description="Measure the base and the tuned model after training.")
-    domain_metric: DomainMetric = Field("auto", description="What scores the answers of a file; auto: told by them.")
+    domain_metric: DomainMetric = Field("auto", description="How answers of a file are scored; auto: by what they are.")
     domain_tokens: int = Field(160, ge=1, description="Longest answer generated for a domain row.")
-    general_prompts: int = Field(200, ge=1, description="Shipped general prompts: their answers measure KL from base.")
+    general_prompts: int = Field(200, ge=1, description="Shipped prompts whose answers measure KL from base.")
     general_tokens: int = Field(48, ge=1, description="Longest answer that KL from base is measured on.")
     task_tokens: int = Field(64, ge=1, description="Longest answer to a generated general task.")
     general_rows: int = Field(64, ge=1, description="Rows of each generated general task.")
-    reference_path: str | None = Field(None, description="File of reference answers to measure code length on.")
+    reference_path: str | None = Field(None, description="File of reference answers to measure bits per token on.")
     eval_batch_tokens: int = Field(8192, ge=1, description="Padded tokens per evaluation batch.")
     tasks: tuple[str, ...] = Field(
         ("general",),
-        description="general (grammar, facts, reading), arithmetic, instructions, a domain, a YAML file, lm-eval's.",
+        description="general (grammar, facts, reading), arithmetic, instructions, domains, YAML files, lm-eval names.",
     )
     task_data: str | None = Field(None, description="Directory of the tasks' official files; None asks the hub.")
     limit: int | None = Field(None, ge=1, description="Documents per task (None: all).")
