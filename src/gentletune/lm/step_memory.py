@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.initialization import no_init_weights
 
 from gentletune.core.errors import UserError
 from gentletune.lm.kinds import freeze_unread, model_class
@@ -68,7 +69,8 @@ class Skeleton:
         self.method, self._fake = method, FakeTensorMode(allow_non_fake_inputs=True)
         self._make = partial(Skeleton, method=method, dtype=dtype, linear=linear)
         with self._fake, quiet(), _made_up(method.adapter):
-            model = _model(config, dtype)
+            with no_init_weights():
+                model = _model(config, dtype)
             head = model.get_output_embeddings()
             layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
             for layer in layers if linear is not None else ():
@@ -300,11 +302,8 @@ def _inputs(work: Work) -> dict[str, Tensor]:
 
 @contextmanager
 def _made_up(adapter: bool) -> Iterator[None]:
-    """Without the draws that a model without numbers has no use for, and moves of adapters that are in place."""
-    from transformers.initialization import no_init_weights
-
+    """Without moves of adapters that are in place."""
     with ExitStack() as stack:
-        stack.enter_context(no_init_weights())
         stack.enter_context(patch.object(nn.Module, "to", lambda self, *_, **__: self))
         if adapter:  # which entries SHiRA trains is looked up among numbers; how many is known without
             stack.enter_context(patch("peft.tuners.shira.config.random_mask", lambda *_, **__: None))
