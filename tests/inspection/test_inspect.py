@@ -88,7 +88,7 @@ def test_files_hold_every_token_with_its_weights(
     totals = {w.method: w for w in found.weights}
     assert totals["talr"].mean == pytest.approx(float(talr.mean()))
     assert totals["talr"].ess_share == pytest.approx(float(effective_sample_size(talr)) / len(talr))
-    for method in ("dft", "eaft", "infosft", "mask"):
+    for method in ("asft", "dft", "eaft", "infosft", "mask"):
         assert totals[method].mean == pytest.approx(np.mean([row[f"weight_{method}"] for row in rows]))
     assert totals["sft"].hard_share == pytest.approx(found.hard_share[0.1])
 

@@ -78,7 +78,8 @@ def test_switching_the_colouring(page: Any) -> None:
     levels = [str(token.get_attribute("data-v")) for token in page.locator(".answer .t").all()]
     by_probability = background(page)
     assert classes(page) == [f"t l{each[0]}" for each in levels]
-    for view, name in enumerate(("probability", "weight: dft", "weight: eaft", "weight: infosft", "weight: mask", "weight: talr")):
+    methods = ("asft", "dft", "eaft", "infosft", "mask", "talr")
+    for view, name in enumerate(("probability", *(f"weight: {method}" for method in methods))):
         page.get_by_label(name).check()
         assert classes(page) == [f"t l{each[view]}" for each in levels]
         assert page.locator(".to").inner_text() == ("weight 1" if view else "p < 0.001")

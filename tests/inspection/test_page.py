@@ -41,9 +41,9 @@ def test_every_token_has_a_level_in_each_view(found: Inspection) -> None:
     page = render_page(found)
     tokens = re.findall(r'<span class="t l(\d)" data-v="(\d+)" title="([^"]+)"', page)
     assert len(tokens) == sum(len(row.tokens["text"]) for one in found.sets for row in one.coloured)
-    assert {len(levels) for _, levels, _ in tokens} == {5}
+    assert {len(levels) for _, levels, _ in tokens} == {7}
     assert all(first == levels[0] for first, levels, _ in tokens)
-    assert {levels[3] for _, levels, _ in tokens} == {"0"}  # all tokens of the untrained model are masked
+    assert {levels[5] for _, levels, _ in tokens} == {"0"}  # all tokens of the untrained model are masked
     assert all("the model would say" in told and "talr" in told for _, _, told in tokens)
 
 
@@ -80,4 +80,4 @@ def test_a_token_that_is_certain_is_not_coloured(tokenizer: Any) -> None:
     found = inspect_rows(Source(model, tokenizer, 512), [{"prompt": "a", "completion": "b"}], coloured=1)
     assert found.classes[-1].name == "special"
     assert found.classes[-1].mean_nll < 1e-6
-    assert 'class="t l0" data-v="09099" title="p 1.000' in render_page(found)
+    assert 'class="t l0" data-v="0990099" title="p 1.000' in render_page(found)

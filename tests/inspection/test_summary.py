@@ -84,7 +84,7 @@ def test_positions_are_named_by_their_bins() -> None:
 def test_weight_totals_are_those_of_all_weights(nll: np.ndarray) -> None:
     tokens = frame(nll, entropy=np.random.default_rng(1).random(len(nll)))
     weights = method_weights(tokens, 1.3)
-    assert list(weights) == method_columns() == ["sft", "dft", "eaft", "infosft", "mask", "talr"]
+    assert list(weights) == method_columns() == ["sft", "asft", "dft", "eaft", "infosft", "mask", "talr"]
     found = added(*cut(tokens, *(slice(i, None, 9) for i in range(9))))["weights"]
     hard = np.exp(-nll) < 0.1
     for total, (method, values) in zip(found, weights.items(), strict=True):

@@ -61,14 +61,14 @@ def test_inspect_has_a_column_for_it(tiny_dir: Path, tmp_path: Path, monkeypatch
     with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name.removeprefix("weight_") for name in rows[0] if name.startswith("weight_")]
-    assert names == ["dft", "eaft", "infosft", "mask", "root", "talr", "twice"]  # by_word has no default
+    assert names == ["asft", "dft", "eaft", "infosft", "mask", "root", "talr", "twice"]  # by_word has no default
     for row in rows:
         assert float(row["weight_root"]) == pytest.approx(float(row["probability"]) ** 0.5, rel=1e-9)
         assert float(row["weight_twice"]) == 2
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     assert "weight: root" in page
     levels = re.findall(r'data-v="(\d+)"', page)
-    assert {(len(each), each[-1]) for each in levels} == {(8, "9")}  # a digit a view; weight 2 is shown as full
+    assert {(len(each), each[-1]) for each in levels} == {(9, "9")}  # a digit a view; weight 2 is shown as full
 
 
 @pytest.mark.parametrize("name", method_names())

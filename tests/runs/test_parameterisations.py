@@ -41,13 +41,13 @@ def test_loras_rate_is_ten_times_the_recipes_and_said(
     tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record, scaled = trained(tiny_dir, tmp_path / "scaled", "lora(r=2)", learning_rate=1e-3)
-    assert "learning rate 0.01 (10 x 0.001 for adapters)" in capsys.readouterr().out
+    assert "learning rate 0.01 (10 x 0.001 for adapters)" in capsys.readouterr().err
     assert (record.learning_rate, record.label) == (1e-3, "lora(r=2)")
     assert record.training["optimizer_rate"] == pytest.approx(0.01)
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "scaled" / "metrics.jsonl") if "loss" in line]
     assert max(rates) == pytest.approx(0.01)
     record, plain = trained(tiny_dir, tmp_path / "plain", "lora(r=2, rate_scale=1)", learning_rate=1e-2)
-    assert "for adapters" not in capsys.readouterr().out
+    assert "for adapters" not in capsys.readouterr().err
     assert "optimizer_rate" not in record.training
     assert record.label == "lora(r=2, rate_scale=1)"
     assert all(torch.equal(value, plain[name]) for name, value in scaled.items())

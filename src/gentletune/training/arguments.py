@@ -88,9 +88,9 @@ def optimizer_rate(recipe: Recipe, method: Method) -> float:
 def rate_in_words(recipe: Recipe, method: Method) -> str:
     """What a training says of its rate where it is not the recipe's.
 
-    >>> from gentletune.methods import parse_method
-    >>> rate_in_words(Recipe(lr=1e-5), parse_method("lora")), rate_in_words(Recipe(), parse_method("sft"))
-    ('; learning rate 0.0001 (10 x 1e-05 for adapters)', '')
+    >>> from gentletune.methods import Parameterisation
+    >>> rate_in_words(Recipe(lr=1e-5), Method(parameterise=Parameterisation(rate_scale=10.0)))
+    '; learning rate 0.0001 (10 x 1e-05 for adapters)'
     """
     scale = method.parameterisation.rate_scale
     if scale == 1:
