@@ -38,11 +38,17 @@ def allocated(run: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("method", "accumulation", "checkpointing"),
-    [("sft", 1, False), ("talr", 2, True), ("lora", 1, True), ("lora(r=4)", 2, True)],
+    ("method", "accumulation", "checkpointing", "releases"),
+    [
+        ("sft", 1, False, False),
+        ("sft", 1, True, True),
+        ("talr", 2, True, False),
+        ("lora", 1, True, False),
+        ("lora(r=4)", 2, True, False),
+    ],
 )
 def test_the_plan_is_what_torch_allocates(
-    method: str, accumulation: int, checkpointing: bool, tokenizer: Any, tmp_path: Path
+    method: str, accumulation: int, checkpointing: bool, releases: bool, tokenizer: Any, tmp_path: Path
 ) -> None:
     parts = parse_method(method)
     row = {"input_ids": [5] * LENGTH, "labels": [-100] * (LENGTH - LABELS) + [5] * LABELS}
@@ -53,9 +59,10 @@ def test_the_plan_is_what_torch_allocates(
     )  # fmt: skip
     model = parts.parameterisation.wrap(LlamaForCausalLM(CONFIG).float())
     trainer = GentleTrainer(model, arguments, method=parts, train_dataset=rows, processing_class=tokenizer)
+    trainer.releases = releases
     measured = allocated(trainer.train)
     work = Work(ROWS, LENGTH, ROWS * LABELS, accumulates=accumulation > 1, checkpointing=checkpointing)
-    plan = Planner(CONFIG).plan(Setting(work, method))
+    plan = Planner(CONFIG).plan(Setting(work, method, releases=releases))
     assert plan.training - plan.weights == pytest.approx(measured, rel=0.1)
     assert not plan.rough
 

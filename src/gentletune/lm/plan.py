@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -28,6 +28,7 @@ class Setting:
     `quantization` is that of the frozen linear layers under LoRA; `work` is a micro-batch of one process, of which a
     step has `micro_batches`. `fp32_alone`: bf16 is ruled out. `merges`: bytes of a weight of the plain base model that
     the adapter is added to when training is over; 0 where it goes into the weights it was trained on, or is kept alone.
+    `releases`: each gradient is freed once it was used.
     """
 
     work: Work
@@ -42,6 +43,7 @@ class Setting:
     micro_batches: int = 1
     fp32_alone: bool = False
     merges: int = 0
+    releases: bool = False
 
     @property
     def sharded(self) -> bool:
@@ -127,6 +129,9 @@ class Planner:
         step = largest * max(12 if method.penalty else 0, plainly)
         other = _dequantised(skeleton, setting)
         moments, rough = self._passes(setting)
+        if setting.releases:  # each is used and freed as it comes
+            gradients = max((p.nbytes for p in skeleton.trained), default=0)
+            moments = [{**parts, "gradients": min(parts["gradients"], gradients)} for parts in moments]
         if setting.processes > 1:
             other += gradients  # DDP's buckets
         if setting.strategy == "deepspeed":  # stage 2 shares out the optimiser and a copy of the weights it works on
@@ -222,7 +227,7 @@ class Planner:
         dtype = torch.bfloat16 if weights == "bf16" else torch.float32
         return Skeleton(self.config, parse_method(method), dtype, linear)
 
-    def _passes(self, setting: Setting) -> tuple[tuple[Parts, Parts], bool]:
+    def _passes(self, setting: Setting) -> tuple[Sequence[Parts], bool]:
         """Of forward and backward passes, by what they depend on alone; and whether that is a rule of thumb."""
         return self._peak(Setting(setting.work, setting.method, setting.weights, setting.quantization))
 

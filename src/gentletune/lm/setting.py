@@ -101,7 +101,7 @@ def setting_of(recipe: Recipe, planner: Planner, rows: Rows, machine: Machine, p
         recipe.precision == "fp32",
     )  # fmt: skip
     held = _auto(recipe, planner, setting, machine) if recipe.weights == "auto" else recipe.weights
-    return replace(setting, weights=held, merges=_merges(recipe, planner, held))
+    return replace(setting, weights=held, merges=_merges(recipe, planner, held), releases=recipe.gradient_release)
 
 
 def published_bytes(planner: Planner) -> int:
