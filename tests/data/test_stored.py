@@ -97,7 +97,8 @@ def test_the_second_start_reads_and_encodes_no_row(
     own = write(tmp_path / "mine.jsonl", [chat(i) for i in range(40)])
     other = write(tmp_path / "other.jsonl", [{"prompt": f"p{i}", "completion": f"{i}"} for i in range(40)])
     quick = {"train_rows": None, "test_rows": 6, "evaluate": False, "probe_every": 0, "max_steps": 1}
-    for name, data in (("alone", own), ("mixed", [{"path": own}, {"path": other}])):
+    few = write(tmp_path / "few.jsonl", [chat(i) for i in range(9)])  # of which fewer are left to train on
+    for name, data in (("alone", own), ("mixed", [{"path": own}, {"path": other}]), ("few", few)):
         first = train(tiny_recipe(tiny_dir, tmp_path / name, **quick, data=data))
         with monkeypatch.context() as patch:
             patch.setattr(files, "_READERS", dict.fromkeys(files._READERS, refuse))
@@ -106,7 +107,7 @@ def test_the_second_start_reads_and_encodes_no_row(
         assert again.status == "complete"
         assert again.hashes == first.hashes
         assert again.data == first.data
-        assert first.data["train"]["rows"] > 30
+        assert first.data["train"]["rows"] > (30 if name != "few" else 5)
 
 
 def test_another_content_is_another_entry(tmp_path: Path) -> None:

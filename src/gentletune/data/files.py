@@ -35,7 +35,8 @@ class RowFile:
     """
 
     def __init__(self, path: str, *, split: str = "train", config: str | None = None, first: int | None = None) -> None:
-        self.path, self.first, self._checked, self._hub_hash = path, first, False, None
+        self.path, self.first, self._checked = path, first, False
+        self._hub_hash: str | None = None
         file = user_path(path)
         self.kind = file.suffix.lower() if file.is_file() else "hub"
         if file.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -109,6 +109,10 @@ def split_by_group(items: Sequence[T], test_rows: int, groups: Iterable[str], wh
     return train, test
 
 
+@overload
+def draw(items: list[T], limit: int | None) -> list[T]: ...
+@overload
+def draw(items: Sequence[T], limit: int | None) -> Sequence[T]: ...
 def draw(items: Sequence[T], limit: int | None) -> Sequence[T]:
     """`limit` items in their order, spread by hash over the whole list, so that a sorted file is sampled fairly."""
     if limit is None or limit >= len(items):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -80,7 +80,12 @@ def shaped_file(file: RowFile, known: Domain | None, *, cot: bool, by_column: bo
                 return found
         rows = list(file)
     made = shaping(rows)
-    return Shaped(*map(list, zip(*made, strict=True)), **made.about)
+    return _shaped([list(column) for column in zip(*made, strict=True)], made.about)
+
+
+def _shaped(columns: Sequence[Sequence[Any]], about: Mapping[str, str]) -> Shaped:
+    rows, answers, names, opened, alone, said, held = columns
+    return Shaped(rows, answers, names, opened, alone, said, held, **about)
 
 
 class _Shaping:
@@ -165,5 +170,5 @@ def _read(place: Path, known: Domain | None) -> Shaped | None:
     decode: dict[str, Callable[[Any], Any]] = {"row": json.loads}
     if known is not None:
         decode["answer"] = _EXAMPLE.validate_json
-    columns = [Column(table.column(name), f"{place.name}/{name}", decode.get(name)) for name in _COLUMNS]
-    return Shaped(*columns, **about)
+    columns = [Column[Any](table.column(name), f"{place.name}/{name}", decode.get(name)) for name in _COLUMNS]
+    return _shaped(columns, about)

@@ -187,7 +187,7 @@ def _name(recipe: Recipe) -> str:
     return COT if recipe.cot else LABEL_ONLY
 
 
-def _rows(recipe: Recipe, limit: int | None) -> list[Row]:
+def _rows(recipe: Recipe, limit: int | None) -> Sequence[Row]:
     return draw(load_data(recipe).train, limit)
 
 

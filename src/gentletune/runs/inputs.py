@@ -74,7 +74,9 @@ class Inputs:
             EarlyStop.parse(recipe.early_stop).check_task([self.data.name, *(task.name for task in tasks)])
         self.base = base = Loaded.of(recipe, shared=shared)
 
-        def encoded(side: str, rows: Sequence[Any], rows_hash: str, keep: bool = False) -> EncodedRows:
+        keep = not isinstance(self.data.train, list)  # what is read from disk should not be encoded at every start
+
+        def encoded(side: str, rows: Sequence[Any], rows_hash: str) -> EncodedRows:
             how = {**base.encoding, "where": f"{self.data.name}, {side}", "rows_hash": rows_hash, "keep": keep}
             return shared.once(
                 ["rows", rows_hash, base.hash, base.encoding], lambda: encode_rows(rows, base.tokenizer, **how)
@@ -84,8 +86,7 @@ class Inputs:
         if self.replayed is not None:
             self.hashes["replay"] = self.replayed.hash
         self.train = encoded("training", self.data.train, self.hashes["train"])
-        on_disk = not isinstance(self.train.rows, list)
-        self.test = encoded("held out", self.data.test, self.hashes["test"], on_disk)
+        self.test = encoded("held out", self.data.test, self.hashes["test"])
         what = [fields, base.hash, base.max_length, recipe.reference_path, recipe.eval_batch_tokens]
         self.measured: dict[str, str] = (
             {}
@@ -95,7 +96,7 @@ class Inputs:
                 lambda: content_hashes(recipe, self.data, tasks, base.tokenizer, base.max_length),
             )
         )
-        if single and on_disk:  # nobody else needs them in memory
+        if single and not isinstance(self.train.rows, list):  # they lie on disk, and nobody else needs them in memory
             self.data = replace(self.data, train=[])
 
     @property
