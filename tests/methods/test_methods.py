@@ -15,8 +15,8 @@ from gentletune.methods import Method, TokenBatch, Weighted, compose, method_nam
 from gentletune.methods import training_part as trained_as
 from gentletune.methods.base import Deviation, Place, deviation_norm, merge_weights, parameter_deviations
 
-SLOTS = ("token_weights", "sequence_weights", "penalty", "base_kl", "replay", "parameterise", "update_rule", "average",
-         "merge")  # fmt: skip
+SLOTS = ("token_weights", "sequence_weights", "penalty", "base_kl", "replay", "parameterise", "update_rule", "control",
+         "average", "merge")  # fmt: skip
 # In canonical order: by slot, then by name.
 SLOT_OF = {
     "dft": "token_weights",
@@ -30,6 +30,7 @@ SLOT_OF = {
     "replay": "replay",
     "lora": "parameterise",
     "mofo": "update_rule",
+    "trust_region": "control",
     "ema": "average",
     "dare": "merge",
     "lines": "merge",
@@ -163,7 +164,7 @@ def test_training_part_keeps_a_method_that_does_more_than_merge() -> None:
     ("text", "words"),
     [
         ("tarl", "unknown method 'tarl'; did you mean 'talr'"),
-        ("talr+zzzzzz", "unknown method 'zzzzzz'. Known: dare, dft"),
+        ("talr+zzzzzz", "unknown method 'zzzzzz'. Known: asft, dare, dft"),
         ("talr(taw=1)", "unknown argument of talr 'taw'; did you mean 'tau'"),
         ("dft(tau=1)", "unknown argument of dft 'tau'"),
         ("talr(tau=0)", "'talr': tau must be a number > 0, got 0"),

@@ -71,11 +71,19 @@ def train_command(given: dict[str, Any], config: ConfigOption = None) -> None:
 
 
 def _say_what_next(record: RunRecord, run: Path) -> None:
+    if (alpha := record.training.get("alpha")) is not None:
+        tried = {key: value for key, value in record.training.items() if key.startswith("kl_upper(")}
+        say(
+            f"alpha {alpha:.4g} of the update is kept; upper bounds of KL from base, bits per token: "
+            + ", ".join(f"{high:.4g} at {key[len('kl_upper(alpha=') : -1]}" for key, high in tried.items())
+        )
+    if (factor := record.training.get("rate_factor")) is not None:
+        say(f"the budget took the learning rate to {factor:.0%} of the scheduled one on average")
     if "best_step" in record.training:
         score, trained = str(record.recipe["early_stop"]).partition("(")[0], record.training
         early = ", where training ended early" if trained["stopped_early"] else ""
         say(
-            f"{score} was best, {trained['best_score']:.4g}, after step {trained['best_step']:.0f} of "
+            f"{score} was {'last within its budget' if score == 'kl' else 'best'}, {trained['best_score']:.4g}, after step {trained['best_step']:.0f} of "
             f"{trained['steps']:.0f}{early}: the model is that of step {trained['best_step']:.0f}"
         )
     if record.recipe.get("push_to_hub"):

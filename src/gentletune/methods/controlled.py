@@ -1,4 +1,4 @@
-"""What a recipe may not ask beside a running average of the weights."""
+"""What a recipe may not ask beside a running average of the weights, or a budget that the learning rate goes by."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
     """Refuse what would leave the recipe's method without the weights that it is to end with.
 
     Raises:
-        UserError: an average beside early stopping, shares of the weights, or an optimiser that averages already.
+        UserError: an average or a budget where ranks hold shares of the weights; an average beside early stopping, or
+            an optimiser that averages already.
     """
+    if method.average is None and method.control is None:
+        return
+    name, kind = f"method '{method.label}'", sharing(recipe)
+    if kind != "ddp":
+        raise UserError(f"{name} needs the whole weights in each process, and {kind} shares them; take strategy: ddp")
     if method.average is None:
         return
-    name = f"method '{method.label}'"
     if recipe.early_stop is not None:
         raise UserError(
             f"{name} ends with an average to the last step, and early_stop with the weights of its best one; leave one "
@@ -24,7 +29,3 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
         )
     if recipe.optimizer.startswith("schedule_free"):
         raise UserError(f"{name}: optimizer {recipe.optimizer} averages the weights already; leave +ema out")
-    if (kind := sharing(recipe)) != "ddp":
-        raise UserError(
-            f"{name} keeps an average of whole weights, and {kind} holds shares of them; take strategy: ddp"
-        )

@@ -34,6 +34,7 @@ from gentletune.methods.base import merge_weights
 from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.runs.adapted import adapter_of, keep_adapter, place_adapter, unquantised
 from gentletune.runs.anchor import anchors
+from gentletune.runs.budget import BudgetError, before_merge, merge_within, steer, steering_of
 from gentletune.runs.directory import (
     FIGURES_FILE,
     STATE_FILE,
@@ -196,7 +197,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         if reuse is None and not has_weights(run):
             anchors(inputs, stage=stage)  # told as it is made; who trains finds it in the cache
         tuned = _tuned_model(inputs, run, reference, reuse)
-    except _SourceFailedError as error:
+    except (_SourceFailedError, BudgetError) as error:
         return failed(str(error))
     except TrainingDivergedError as error:
         kept = f" (the last good checkpoint is kept in {run / CHECKPOINTS})" if last_checkpoint(run) else ""
@@ -244,8 +245,9 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
         inputs.base.forget()
         return inputs.base.with_model(directory=target)
     begun = time.perf_counter()
+    steering_of(inputs)  # it and θ⁰ while no tuned model is in memory
     if inputs.method.merge is not None:
-        _ = inputs.base.weights  # while no tuned model is in memory
+        _ = inputs.base.weights
     if reuse is not None:
         inputs.base.forget()
         tuned, figures = _reused(inputs, reuse)
@@ -266,7 +268,10 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     if inputs.method.merge is not None:
         _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
         figures["tuned_norm"] = figures["update_norm"]  # for trials that take the weights before the merge
-        figures["update_norm"] = merge_weights(tuned, inputs.base.weights, inputs.method.merge)
+        if inputs.method.budget is None:
+            figures["update_norm"] = merge_weights(tuned, inputs.base.weights, inputs.method.merge)
+        else:
+            figures |= merge_within(inputs, tuned, run / "tuned")
     if not all(map(math.isfinite, figures.values())):
         raise TrainingDivergedError("the weights are not finite after the last step")
     write_json_atomic(run / FIGURES_FILE, figures)
@@ -365,7 +370,7 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
         recipe, method, model, tokenizer, inputs.train.rows, run,
         base=base, replay=replay, base_kl=base_kl, sequence_weights=weights,
         probe=look if recipe.probe_every else None, evaluate=evaluate,
-        title=f"{method.label} lr {recipe.learning_rate:g}",
+        steer=steer(inputs), title=f"{method.label} lr {recipe.learning_rate:g}",
     )  # fmt: skip
     return fitted.model, fitted.figures | _chosen(inputs, recipe)
 
@@ -386,7 +391,7 @@ def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     tuned = source / "tuned" if (source / "tuned").is_dir() else source / "model"
     if not holds_model(tuned):
         raise UserError(f"{source} holds no tuned model yet; let it complete first")
-    figures: dict[str, float] = read_json(source / FIGURES_FILE)
+    figures = before_merge(read_json(source / FIGURES_FILE))
     if "tuned_norm" in figures:
         figures["update_norm"] = figures.pop("tuned_norm")
     return inputs.base.with_model(directory=tuned).model, figures

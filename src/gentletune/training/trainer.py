@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
+from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import Schedule
 from gentletune.data import Encoded
@@ -34,6 +35,8 @@ from gentletune.training.arguments import CHECKPOINTS, optimizer_rate, rate_in_w
 from gentletune.training.attention import at_own, attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
 from gentletune.training.control.average import Average
+from gentletune.training.control.kl import LookAtKL, Steer
+from gentletune.training.control.rate import RateControl
 from gentletune.training.early_stop import StopEarly
 from gentletune.training.looking import Evaluate, Probe, looks
 from gentletune.training.loss import remove_token_nll
@@ -217,6 +220,7 @@ def fit(
     sequence_weights: Sequence[float] | None = None,
     probe: Probe | None = None,
     evaluate: Evaluate | None = None,
+    steer: Steer | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     title: str = "training",
     replay: ReplayRows | None = None,
@@ -232,7 +236,7 @@ def fit(
     weights each (`strategy: fsdp2`), rank 0 alone gets the model, on the host.
 
     Raises:
-        UserError: a precision the machine lacks.
+        UserError: a precision the machine lacks; a budget without `steer`.
         TrainingDivergedError: loss or weights no longer finite; the last checkpoint is kept.
     """
     torch.manual_seed(recipe.seed)  # adapters are initialised at random
@@ -248,6 +252,12 @@ def fit(
     called += looked
     average = None if method.average is None else Average(method.average)
     called += [] if average is None else [average]
+    rate, steer = None, at_own(wrapped, steer)
+    if stop is not None and stop.wanted.budget is not None:
+        called.append(LookAtKL(_given(steer), stop, every=recipe.probe_every))
+    if method.control is not None:
+        rate = RateControl(method.control, recipe, _given(steer))
+        called.append(rate)
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype, method)
     plain = Whole(wrapped) if arguments.fsdp else None
@@ -288,7 +298,7 @@ def fit(
                 stop.give_best()
             if average is not None:
                 average.give(trainer.model)
-            figures = _figures(trainer, run) | (stop.figures() if stop else {})
+            figures = _figures(trainer, run) | (stop.figures() if stop else {}) | (rate.figures() if rate else {})
             if (used := optimizer_rate(recipe, method)) != recipe.learning_rate:
                 figures["optimizer_rate"] = used
             if plain is not None:
@@ -300,6 +310,12 @@ def fit(
             if plain is None:  # give the plain forward back before the model is saved, generates or trains again
                 remove_token_nll(wrapped)
     return Fitted(None if wrapped is None else _plain(recipe, method, wrapped).eval(), figures)
+
+
+def _given(steer: Steer | None) -> Steer:
+    if steer is None:
+        raise UserError("a budget of KL from base is kept by gentletune train alone; leave it out here")
+    return steer
 
 
 def _batches(recipe: Recipe, rows: int, drawn: int) -> str:
@@ -327,8 +343,9 @@ def _release(trainer: GentleTrainer) -> None:
 def _finished(trainer: GentleTrainer, checkpoint: Path, stop: StopEarly | None) -> bool:
     """Whether the checkpoint is of the last step: it is loaded then. transformers would train one step more."""
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if stop is not None:
-        stop.restore(state)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, (StopEarly, RateControl)):
+            callback.restore(state)
     if state.global_step < state.max_steps and not (stop and stop.stopped):
         return False
     trainer.state = state
