@@ -1,0 +1,274 @@
+"""Is a budget of KL from base kept, and what does the domain gain at that budget?
+
+    python benchmarks/budget.py run --part lab --json benchmarks/results/budget.json [--minutes 14]
+    python benchmarks/budget.py run --part smollm --json benchmarks/results/budget.json [--minutes 14]
+    python benchmarks/budget.py show benchmarks/results/budget.json
+
+Each part is a study of plain SFT at five fixed rates and of the ways to keep a budget, each started at several rates:
+
+    auto     wise_ft(alpha=auto): the largest share of plain SFT's update
+    stop     early_stop: kl: the last weights within it
+    region   trust_region: the learning rate goes by what is left
+    both     trust_region, and wise_ft(alpha=auto) of what comes of it
+
+It is over seeds, and on the lab over domains that are easy, hard and noisy. KL is measured after the run on prompts
+that steer nothing: as `kl_sampled` has it, and once more with r - 1 - log r of the same tokens, whose error is smaller
+(`kl`). The JSON has a row a run. A killed call goes on where it was; with --minutes it ends by itself after a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import harness
+
+from gentletune import Recipe, RunRecord, train
+from gentletune.core.records import Score
+from gentletune.evaluation.measure import reference_answers
+from gentletune.evaluation.steering import Steering
+from gentletune.lm.label_tokens import label_nll
+from gentletune.lm.loaded import Loaded
+from gentletune.stats import Run, accuracy_score, compare, zero_of
+
+BUDGET = {"lab": 0.05, "smollm": 0.05}
+BASE: dict[str, dict[str, Any]] = {
+    "lab": {
+        "model": "lab", "train_rows": 800, "max_steps": 150, "batch_size": 16, "precision": "fp32", "test_rows": 300,
+        "domain_tokens": 48, "tasks": (), "general_prompts": 450, "general_tokens": 48, "probe_every": 0,
+        "log_every": 50, "save_every": 1000,
+    },
+    "smollm": {
+        "model": "smollm2-135m", "data": "clinic", "max_steps": 20, "batch_size": 8, "train_rows": 160, "test_rows": 64,
+        "domain_metric": "auto", "tasks": (), "general_prompts": 200, "probe_every": 0, "log_every": 50,
+        "save_every": 1000, "max_length": 320, "cot": False, "domain_tokens": 24,
+    },
+}  # fmt: skip
+DOMAINS = {"lab": ("lab", "lab(hard=1)", "lab(noise=0.3)"), "smollm": ("clinic",)}
+GRID = {"lab": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)}
+STARTS = {"lab": (1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-4, 3e-4)}
+SEEDS = {"lab": (0, 1, 2), "smollm": (0, 1)}
+WAYS = ("auto", "region", "stop", "both")
+
+
+def plan(part: str) -> list[dict[str, Any]]:
+    """What is run, a dictionary a run: those that take another's training come after it."""
+    budget, found = BUDGET[part], []
+    for seed in SEEDS[part]:
+        for data in DOMAINS[part]:
+            for rate in GRID[part]:
+                one = {"part": part, "data": data, "seed": seed, "rate": rate}
+                found.append(one | {"way": "fixed"})
+                if rate in STARTS[part]:
+                    found += [one | {"way": way, "budget": budget} for way in WAYS]
+    return found
+
+
+def keys(row: dict[str, Any]) -> dict[str, Any]:
+    """The recipe keys that a run differs in."""
+    budget = row.get("budget")
+    auto, region = f"wise_ft(alpha=auto, budget={budget})", f"trust_region(budget={budget})"
+    made: dict[str, dict[str, Any]] = {
+        "fixed": {"method": "sft"},
+        "auto": {"method": auto},
+        "region": {"method": region},
+        "both": {"method": f"{region}+{auto}"},
+        "stop": {
+            "method": "sft",
+            "early_stop": f"kl(budget={budget})",
+            "probe_every": 7 if row["part"] == "lab" else 1,
+        },
+    }
+    return {"data": row["data"], "seed": row["seed"], "learning_rate": row["rate"], **made[row["way"]]}
+
+
+def name(row: dict[str, Any], way: str | None = None) -> str:
+    data = "".join(c if c.isalnum() else "_" for c in row["data"])
+    return f"{row['part']}-{data}-s{row['seed']}-lr{row['rate']:g}-{way or row['way']}"
+
+
+def run(row: dict[str, Any], runs: Path) -> dict[str, Any]:
+    """One run, measured: the row with what came of it."""
+    recipe = Recipe(**BASE[row["part"]]).override({**keys(row), "output": str(runs / name(row))})
+    source = {"auto": "fixed", "both": "region"}.get(row["way"])
+    begun = time.perf_counter()
+    record = train(recipe, reuse=runs / name(row, source) if source else None)
+    found = dict(row) | {"status": record.status, "seconds": time.perf_counter() - begun, "training": record.training}
+    if record.status != "complete":
+        return found | {"error": record.error}
+    right = next(s for s in record.scores if s.side == "domain" and s.metric == "accuracy")
+    return found | {
+        "timings": record.timings,
+        "domain": dump(right) | {"items": [int(item) for item in right.items]},
+        "domain_bits": dump(next(s for s in record.scores if s.side == "domain" and s.metric == "bits_per_token")),
+        "kl_sampled": dump(record.score("kl_sampled/bits_per_token")),
+        "kl": dump(kl(record, runs / name(row))),
+    }
+
+
+def kl(record: RunRecord, folder: Path) -> Score:
+    """KL from base of a finished run on the prompts that measure, with the estimator of smaller error."""
+    recipe = Recipe.parse(record.recipe)
+    base = Loaded.of(recipe)
+    rows, how = reference_answers(base, recipe).sampled.rows, {"pad_id": base.tokenizer.pad_token_id}
+    if base.hash not in _NLL:
+        _NLL[base.hash] = [nll.tolist() for nll in label_nll(base.model, rows, **how)]
+        base.forget()
+    return Steering(rows, _NLL[base.hash]).kl(base.with_model(directory=folder / "model").load().model, **how)
+
+
+_NLL: dict[str, list[list[float]]] = {}
+
+
+def dump(score: Score | None) -> dict[str, Any]:
+    assert score is not None
+    change = compare(score, zero_of(score))
+    return score.model_dump(exclude={"details", "skills", "items"}) | {"low": change.low, "high": change.high}
+
+
+def load(value: dict[str, Any]) -> Score:
+    return Score.model_validate({k: v for k, v in value.items() if k not in ("low", "high")})
+
+
+# --- tables
+
+
+def within(rows: list[dict[str, Any]], key: str) -> str:
+    """How many runs end within the budget, with the share's 95 % interval."""
+    kept = [row[key]["value"] <= row["budget"] for row in rows]
+    share = accuracy_score(kept, task="kept", side="general")
+    change = compare(share, zero_of(share))
+    assert change.low is not None
+    return f"{sum(kept)} of {len(kept)} [{max(0.0, change.low):.0%}, {min(1.0, change.high or 1.0):.0%}]"
+
+
+def best_fixed(rows: list[dict[str, Any]], row: dict[str, Any], budget: float) -> dict[str, Any] | None:
+    """The fixed rate with the best domain score among those that end within the budget; of the same domain and seed."""
+    same = [r for r in rows if r["way"] == "fixed" and all(r[k] == row[k] for k in ("part", "data", "seed"))]
+    allowed = [r for r in same if r["status"] == "complete" and r["kl"]["value"] <= budget]
+    return max(allowed, key=lambda r: r["domain"]["value"], default=None)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Whether the budget is kept, and the domain beside the best fixed rate, as Markdown."""
+    columns = (
+        "part",
+        "way",
+        "runs",
+        "failed",
+        "`kl` within",
+        "`kl_sampled` within",
+        "mean `kl` / budget",
+        "seconds more",
+    )
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * 8 + "|")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["part"], row["way"]].append(row)
+    for (part, way), mine in groups.items():
+        if way == "fixed":
+            continue
+        done = [row for row in mine if row["status"] == "complete"]
+        used = sum(row["kl"]["value"] / row["budget"] for row in done) / max(1, len(done))
+        print(f"| {part} | {way} | {len(mine)} | {len(mine) - len(done)} | {within(done, 'kl')} | "
+              f"{within(done, 'kl_sampled')} | {used:.2f} | {extra(rows, done):.1f} |")  # fmt: skip
+    for part in sorted({row["part"] for row in rows}):
+        against(part, rows)
+
+
+def extra(rows: list[dict[str, Any]], done: list[dict[str, Any]]) -> float:
+    """Mean seconds of training and merging beyond the plain run at the same rate."""
+    plain = {
+        name(row): row["timings"]["train"] for row in rows if row["way"] == "fixed" and row["status"] == "complete"
+    }
+    region = {name(row): row["timings"]["train"] for row in rows if row["way"] == "region" and "timings" in row}
+    spent = []
+    for row in done:
+        if (before := plain.get(name(row, "fixed"))) is not None:
+            own = row["timings"]["train"]  # of a merge alone where the training is another's
+            taken = {"auto": before, "both": region.get(name(row, "region"), 0.0)}.get(row["way"], 0.0)
+            spent.append(own + taken - before if row["way"] in ("auto", "both") else own - before)
+    return sum(spent) / max(1, len(spent))
+
+
+def against(part: str, rows: list[dict[str, Any]]) -> None:
+    """Domain accuracy minus that of the best fixed rate, by start rate and domain."""
+    mine = [row for row in rows if row["part"] == part]
+    print(f"\n{part}: domain accuracy, in brackets its difference to the best fixed rate within the budget [95 % CI]\n")
+    print(
+        "| domain | best fixed rate | "
+        + " | ".join(f"{way} from {rate:g}" for way in WAYS for rate in STARTS[part])
+        + " |"
+    )
+    print("|---" * (2 + len(WAYS) * len(STARTS[part])) + "|")
+    for data in DOMAINS[part]:
+        here = [row for row in mine if row["data"] == data]
+        if not here:
+            continue
+        fixed = {r["seed"]: best_fixed(mine, r, BUDGET[part]) for r in here}
+        best = [r for r in fixed.values() if r]
+        rates = ", ".join(format(r["rate"], "g") for r in best)
+        told = [f"{mean([r['domain']['value'] for r in best]):.1%} ({rates})"]
+        for way in WAYS:
+            for rate in STARTS[part]:
+                told.append(difference([r for r in here if (r["way"], r["rate"]) == (way, rate)], fixed))
+        print(f"| {data} | " + " | ".join(told) + " |")
+
+
+def difference(mine: list[dict[str, Any]], fixed: dict[int, dict[str, Any] | None]) -> str:
+    pairs = [(row, other) for row in mine if row["status"] == "complete" and (other := fixed[row["seed"]])]
+    if not pairs:
+        return "–"
+    ours, theirs = (
+        [Run((load(row["domain"]),), row["seed"], row["data"]) for row in side] for side in zip(*pairs, strict=True)
+    )
+    change = compare(ours, theirs)
+    value = mean([row["domain"]["value"] for row, _ in pairs])
+    if change.low is None or change.high is None:
+        return f"{value:.1%} ({100 * change.value:+.1f})"
+    return f"{value:.1%} ({100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}])"
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "show"))
+    parser.add_argument("path", nargs="?", type=Path)
+    parser.add_argument("--part", choices=BASE, default="lab")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/budget.json"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/budget"))
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--data", help="only this domain")
+    options = parser.parse_args()
+    path = options.path or options.json
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    if options.what == "run":
+        done, begun = {name(row) for row in rows}, time.perf_counter()
+        for row in plan(options.part):
+            if name(row) in done or (options.data and row["data"] != options.data):
+                continue
+            if time.perf_counter() - begun > 60 * options.minutes:
+                break
+            rows.append(run(row, options.runs))
+            harness.write_json(path, {**harness.machine(), "budget": BUDGET, "base": BASE, "rows": rows})
+            drop(options.runs, row)
+    show(rows)
+
+
+def drop(runs: Path, row: dict[str, Any]) -> None:
+    """Delete the weights that no later run takes."""
+    if row["way"] not in ("fixed", "region"):
+        shutil.rmtree(runs / name(row), ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
