@@ -34,7 +34,7 @@ def test_tiles_find_it(option: dict[str, Any], sizes: _Sizes, monkeypatch: pytes
     monkeypatch.setattr(chunked, "_CPU", sizes)
     hidden, weight, targets, options = inputs(option)
     wanted = expected(hidden, weight, options)
-    assert wanted.std() > 1e-3
+    assert wanted.std() > 1e-4
     torch.testing.assert_close(topk_entropy(Head(weight, **{"bias": None} | options).logits(hidden), K), wanted)
     for backend in BACKENDS:
         for head in (weight, weight.detach()):
