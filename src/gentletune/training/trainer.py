@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,17 @@ from gentletune.training.looking import Evaluate, Probe, looks
 from gentletune.training.loss import remove_token_nll
 from gentletune.training.lost_updates import LostUpdates
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
-from gentletune.training.optimizers import own_optimizer, trained_dtype
+from gentletune.training.optimizers import Releasing, own_optimizer, trained_dtype
 from gentletune.training.packing import Collator, pack_length, training_set
-from gentletune.training.sharding import Whole, forget_sharding, reshard, shard_on_cpu, whole
+from gentletune.training.sharding import Background, Whole, forget_sharding, reshard, shard_on_cpu, whole
 from gentletune.training.throughput import Meter, Metered
 
 METRICS_FILE = "metrics.jsonl"
 PREVIOUS_FILE = "previous_sequence_nll.pt"
+WRITING = ".writing"  # where a checkpoint is written
 
 
-class GentleTrainer(MethodMixin, Metered, SFTTrainer):
+class GentleTrainer(Releasing, MethodMixin, Metered, SFTTrainer):
     """`trl.SFTTrainer` with the loss of any Method, sequence weights by row, and whole checkpoints.
 
     A checkpoint is written elsewhere first and renamed into place. Parameterisation and merge are up to the caller.
@@ -62,8 +64,10 @@ class GentleTrainer(MethodMixin, Metered, SFTTrainer):
     average: Average | None = None
     _signature_columns: list[str] | None
     _staging: str | None = None
+    _written = True  # whether the last checkpoint is in its place
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        self.background = Background()
         quantised = getattr(model, "is_quantized", False)
         trained = [(p, p.data) for p in model.parameters() if p.requires_grad] if quantised else []
         super().__init__(model, *args, **kwargs)
@@ -113,37 +117,55 @@ class GentleTrainer(MethodMixin, Metered, SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint whole or not at all: elsewhere first, then renamed into place, by rank 0 alone.
 
-        The ranks wait for each other before and after: each adds its random state to the one directory.
+        The ranks wait for each other before and after: each adds its random state to the one directory. Shares of the
+        weights are written while training goes on; the next checkpoint waits for them.
         """
         self.optimizer.eval()  # the weights to be measured: schedule-free optimisers train others
         reshard(self.model)
         if not all(bool(whole(torch.isfinite(p).all())) for p in self.model.parameters()):
             raise TrainingDivergedError(f"the weights are not finite at step {self.state.global_step}")
-        output, first = Path(self.args.output_dir), self.accelerator.is_main_process
-        staging = output / ".writing"
+        self.finish_checkpoint()
+        staging, first = Path(self.args.output_dir) / WRITING, self.accelerator.is_main_process
         if first:
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._staging = str(staging)
         try:
-            with quiet():
+            with quiet(), self.background.taken() if self.args.fsdp else nullcontext():
                 super()._save_checkpoint(model, trial)
             if self.previous is not None and first:
                 torch.save(self.previous.cpu(), staging / f"checkpoint-{self.state.global_step}" / PREVIOUS_FILE)
             if self.average is not None and first:
                 self.average.write(staging / f"checkpoint-{self.state.global_step}")
-            self.accelerator.wait_for_everyone()
-            if first:
-                for checkpoint in staging.glob("checkpoint-*"):
-                    shutil.rmtree(output / checkpoint.name, ignore_errors=True)
-                    checkpoint.replace(output / checkpoint.name)
-        finally:
-            self._staging = None
+        except BaseException:
             if first:
                 shutil.rmtree(staging, ignore_errors=True)
-        if first:
-            rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit, use_mtime=False)
+            raise
+        finally:
+            self._staging = None
         self.accelerator.wait_for_everyone()
+        self._written = False
+        if not self.args.fsdp:
+            self.finish_checkpoint()
+            self.accelerator.wait_for_everyone()
+
+    def finish_checkpoint(self) -> None:
+        """Wait until the checkpoint that is being written is whole, if there is one; then rank 0 puts it into place."""
+        self.background.wait()
+        output = Path(self.args.output_dir)
+        if not self._written and self.accelerator.is_main_process:
+            for checkpoint in (output / WRITING).glob("checkpoint-*"):
+                shutil.rmtree(output / checkpoint.name, ignore_errors=True)
+                checkpoint.replace(output / checkpoint.name)
+            shutil.rmtree(output / WRITING, ignore_errors=True)
+            rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit, use_mtime=False)
+        self._written = True
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As ever; a checkpoint that has been written in the meantime is put into place."""
+        if not self._written and not self.background.busy:
+            self.finish_checkpoint()
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def restore(self, checkpoint: Path) -> None:
         """Take up the previous batch's statistic and the running average where the checkpoint left them."""
@@ -277,7 +299,7 @@ def fit(
             callbacks=called,
             optimizer_cls_and_kwargs=own_optimizer(recipe, arguments, dtype, method.update_rule),
         )
-        trainer.lost_updates, trainer.average = lost, average
+        trainer.lost_updates, trainer.average, trainer.releases = lost, average, recipe.gradient_release
         for shown_twice in (PlainProgress, PrinterCallback):
             trainer.remove_callback(shown_twice)
         for callback in called:
@@ -294,6 +316,7 @@ def fit(
             if checkpoint is None or not _finished(trainer, checkpoint, stop):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 trainer.optimizer.eval()
+            trainer.finish_checkpoint()
             if stop is not None:
                 stop.give_best()
             if average is not None:
@@ -304,6 +327,9 @@ def fit(
             if plain is not None:
                 wrapped = plain.filled(trainer.model)
         finally:
+            with suppress(Exception):  # what stopped the training counts
+                trainer.finish_checkpoint()
+            trainer.keep_gradients()
             progress.close()
             _release(trainer)
             forget_sharding()
