@@ -3,16 +3,19 @@
     python benchmarks/rows.py [--model smollm2-135m] [--sizes 10000,100000] [--json PATH]
 
 A JSONL of chats of three turns each, made from a seed. Each start is a process of its own: `read` is the file into rows
-(split, checked, hashed), `encode` the rows into tokens and labels, from the cache at the second start, `epoch` all rows
-once in random order, as a trainer fetches them. `encode_cpu_s` are the seconds of all cores that encoding took: on a
-machine with other work, these tell. `encode_peak_mb` is what encoding took at most in this process above what was
-resident before it, `worker_peak_mb` the most that one of its workers had resident; `held_mb` what is held of the
-encoded rows after the epoch that is not mapped from a file.
+(split, checked, hashed), `encode` the rows into tokens and labels, `epoch` all rows once in random order, as a trainer
+fetches them. `cpu_s` are the seconds of all cores that reading and encoding took: on a machine with other work, these
+tell. `held_mb` is the most that this process held from before the reading to behind the epoch that is not mapped from a
+file (a sample every 10 ms), above what it held before; `peak_mb` is that with the mapped files, which the system takes
+back when it needs the room; `worker_peak_mb` the most that one of the encoding processes had resident. `train` is one
+step of `gentletune train` on the rows of the file with a small model and this tokenizer, imports not counted, in a
+process of its own: the whole call, and what it held at most.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -20,7 +23,11 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +38,7 @@ TEXT = (
     "because dose of this drug depends on renal function age and sex so we divide by plasma creatinine then round"
 )
 
-_SHOWN = ("read_s", "encode_s", "encode_cpu_s", "epoch_s", "encode_peak_mb", "held_mb")
+_SHOWN = ("read_s", "encode_s", "cpu_s", "epoch_s", "held_mb", "train_s", "train_held_mb")
 
 
 def write_chats(path: Path, count: int) -> None:
@@ -58,6 +65,25 @@ def anonymous_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
 
+@contextmanager
+def held() -> Iterator[list[float]]:
+    """The most memory held inside that is no mapped file, above what was held before, is in the list at the end."""
+    gc.collect()
+    found, before, done = [0.0], anonymous_mb(), threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.01):
+            found[0] = max(found[0], anonymous_mb() - before)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
 def cpu_seconds() -> float:
     """Of this process and of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -65,37 +91,66 @@ def cpu_seconds() -> float:
 
 
 def child(spec: dict[str, Any]) -> None:
+    if spec["train"]:
+        train(spec)
+        return
     from gentletune import Recipe
-    from gentletune.core.cache import digest
     from gentletune.data import encode_rows, load_data
-    from gentletune.data.rows import DiskRows
+    from gentletune.data.disk.encoded import DiskRows
     from gentletune.lm.loaded import Loaded
     from gentletune.training.packing import training_set
 
     tokenizer = Loaded(spec["model"]).tokenizer
-    begun = time.perf_counter()
-    rows = load_data(Recipe(data=spec["path"], domain_metric="loss")).train
-    rows_hash = digest(rows)
-    read = time.perf_counter() - begun
-    meter, before = harness.Memory(), anonymous_mb()
-    begun, cpu = time.perf_counter(), cpu_seconds()
-    found = encode_rows(rows, tokenizer, max_length=2048, rows_hash=rows_hash)
-    encode, peak, cpu = time.perf_counter() - begun, meter.extra_mb(), cpu_seconds() - cpu
-    assert isinstance(found.rows, DiskRows)
-    del rows
-    begun, after = time.perf_counter(), anonymous_mb()
-    data = training_set(found.rows)
-    order = random.Random(0).sample(range(len(data)), len(data))
-    tokens = sum(len(row) for i in range(0, len(order), 64) for row in data[order[i : i + 64]]["input_ids"])
-    answer: dict[str, Any] = {"read_s": read, "encode_s": encode, "epoch_s": time.perf_counter() - begun}
-    answer |= {
-        "encode_cpu_s": cpu,
-        "encode_peak_mb": peak,
-        "held_mb": max(0.0, anonymous_mb() - after),
-        "resident_before_mb": before,
-    }
+    answer: dict[str, Any] = {"resident_before_mb": anonymous_mb()}
+    meter, cpu = harness.Memory(), cpu_seconds()
+    with held() as most:
+        begun = time.perf_counter()
+        data = load_data(Recipe(data=spec["path"]))
+        rows_hash = data.train_hash
+        read = time.perf_counter()
+        found = encode_rows(data.train, tokenizer, max_length=2048, rows_hash=rows_hash)
+        assert isinstance(found.rows, DiskRows)
+        encoded, cpu = time.perf_counter(), cpu_seconds() - cpu
+        drawn = training_set(found.rows)
+        order = random.Random(0).sample(range(len(drawn)), len(drawn))
+        tokens = sum(len(row) for i in range(0, len(order), 64) for row in drawn[order[i : i + 64]]["input_ids"])
+        epoch = time.perf_counter()
+    answer |= {"read_s": read - begun, "encode_s": encoded - read, "epoch_s": epoch - encoded, "cpu_s": cpu}
+    answer |= {"held_mb": most[0], "peak_mb": meter.extra_mb(), "rows": len(found.rows), "tokens": tokens}
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print("@@" + json.dumps({"rows": len(found.rows), "tokens": tokens, **answer, "worker_peak_mb": workers}))
+    harness.reply(answer | {"worker_peak_mb": workers})
+
+
+def train(spec: dict[str, Any]) -> None:
+    """One step by the command line."""
+    for module in ("cli.check", "cli.runs", "data.disk.encoded", "runs.plan", "runs.run", "training.trainer"):
+        import_module(f"gentletune.{module}")  # and what that imports: not counted
+    from gentletune.cli import main as command
+
+    options = ["--model", spec["small"], "--data", spec["path"], "--output", spec["output"], "--max-steps", "1"]
+    options += ["--batch-size", "2", "--no-evaluate", "--probe-every", "0", "--max-length", "2048"]
+    sys.argv = ["gentletune", "train", *options]
+    begun = time.perf_counter()
+    with held() as most, suppress(SystemExit):
+        command()
+    assert (Path(spec["output"]) / "record.json").exists()
+    harness.reply({"train_s": time.perf_counter() - begun, "train_held_mb": most[0]})
+
+
+def small_model(place: Path, tokenizer: Path) -> Path:
+    """A model of few parameters with this tokenizer, weights at random."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=8192, tie_word_embeddings=True, eos_token_id=words.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(place)
+    words.save_pretrained(place)
+    return place
 
 
 def start(spec: dict[str, Any], cache: Path) -> dict[str, Any]:
@@ -121,15 +176,18 @@ def main() -> None:
 
     model = resolve_model(options.model)  # here, since the starts have a cache of their own
     rows = []
-    print("| rows | start | read s | encode s | of all cores s | an epoch of rows s | encoding, peak MB | held MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| rows | start | read s | encode s | of all cores s | an epoch s | held MB | a train s | held MB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
+        small = small_model(Path(scratch) / "small", model)
         for size in map(int, options.sizes.split(",")):
             path = Path(scratch) / f"chats-{size}.jsonl"
             write_chats(path, size)
             for name in ("first", "second"):
-                spec = {"model": str(model), "path": str(path)}
-                row = {"size": size, "start": name, **start(spec, Path(scratch) / f"cache-{size}")}
+                spec = {"model": str(model), "path": str(path), "small": str(small), "train": False}
+                cache = Path(scratch) / f"cache-{size}"
+                row = {"size": size, "start": name, "file_mb": path.stat().st_size / 2**20, **start(spec, cache)}
+                row |= start({**spec, "train": True, "output": f"{scratch}/{size}-{name}"}, cache)
                 rows.append(row)
                 figures = [f"{row[key]:.1f}" for key in _SHOWN]
                 print("| " + " | ".join([f"{size:,}", name, *figures]) + " |", flush=True)

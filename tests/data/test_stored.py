@@ -50,6 +50,9 @@ def sources(place: Path) -> dict[str, dict[str, Any]]:
         "chats": write(place / "chats.jsonl", [chat(i) for i in range(40)]),
         "contexts": write(place / "contexts.jsonl", context),
         "split": write(place / "split.jsonl", split),
+        "choices": write(
+            place / "choices.jsonl", [{"text": f"t{i}", "label": ("yes", "no")[i % 2]} for i in range(40)]
+        ),
         "texts": write(place / "texts.jsonl", [{"text": f"tall {i % 30}"} for i in range(40)]),
     }
     mixed = [{"path": path, "weight": weight} for weight, path in enumerate([*paths.values(), "clinic"], start=1)]
@@ -72,7 +75,9 @@ def told(data: DomainData) -> dict[str, Any]:
     return plain | hashes | {"rows": list(data.train), "mixture": mixture}
 
 
-@pytest.mark.parametrize("name", ["chats", "contexts", "split", "texts", "drawn", "tested", "domain", "mixture"])
+@pytest.mark.parametrize(
+    "name", ["chats", "contexts", "split", "choices", "texts", "drawn", "tested", "domain", "mixture"]
+)
 def test_what_lies_on_disk_is_what_would_be_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from gentletune.core.cache import digest
+from gentletune.core.cache import cached_json, digest
 from gentletune.core.devices import launched
 from gentletune.core.errors import UserError
 from gentletune.core.paths import user_path
@@ -17,7 +17,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.core.records import OWN_SCORES, OwnMetric
 from gentletune.core.sources import Source
 from gentletune.data.answers import Scoring, choose_scoring
-from gentletune.data.disk.stored import drawn, hash_of_rows
+from gentletune.data.disk.stored import Drawn, drawn, hash_of_rows
 from gentletune.data.domains import Domain, domain, domain_names
 from gentletune.data.example import Example
 from gentletune.data.files import RowFile
@@ -350,7 +350,12 @@ def _apart(
 def _scoring(recipe: Recipe, path: str, files: Sequence[Shaped], answers: Sequence[str | None]) -> Scoring:
     """How the answers are scored: told by all rows, so that it does not change with how many are drawn."""
     if files[0].shape != "text":
-        return choose_scoring(answers, recipe.domain_metric, path)
+        wanted = recipe.domain_metric
+        if not isinstance(answers, Drawn):
+            return choose_scoring(answers, wanted, path)
+        key = [answers.key, wanted, path]
+        found = cached_json("scoring", key, lambda: asdict(choose_scoring(answers, wanted, path)))
+        return Scoring(**{**found, "choices": tuple(found["choices"])})
     if recipe.domain_metric not in ("auto", "loss"):
         raise UserError(f"{path}: plain text has no answers, so domain_metric must be auto or loss")
     return Scoring("loss", f"{path}: plain text has no answers: scored by bits per token")

@@ -18,11 +18,12 @@ from typing import Any, overload
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from gentletune.core.cache import digest, file_digest
 from gentletune.core.errors import UserError
 from gentletune.data.disk.stored import hash_of_rows, once_on_disk, row_text, write_columns
-from gentletune.data.encode import Encoded, EncodedRows, Fate, encode_within
+from gentletune.data.encode import IGNORE, Encoded, EncodedRows, Fate, encode_within
 from gentletune.data.forms import Row
 
 ROWS_A_PROCESS = 1000  # fewer are not worth a process of their own
@@ -38,6 +39,7 @@ _FEATURES = datasets.Features(
         "problem": datasets.Value("string"),
     }
 )
+_NOTHING = Encoded([], [])
 # What the labels of a row follow from, beside the row, the tokenizer and the settings.
 _CODE = ("chat.py", "encode.py", "disk/encoded.py", "forms.py", "templates.py", "turns.py")
 _LIBRARIES = ("tokenizers", "transformers", "trl")
@@ -125,22 +127,34 @@ def _encode(rows: Sequence[Row], scratch: Path, tokenizer: Any, how: Mapping[str
 
 def _encode_batch(
     batch: Mapping[str, list[str]], numbers: list[int], tokenizer: Any, how: Mapping[str, Any], failed: list[int]
-) -> dict[str, list[Any]]:
+) -> pa.Table:
     """Some rows, in a process of its own. After a row that `failed` the rest is passed over: it will not be used."""
-    out: dict[str, list[Any]] = {name: [] for name in _FEATURES}
+    rows, fates, problems = list[Encoded](), list[int](), list[str | None]()
     for number, text in zip(numbers, batch["row"], strict=True):
-        row, fate, problem = Encoded([], []), Fate.NO_LABEL, None
+        row, fate, problem = _NOTHING, Fate.NO_LABEL, None
         if not failed:
             try:
                 row, fate = encode_within(json.loads(text), tokenizer, **how)
             except UserError as error:
                 problem = str(error)
                 failed.append(number)
-        ids, labels = (row.input_ids, row.labels) if fate <= Fate.CUT else ([], [])
-        values = (ids, labels, len(ids), row.label_count if ids else 0, int(fate), problem)
-        for name, value in zip(out, values, strict=True):
-            out[name].append(value)
-    return out
+        rows.append(row if fate <= Fate.CUT else _NOTHING)
+        fates.append(int(fate))
+        problems.append(problem)
+    labels = [np.array(row.labels, np.int32) for row in rows]
+    columns = [
+        _lists([np.array(row.input_ids, np.int32) for row in rows]), _lists(labels), list(map(len, labels)),
+        [int((row[1:] != IGNORE).sum()) for row in labels], fates, problems,
+    ]  # fmt: skip
+    schema = _FEATURES.arrow_schema
+    made = [pa.array(column, kind.type) for column, kind in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(made, schema=schema)
+
+
+def _lists(rows: Sequence[Any]) -> Any:
+    """Arrays of numbers as a column of lists: from Python's lists, Arrow would take a third of the time of encoding."""
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))
 
 
 def _check(encoded: datasets.Dataset, where: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -87,6 +87,8 @@ class Drawn(Sequence[T]):
         return part[place]
 
     def __iter__(self) -> Iterator[T]:
+        if np.array_equal(self._places, np.arange(self._starts[-1])):  # all there are, which parts give faster
+            return chain.from_iterable(self._parts)
         return (self[i] for i in range(len(self)))
 
     def _find(self, index: int) -> tuple[Sequence[T], int]:
