@@ -3,9 +3,9 @@ plain SFT, on the same rows in the same order, one by one and packed.
 
     python benchmarks/step.py [--medcalc train.csv] [--steps 3] [--json PATH]
 
-The generated clinic notes (short rows), and the official MedCalc file (see docs/data.md) where it is given. Packed, both sides
-take TRL's packing of the same rows: TRL in its layout, one row without padding, ours in the one that `train` chooses
-(that one where flash attention runs, else packed rows side by side).
+The generated clinic notes (short rows), and the official MedCalc file (see docs/data.md) where it is given. Packed,
+both sides take TRL's packing of the same rows: TRL in its layout, one row without padding, ours in the one that `train`
+chooses (that one where flash attention runs, else packed rows side by side).
 """
 
 from __future__ import annotations
