@@ -174,12 +174,12 @@ class Planner:
         size = 2 if low else 4
         own = size if gradients and not method.adapter else 0  # of a whole gradient, added up in fp32
         summed = 4 if own else 0
-        layers = {**parts, "other": size * (2 * layer + root) + own * (layer + root) + summed * layer}
-        fullest = max(
-            layers | {"moment": "forward and backward passes"},
-            {**dict.fromkeys(parts, 0), "other": (size + own + summed) * root, "moment": "gradient of the embedding"},
-            key=lambda one: sum(one[name] for name in ("activations", "head", "other")),
-        )
+        whole = size * (2 * layer + root) + own * (layer + root) + summed * layer
+        during: dict[str, Any] = {**parts, "other": whole, "moment": "forward and backward passes"}
+        after: dict[str, Any] = {
+            **dict.fromkeys(parts, 0), "other": (size + own + summed) * root, "moment": "gradient of the embedding",
+        }  # fmt: skip
+        fullest = max(during, after, key=lambda one: sum(one[name] for name in ("activations", "head", "other")))
         return self._made(
             held, skeleton, method, rough, weights=_weight_bytes(skeleton, setting.quantization) // each,
             optimizer=self.optimizer_bytes(held) // each, **{**fullest, "gradients": gradients // each, "copies": 0},

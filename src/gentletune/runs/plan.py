@@ -136,7 +136,7 @@ def _shared_out(recipe: Recipe, planner: Planner, rows: Rows, machine: Machine, 
     setting = setting_of(recipe, planner, rows, machine, processes)
     if recipe.strategy != "auto" or processes == 1 or launched() > 1:
         return setting
-    full = parse_method(recipe.method).parameterise is None
+    full = not parse_method(recipe.method).adapter
     lowered = full and recipe.weights == "auto" and setting.weights == "bf16"
 
     def fits(one: Setting) -> bool:
