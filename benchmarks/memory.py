@@ -15,6 +15,7 @@ mapped files, which the system may drop at any time.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -46,10 +47,13 @@ PHASES = ("before", "training", "merging", "measuring")
 
 
 class Peaks:
-    """The largest resident memory since the last `restart`, looked at every few milliseconds, in bytes by kind."""
+    """The largest resident memory since the last `restart`, looked at every few milliseconds, in bytes by kind.
+
+    `used` and `free` are what glibc's allocator had handed out, and kept, at the peak of all resident memory.
+    """
 
     def __init__(self) -> None:
-        self.base, self.peak = self._now(), self._now()
+        self.base = self.peak = self._now() | malloc()
         threading.Thread(target=self._watch, daemon=True).start()
 
     @staticmethod
@@ -60,12 +64,27 @@ class Peaks:
 
     def _watch(self) -> None:
         while True:
-            now = self._now()
-            self.peak = {kind: max(now[kind], self.peak[kind]) for kind in KINDS}
+            before, now = self.peak, self._now()
+            most = {kind: max(now[kind], before[kind]) for kind in KINDS}
+            held = malloc() if now["VmRSS"] > before["VmRSS"] else {key: before[key] for key in ("used", "free")}
+            self.peak = most | held
             time.sleep(0.003)
 
     def restart(self) -> None:
-        self.peak = self._now()
+        self.peak = self._now() | malloc()
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
+                                                      "fsmblks", "uordblks", "fordblks", "keepcost")]  # fmt: skip
+
+
+def malloc() -> dict[str, int]:
+    """Bytes that glibc's allocator has handed out (`used`) and keeps for later (`free`), in all arenas."""
+    ask = ctypes.CDLL("libc.so.6").mallinfo2
+    ask.restype = _Mallinfo
+    found = ask()
+    return {"used": found.uordblks + found.hblkhd, "free": found.fordblks}
 
 
 def copy_in_bf16(directory: Path, target: Path) -> None:
