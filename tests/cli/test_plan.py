@@ -114,15 +114,15 @@ def test_every_way_that_is_named_is_a_recipe_that_trains(
 ) -> None:
     out = tmp_path / "plan.json"
     model = wide(tmp_path)
-    asked = (
-        {"method": "talr", "batch_size": 2},
-        {"early_stop": "domain_nll", "weights": "bf16", "batch_size": 2},
-    )
-    for values in asked:
-        recipe = Recipe.parse({**values, "model": str(model), "evaluate": False})
+    asked: dict[str, dict[str, Any]] = {  # by the GiB of each GPU
+        "1": {"method": "talr", "strategy": "ddp", "batch_size": 2},
+        "1.3": {"early_stop": "domain_nll", "weights": "bf16", "batch_size": 2},
+    }
+    for gib, values in asked.items():
+        recipe = Recipe.parse({**values, "model": str(model), "evaluate": False, "processes": 4})
         flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
         call = ["plan", "--model", str(model), *flags, "--no-evaluate", "--gpus", "4", "--json", str(out)]
-        assert run(monkeypatch, *call, "--memory", "0.95") == 0
+        assert run(monkeypatch, *call, "--memory", gib) == 0
         found = json.loads(out.read_text())
         assert found["verdict"] != "fits"
         changed = recipe.override(found["what_fits"])

@@ -146,7 +146,7 @@ def test_optimizers(name: str, bytes_each: int) -> None:
 
 def test_the_nearest_way_changes_the_update_least() -> None:
     planner = Planner(CONFIG)
-    setting = Setting(Work(8, 128, 8 * 100), eval_tokens=128)
+    setting = Setting(Work(8, 128, 8 * 100), eval_tokens=0)
 
     def way(rows: int, **changes: Any) -> str | None:
         """What fits where so many rows and these changes of the work do."""
