@@ -16,8 +16,10 @@ from gentletune.data.disk import encoded as on_disk
 from gentletune.data.disk.encoded import DiskRows
 from gentletune.data.encode import EncodedRows, encode_rows, label_counts, row_lengths
 from gentletune.lm.label_tokens import label_nll
+from gentletune.runs.inputs import Inputs
 from gentletune.training.packing import training_set
 from tests.cli.test_cli import run as run_command
+from tests.helpers import tiny_recipe
 
 ROWS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": f"BMI {i}?"}, {"role": "assistant", "content": "ab " * (i % 9)}]}
@@ -151,3 +153,16 @@ def test_training_takes_the_rows_from_disk(tiny_dir: Path, tmp_path: Path, monke
         assert code == 0
         weights.append((run / "model" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_rows_on_disk_are_weighed_by_what_is_in_them(tiny_dir: Path, tmp_path: Path) -> None:
+    weights = []
+    for name in ("tall", "heavy"):
+        rows = [{"prompt": f"{name} {i}?", "completion": f"{name} " * (i % 5 + 1)} for i in range(40)]
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        recipe = tiny_recipe(tiny_dir, tmp_path / name, data=str(data), train_rows=None, method="flow", evaluate=False)
+        inputs = Inputs(recipe)
+        assert isinstance(inputs.train.rows, DiskRows)
+        weights.append(inputs.sequence_weights())
+    assert weights[0] != weights[1]
