@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -179,7 +179,8 @@ class Comparison:
                 method,
                 place,
                 {a.key: mean_of(runs).value for a in axes if place and (runs := place.runs(a))},
-                *({a.key: tables[base][a.key].get(method) for a in axes} for base in (PLAIN, AVERAGE)),
+                {a.key: tables[PLAIN][a.key].get(method) for a in axes},
+                {a.key: tables[AVERAGE][a.key].get(method) for a in axes},
                 self._best(self.lines[method], domain),
             )
             for method, place in places.items()
@@ -237,7 +238,7 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def _level_cells(self, read: Read, axis: Axis) -> dict[str, str]:
-        name = "KL" if axis.key == KL else axis.side
+        name = "KL" if axis.key == KL else str(axis.side)
         if read.place is None:
             return {name: f"not reached, at most {number(read.best)}"}
         cells = {name: number(read.points.get(axis.key))}
@@ -371,5 +372,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def words() -> Any:
     """The template, with its macros."""
-    filters = {"number": number, "plus_minus": plus_minus, "with_interval": with_interval}
+    filters: dict[str, Callable[..., str]] = {
+        "number": number, "plus_minus": plus_minus, "with_interval": with_interval
+    }  # fmt: skip
     return template("gentletune.research.comparison", "compare.md.j2", **filters)
