@@ -395,7 +395,7 @@ def flags(model: Path) -> list[str]:
 
 TRIO = ("sft", "talr (count)", "talr (simplex)")
 COMMANDS = {
-    "views --methods talr(tau=1.0,floor=0),lora(r=2)": ["sft", "talr(tau=1.0, floor=0)", "lora(r=2) at 0.01"],
+    "views --methods talr(tau=1.0,floor=0),lora(r=2)": ["sft", "talr(tau=1.0, floor=0)", "lora(r=2)"],
     "normalization --rates 1e-3,1e-4": [f"{m} at {r}" for r in ("0.001", "0.0001") for m in TRIO],
     "norm": ["sft", "sft at the norm of talr", "talr"],
     "tau --taus 0.5,2": ["sft", "talr, τ = 0.5", "talr, τ = 2", "talr, τ = median", "talr, τ = lagged median"],
