@@ -14,14 +14,18 @@ from torch import Tensor
 from gentletune import Recipe, train
 from gentletune.core.errors import UserError
 from gentletune.data.encode import IGNORE
+from gentletune.lm.plan import Planner, Setting
+from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
 from gentletune.methods import training_part as trained_as
 from gentletune.runs.inputs import Inputs
+from gentletune.sweeps.estimate import probe_trial
 from gentletune.training import MethodMixin, method_loss
 from gentletune.training.anchor.replay import Replayer, ReplayRows, drawn
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.trainer import GentleTrainer
 from tests.cli.test_cli import refused_last
+from tests.conftest import make_model
 from tests.helpers import comparable, tiny_recipe
 from tests.training.steps import (
     EXACT,
@@ -203,6 +207,21 @@ def test_rows_of_a_file_are_replayed_and_their_content_counts(tiny_dir: Path, tm
     assert Inputs(recipe).identity != before
     with pytest.raises(UserError, match="replay"):
         train(recipe)
+
+
+def test_a_study_times_its_steps_without_a_word_of_the_base_model(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gentletune.runs.anchor.generate", None)
+    monkeypatch.setattr("gentletune.runs.anchor.base_topk", None)
+    assert probe_trial(Inputs(small(tiny_dir, tmp_path, method=METHOD))).step > 0
+
+
+def test_a_plan_counts_the_head_that_runs_once_more(tokenizer: Any) -> None:
+    planner, work = Planner(make_model(len(tokenizer)).config), Work(4, 32, 100)
+    plain, more = (planner.plan(Setting(work, method)) for method in ("sft", "kl"))
+    assert more.head >= plain.head + 4 * 32 * len(tokenizer)  # another gradient of its weight
+    assert more.weights == plain.weights
 
 
 # --- refusals
