@@ -211,7 +211,7 @@ class _Values(Collection[str]):
         return (stated(answer, self._place).text for answer in self._answers)
 
     def __contains__(self, value: object) -> bool:
-        return value in iter(self)
+        return any(value == one for one in self)
 
 
 def _metric(values: Collection[str]) -> Literal["choice", "numeric", "exact", "text"]:

@@ -114,7 +114,8 @@ def _json(raw: bytes | str, where: str) -> Any:
     """The value that JSON text writes."""
     try:
         value = json.loads(raw)
-        if sum(map(raw.count, (b"[", b"{") if isinstance(raw, bytes) else ("[", "{"))) > _DEPTH:
+        opened = raw.count(b"[") + raw.count(b"{") if isinstance(raw, bytes) else raw.count("[") + raw.count("{")
+        if opened > _DEPTH:
             _check_depth(value, _DEPTH)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from error

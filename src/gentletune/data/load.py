@@ -249,7 +249,7 @@ def _from_file(recipe: Recipe, path: str, known: Domain | None) -> DomainData:
     parted = None if recipe.test_path else _Parted.by_column(files[0]) or _first_held(recipe, size, path)
     ours, theirs = parted.halves(range(size)) if parted else (range(size), None)
     if recipe.test_path:
-        theirs = range(size, size + len(files[1].rows))
+        theirs = [*range(size, size + len(files[1].rows))]
     every = [*ours, *(theirs or ())]
 
     def of(column: str, places: Sequence[int] = every) -> Sequence[Any]:
