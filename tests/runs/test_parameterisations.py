@@ -120,6 +120,16 @@ def test_it_goes_on_from_a_checkpoint(
         torch.testing.assert_close(again[name], value, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ["peft(kind=rslora, r=2)+l2", "peft(kind=dora, r=2)+l2"])
+def test_a_base_in_few_bits_goes_under_loras_kin(method: str, tiny_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    record, tuned = trained(tiny_dir, tmp_path / "run", method, quantization="4bit", learning_rate=1e-2)
+    assert record.training["update_norm"] > 0.01
+    base = load_file(tiny_dir / "model.safetensors")
+    norm = sum(float((tuned[name] - base[name]).double().square().sum()) for name in base) ** 0.5
+    assert norm == pytest.approx(record.training["update_norm"], rel=0.1 if "dora" in method else 1e-3)
+
+
 # --- the plan
 
 

@@ -246,16 +246,19 @@ def adapter_delta(module: Any) -> Tensor:
 
 
 def in_full(layer: nn.Module) -> Any:
-    """A copy of a linear layer in fp32 at least, out of few bits where it is in them."""
+    """A linear layer in fp32 at least, out of few bits where it is in them; its own weight where that is so already."""
     import torch
     from peft.utils.integrations import dequantize_module_weight
+    from transformers.pytorch_utils import Conv1D
 
     weight: Any = layer.weight
-    if weight.is_floating_point():
+    if isinstance(layer, Conv1D):
         return copy.deepcopy(layer).to(torch.promote_types(weight.dtype, torch.float32))
-    whole = dequantize_module_weight(layer).detach().float()
-    plain = torch.nn.Linear(whole.shape[1], whole.shape[0], bias=False, device=whole.device)
+    whole = weight if weight.is_floating_point() else dequantize_module_weight(layer)
+    whole = whole.detach().to(torch.promote_types(whole.dtype, torch.float32))
+    plain = torch.nn.Linear(1, 1, bias=False, device=whole.device)
     plain.weight = torch.nn.Parameter(whole, requires_grad=False)
+    plain.in_features, plain.out_features = whole.shape[1], whole.shape[0]
     return plain
 
 
