@@ -59,7 +59,8 @@ def predictions(
     """
     counts = torch.tensor([row.label_count for row in rows], dtype=torch.long)
     found = by_row(_of_rows, model, rows, pad_id=pad_id, batch_tokens=batch_tokens, progress=progress)
-    entropy, confidence, right = torch.cat(found, dim=1)
+    none = torch.zeros(3, 0, dtype=torch.float64)
+    entropy, confidence, right = torch.cat([none, *found], dim=1)
     row = torch.arange(len(rows)).repeat_interleave(counts)
     cell = row * BINS + ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
 

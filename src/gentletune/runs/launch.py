@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from gentletune.core.devices import Sharing, sharing
 from gentletune.core.errors import RunFailedError, UserError

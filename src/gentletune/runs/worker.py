@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import torch
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from gentletune.core.cache import whole_directory
 from gentletune.core.devices import leave, rank

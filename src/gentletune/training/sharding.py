@@ -154,8 +154,9 @@ class Background:
     @contextmanager
     def taken(self) -> Iterator[None]:
         """What accelerate saves inside is copied at once and written later. Every rank must call it."""
-        import torch.distributed.checkpoint as saving
+        from torch.distributed import checkpoint
 
+        saving: Any = checkpoint
         plain = saving.save
 
         def later(state_dict: dict[str, Any], storage_writer: Any, planner: Any) -> None:
