@@ -57,7 +57,7 @@ def anchors(inputs: Inputs, *, stage: Stage = silent) -> tuple[ReplayRows | None
         if replay is not None:
             rows, near = _rows(inputs, replay, stage), None
             if replay.loss == "kl":
-                key = ["replay", digest([asdict(row) for row in rows])]
+                key: list[Any] = ["replay", digest([asdict(row) for row in rows])]
                 told = stage("the base model's predictions on what is replayed")
                 near = base_topk(base, rows, key, recipe, progress=told)
             found = ReplayRows(rows, base.tokenizer.pad_token_id, near)

@@ -89,13 +89,13 @@ class Anchored:
         if self.replayer.source.base is None or self.replayer.replay.loss == "nll":
             factors = torch.full(labels.shape, scale, device=labels.device)
             out = model(**given, token_nll=True, one_pass=True, factors=factors)
-            loss, each = out["loss"], out["nll"]
+            values: tuple[Tensor, Tensor] = (out["loss"], out["nll"])
         else:
             toward = Toward(looked_up(inputs, self.replayer.source.base), (BaseKL(1.0),), scale)
             out = model(**given, token_nll=True, toward=toward, toward_alone=True)
-            loss, each = out["kl_loss"], out["kl"]
-        self.add_anchored("replay_loss", each)
-        return loss
+            values = (out["kl_loss"], out["kl"])
+        self.add_anchored("replay_loss", values[1])
+        return values[0]
 
     def add_anchored(self, name: str, values: Tensor) -> None:
         """Add up what is to be logged as the mean of the values (n,); nothing waits for it."""
