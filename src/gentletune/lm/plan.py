@@ -285,9 +285,10 @@ def _merged(setting: Setting, skeleton: Skeleton) -> int:
 
     That is the product in fp32, twice; where weights of 2 bytes round it, what is lost is measured, in five such.
     """
-    largest = max((weight.numel() for weight in skeleton.linear), default=0)
-    plain = sum(p.numel() for p in skeleton.plain) * setting.merges + skeleton.buffers
-    return plain + sum(p.nbytes for p in skeleton.trained) + (20 if setting.merges == 2 else 8) * largest
+    largest: int = max((weight.numel() for weight in skeleton.linear), default=0)
+    plain: int = sum(p.numel() for p in skeleton.plain) * setting.merges + skeleton.buffers
+    adapter: int = sum(p.nbytes for p in skeleton.trained)
+    return plain + adapter + (20 if setting.merges == 2 else 8) * largest
 
 
 def _rule_of_thumb(skeleton: Skeleton, work: Work) -> Parts:

@@ -314,8 +314,8 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     """
     numbers = {name: re.match(r"(?:(.*?)\.)?(\d+)\.", name) for name in names}
     last: dict[str | None, int] = {}
-    for found in filter(None, numbers.values()):
-        last[found[1]] = max(int(found[2]), last.get(found[1], 0))
+    for layer in filter(None, numbers.values()):
+        last[layer[1]] = max(int(layer[2]), last.get(layer[1], 0))
     made, outside = dict[str, Place](), 0.0
     for name, found in numbers.items():
         outside = 1.0 if found else outside
