@@ -19,14 +19,17 @@ def replay(
     rows: int = 256,
     tokens: int = 64,
 ) -> Method:
-    """L + weight · mean over the replayed tokens of ℓ_t, or of KL(p_θ⁰‖p_θ) (arXiv 2605.26097, 2602.20162).
+    """L + weight · (1/N) Σ over the replayed tokens of ℓ_t, or of KL(p_θ⁰‖p_θ) (arXiv 2605.26097, 2602.20162).
+
+    N are the domain's label tokens. The papers' code has the mean over the replayed tokens instead, which few and short
+    rows make a term of a large and noisy gradient (docs/methods.md).
 
     Args:
         share: of a step's rows, the domain's included, that are replayed; in (0, 1), at least one row a step.
         source: `self` (the base model's own answers, sampled at temperature 1, to general prompts that nothing is
             measured on), a file of rows or a data set of the hub.
         loss: `nll`, or `kl` over the vocabulary from the base model's 64 most probable tokens.
-        weight: ≥ 0, of the mean over the step's replayed tokens, beside 1 for the domain's.
+        weight: ≥ 0, of a replayed token, beside 1 for one of the domain's.
         rows: how many samples `self` is made of.
         tokens: their longest, in tokens.
 

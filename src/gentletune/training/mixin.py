@@ -196,7 +196,8 @@ class MethodMixin(Anchored):
         # Where no token's weight waits for another's, each group's backward pass can free its activations.
         groups = self._groups(inputs) if self.method.one_pass else [inputs]
         trainer: Any = super()
-        passes = itertools.chain(self.replayed(model), groups)
+        scale = self._scale(num_items_in_batch, inputs["labels"])
+        passes = itertools.chain(self.replayed(model, scale), groups)
         loss = torch.stack([trainer.training_step(model, one, num_items_in_batch) for one in passes]).sum()
         if not self.accelerator.gradient_state.sync_gradients:
             self._returned = self._returned + loss

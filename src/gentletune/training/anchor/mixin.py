@@ -67,19 +67,19 @@ class Anchored:
         count = method.replay.beside(step * rows.sequences)
         return Replayer(method.replay, rows, count, args.seed, self.accelerator.process_index, processes)
 
-    def replayed(self, model: Any) -> Iterator[dict[str, Any]]:
+    def replayed(self, model: Any, scale: Tensor) -> Iterator[dict[str, Any]]:
         """This rank's passes over the replayed rows of a step: in its last micro-batch, before the domain's rows.
 
+        `scale` is what the sum over the domain's label tokens is times: a replayed token weighs `weight` of them.
         The domain's pass then shares the gradient of all of them with the other ranks.
         """
         if self.replayer is None or not self.accelerator.gradient_state.sync_gradients:
             return
         apart = nullcontext() if self.accelerator.is_fsdp2 else self.accelerator.no_sync(model)
         with apart:
-            batches, scale = self.replayer.passes(self.state.global_step, self.args.per_device_train_batch_size)
-            for batch in batches:
+            for batch in self.replayer.passes(self.state.global_step, self.args.per_device_train_batch_size):
                 for group in self._groups(batch):
-                    yield {**group, "replay_scale": scale * self.accelerator.num_processes}  # gradients are averaged
+                    yield {**group, "replay_scale": scale * self.replayer.replay.weight}
 
     def replay_loss(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The part that some replayed rows have in the loss of the step."""
@@ -87,8 +87,7 @@ class Anchored:
         given = {key: value for key, value in inputs.items() if key not in ("replay_scale", "base_place")}
         scale, labels = inputs["replay_scale"], inputs["labels"]
         if self.replayer.source.base is None or self.replayer.replay.loss == "nll":
-            factors = torch.full(labels.shape, scale, device=labels.device)
-            out = model(**given, token_nll=True, one_pass=True, factors=factors)
+            out = model(**given, token_nll=True, one_pass=True, factors=scale.to(labels.device).expand(labels.shape))
             values: tuple[Tensor, Tensor] = (out["loss"], out["nll"])
         else:
             toward = Toward(looked_up(inputs, self.replayer.source.base), (BaseKL(1.0),), scale)

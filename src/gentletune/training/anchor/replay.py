@@ -1,4 +1,4 @@
-"""The replayed rows of each step: which they are, in what passes they come, and what their loss is divided by."""
+"""The replayed rows of each step: which they are, and in what passes they come."""
 
 from __future__ import annotations
 
@@ -56,21 +56,18 @@ class Replayer:
         """For the user."""
         return f"replay: {self.count:,} of {len(self.source.rows):,} rows beside those of each step"
 
-    def passes(self, step: int, size: int) -> tuple[list[dict[str, Any]], float]:
-        """This rank's rows of a step in batches of at most `size`, on every rank as many; and what their sum is times.
+    def passes(self, step: int, size: int) -> list[dict[str, Any]]:
+        """This rank's rows of a step in batches of at most `size`, on every rank as many.
 
-        That is the weight over the label tokens of the step's rows on all ranks. A rank without a row for a pass has
-        one without labels, which costs a pass and changes nothing.
+        A rank without a row for a pass has one without labels, which costs a pass and changes nothing.
         """
         chosen = drawn(self.count, len(self.source.rows), step, self.seed)
-        tokens = sum(self._counts[i] for i in chosen)
         number = ceil(ceil(self.count / self.processes) / size)
         mine = chosen[self.rank :: self.processes]
         mine.sort(key=lambda i: len(self.source.rows[i].input_ids))
         cuts = [len(mine) * i // number for i in range(number + 1)]
         parts = [mine[cuts[i] : cuts[i + 1]] for i in range(number)]
-        batches = [self._batch(part) if part else self._empty(chosen[0]) for part in parts]
-        return batches, self.replay.weight / max(1, tokens)
+        return [self._batch(part) if part else self._empty(chosen[0]) for part in parts]
 
     def _batch(self, places: Sequence[int]) -> dict[str, Any]:
         rows = [self.source.rows[i] for i in places]
@@ -88,12 +85,8 @@ class Replayer:
         return batch
 
     @cached_property
-    def _counts(self) -> list[int]:
-        return label_counts(self.source.rows)
-
-    @cached_property
     def _starts(self) -> list[int]:
-        return [0, *accumulate(self._counts)]
+        return [0, *accumulate(label_counts(self.source.rows))]
 
 
 def drawn(count: int, total: int, step: int, seed: int) -> list[int]:
