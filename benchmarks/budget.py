@@ -12,8 +12,9 @@ Each part is a study of plain SFT at five fixed rates and of the ways to keep a 
     both     trust_region, and wise_ft(alpha=auto) of what comes of it
 
 It is over seeds, and on the lab over domains that are easy, hard and noisy. KL is measured after the run on prompts
-that steer nothing: as `kl_sampled` has it, and once more with r - 1 - log r of the same tokens, whose error is smaller
-(`kl`). The JSON has a row a run. A killed call goes on where it was; with --minutes it ends by itself after a run.
+that steer nothing: as `kl_sampled` has it, and once more summed over the base model's most probable tokens, as it is
+steered by, whose error is smaller (`kl`). The JSON has a row a run. A killed call goes on where it was; with --minutes
+it ends by itself after a run.
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ import harness
 from gentletune import Recipe, RunRecord, train
 from gentletune.core.records import Score
 from gentletune.evaluation.measure import reference_answers
-from gentletune.evaluation.steering import Steering
-from gentletune.lm.label_tokens import label_nll
+from gentletune.evaluation.steering import Steering, steering_of
 from gentletune.lm.loaded import Loaded
 from gentletune.stats import Run, accuracy_score, compare, zero_of
 
@@ -53,19 +53,18 @@ DOMAINS = {"lab": ("lab", "lab(hard=1)", "lab(noise=0.3)"), "smollm": ("clinic",
 GRID = {"lab": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)}
 STARTS = {"lab": (1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-4, 3e-4)}
 SEEDS = {"lab": (0, 1, 2), "smollm": (0, 1)}
-WAYS = ("auto", "region", "stop", "both")
+WAYS = ("auto", "region", "both", "stop")
 
 
 def plan(part: str) -> list[dict[str, Any]]:
     """What is run, a dictionary a run: those that take another's training come after it."""
-    budget, found = BUDGET[part], []
+    found: list[dict[str, Any]] = []
     for seed in SEEDS[part]:
         for data in DOMAINS[part]:
-            for rate in GRID[part]:
-                one = {"part": part, "data": data, "seed": seed, "rate": rate}
-                found.append(one | {"way": "fixed"})
-                if rate in STARTS[part]:
-                    found += [one | {"way": way, "budget": budget} for way in WAYS]
+            one = {"part": part, "data": data, "seed": seed}
+            found += [one | {"rate": rate, "way": "fixed"} for rate in GRID[part]]
+            kept = one | {"budget": BUDGET[part]}
+            found += [kept | {"rate": rate, "way": way} for way in WAYS for rate in STARTS[part]]
     return found
 
 
@@ -112,17 +111,17 @@ def run(row: dict[str, Any], runs: Path) -> dict[str, Any]:
 
 
 def kl(record: RunRecord, folder: Path) -> Score:
-    """KL from base of a finished run on the prompts that measure, with the estimator of smaller error."""
+    """KL from base of a finished run on the prompts that measure, as a run is steered by it."""
     recipe = Recipe.parse(record.recipe)
     base = Loaded.of(recipe)
     rows, how = reference_answers(base, recipe).sampled.rows, {"pad_id": base.tokenizer.pad_token_id}
-    if base.hash not in _NLL:
-        _NLL[base.hash] = [nll.tolist() for nll in label_nll(base.model, rows, **how)]
+    if base.hash not in _KNOWN:
+        _KNOWN[base.hash] = steering_of(base.model, rows, **how)
         base.forget()
-    return Steering(rows, _NLL[base.hash]).kl(base.with_model(directory=folder / "model").load().model, **how)
+    return _KNOWN[base.hash].kl(base.with_model(directory=folder / "model").load().model, **how)
 
 
-_NLL: dict[str, list[list[float]]] = {}
+_KNOWN: dict[str, Steering] = {}
 
 
 def dump(score: Score | None) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from gentletune import Recipe, UserError, sweep, train
 from gentletune.methods import parse_method, training_part
 from gentletune.runs.budget import MOST, BudgetError, largest_share
-from tests.helpers import tiny_recipe
+from tests.helpers import run_cli, saved_weights, tiny_recipe
 
 QUIET = {"evaluate": False, "probe_every": 0}
 
@@ -55,10 +56,6 @@ def test_what_cannot_be_kept_is_said() -> None:
 # --- runs
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path / "model.safetensors")
-
-
 def test_a_run_keeps_the_largest_share_within_its_budget(tiny_dir: Path, tmp_path: Path) -> None:
     method = "lines(alpha=0.5)+wise_ft(alpha=auto, budget=0.01)"
     recipe = tiny_recipe(tiny_dir, tmp_path / "run", method=method, **QUIET)
@@ -70,7 +67,9 @@ def test_a_run_keeps_the_largest_share_within_its_budget(tiny_dir: Path, tmp_pat
     assert 1 < len(tried) <= MOST
     assert 0 < alpha < 1
     assert 0.9 * 0.01 < tried[f"kl_upper(alpha={alpha:.4g})"] <= 0.01
-    start, tuned, found = weights(tiny_dir), weights(tmp_path / "run" / "tuned"), weights(tmp_path / "run" / "model")
+    start, tuned, found = (
+        saved_weights(path) for path in (tiny_dir, tmp_path / "run" / "tuned", tmp_path / "run" / "model")
+    )
     last = "model.layers.1.mlp.up_proj.weight"
     torch.testing.assert_close(found[last], start[last].lerp(tuned[last], alpha), rtol=1e-4, atol=1e-6)
     first = "model.layers.0.mlp.up_proj.weight"
@@ -100,6 +99,24 @@ def test_a_budget_that_cannot_be_kept_is_a_failed_run(tiny_dir: Path, tmp_path: 
     assert record.status == "failed"
     assert "keeps KL from base within 1e-30 bits per token" in str(record.error)
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_the_terminal_says_what_was_kept(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    method = "trust_region(budget=0.005, looks=3, answers=8)+wise_ft(alpha=auto, budget=0.004)"
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", method=method, early_stop="kl(budget=1)", evaluate=False)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe.model_dump(mode="json", exclude_none=True)))
+    assert run_cli(monkeypatch, "train", "-c", str(path)) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert re.search(
+        r"alpha 0\.\d+ of the update is kept; upper bounds of KL from base, bits per token: \S+ at 1, ", said
+    )
+    assert re.search(r"the budget took the learning rate to \d+% of the scheduled one on average", said)
+    assert "kl was last within its budget" in said
+    assert run_cli(monkeypatch, "train", "-c", str(path), "--method", "wise_ft(alpha=auto)") == 2
+    assert "alpha=auto needs a budget" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

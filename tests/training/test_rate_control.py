@@ -121,7 +121,7 @@ def test_the_rate_shrinks_so_that_the_budget_is_kept(tokenizer: Any, tmp_path: P
     assert 0.15 < steer(kept.model).value <= 0.3
     lines = read_metrics(tmp_path / "kept" / "metrics.jsonl")
     factors = {line["step"]: line["rate_factor"] for line in lines if "rate_factor" in line}
-    assert sorted(factors) == [2, 4, 6, 8, 10, 12, 14]
+    assert sorted(factors) == [1, 2, 4, 6, 8, 10, 12, 14]
     for step in range(3, STEPS + 1):
         assert watch.rates[step] == pytest.approx(1e-2 * factors[2 * ((step - 1) // 2)])
     assert kept.figures["rate_factor"] == pytest.approx(sum(watch.rates.values()) / STEPS / 1e-2)
@@ -137,7 +137,7 @@ def test_a_budget_that_is_wide_leaves_the_rate_alone(tokenizer: Any, tmp_path: P
 
 def test_the_rate_grows_again(tokenizer: Any, tmp_path: Path) -> None:
     watch = Watch()
-    found = {2: 0.2, 4: 0.21, 6: 0.21, 8: 0.2, 10: 0.2, 12: 0.2, 14: 0.2}
+    found = {1: 0.1, 2: 0.2, 4: 0.21, 6: 0.21, 8: 0.2, 10: 0.2, 12: 0.2, 14: 0.2}
     method = "trust_region(budget=0.3, looks=7)"
     fitted(tokenizer, tmp_path, watch, lambda _m: score(found[watch.step]), method, schedule="constant", warmup=0)
     assert watch.rates[3] < 0.5e-2

@@ -19,7 +19,7 @@ def trust_region(budget: float = 0.05, looks: int = 20, answers: int = 48) -> Me
 
     Args:
         budget: KL from base in bits per token, > 0; what counts is its upper 95 % bound.
-        looks: how often it is measured in a training, from 1.
+        looks: how often it is measured in a training, evenly, from 1; at first also after 1, 2, 4, … steps.
         answers: of the base model to the steering prompts, on which it is measured each time: from 2, at most 120.
 
     Raises:

@@ -33,7 +33,7 @@ class ProbeCallback(TrainerCallback):
         self.trainer: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.every or (state.global_step % self.every and state.global_step != state.max_steps):
+        if not self.due(state.global_step, state.max_steps):
             return
         kwargs["optimizer"].eval()  # schedule-free optimisers train other weights than are to be measured
         try:
@@ -46,6 +46,10 @@ class ProbeCallback(TrainerCallback):
         control.should_log = due
         if self.stop:
             self.stop.see(found, state, control)
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether it looks after this step."""
+        return bool(self.every) and (step % self.every == 0 or step == last)
 
     def _look(self, model: Any) -> dict[str, Seen]:
         return {name: Seen(value) for name, value in self.probe(model).items()}

@@ -24,7 +24,7 @@ def upper_bound(score: Score) -> float:
 class LookAtKL(ProbeCallback):
     """Logs KL from base and its upper bound, bits per token, and tells the watcher: every `every` steps and at the end.
 
-    With `looks` it is so often in a training, evenly.
+    With `looks` it is so often in a training, evenly, and before the first of them after 1, 2, 4, … steps.
     """
 
     def __init__(self, steer: Steer, watcher: Any, *, every: int = 0, looks: int = 0) -> None:
@@ -34,6 +34,10 @@ class LookAtKL(ProbeCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.looks:
             self.every = max(1, state.max_steps // self.looks)
+
+    def due(self, step: int, last: int) -> bool:
+        early = self.looks and step < self.every and step & (step - 1) == 0
+        return bool(early) or super().due(step, last)
 
     def _look(self, model: Any) -> dict[str, Seen]:
         score = self.steer(model)

@@ -15,11 +15,12 @@ from gentletune.training.control.kl import LookAtKL, Steer
 from gentletune.training.early_stop import UPPER, Seen
 
 AIM = 0.9  # share of the budget that is planned with: looks are few, and noisy
+LEAST = 0.1  # of the scheduled rate: KL is often largest early, and falls back only if training goes on
 GROWTH = 2.0  # most that the factor grows from a look to the next
 
 
 class RateControl(LookAtKL, ExportableState):
-    """Multiplies the scheduled learning rate by a factor in [0, 1], set anew at each look.
+    """Multiplies the scheduled learning rate by a factor in [0.1, 1], set anew at each look.
 
     The plan is a distance √KL that grows with the rate still to come: √KL is about as large as the weights have moved.
     At a look, with d = √(upper bound of KL), the distance per rate since the look before is taken to hold on; the
@@ -74,8 +75,8 @@ class RateControl(LookAtKL, ExportableState):
         left = sum(self.schedule.factor(i, total, self.warmup) for i in range(step, total))
         room = self.goal - distance
         if not left or room <= 0 or not self.spent:
-            return self.factor if room > 0 else 0.0
+            return self.factor if room > 0 else LEAST
         spent, before = self.before
         recent = (distance - before) / (self.spent - spent) if self.spent > spent else 0.0
         speed = max(recent, distance / self.spent / 2)  # a look's noise must not make it stand still
-        return max(0.0, min(1.0, GROWTH * self.factor if self.factor else GROWTH / 64, room / (speed * left)))
+        return max(LEAST, min(1.0, GROWTH * self.factor, room / (speed * left))) if speed > 0 else self.factor
