@@ -111,7 +111,7 @@ def method_loss(
     kl = None
     if method.base_kl:
         loss = loss + torch.stack([out["kl_loss"] for out in outs]).sum()
-        kl = torch.cat([out["kl"] for out in outs])
+        kl = torch.cat([out["kl_nats"] for out in outs])
     return MethodLoss(loss, batch, Weighted(weights, weighted.stats), means, kl)
 
 

@@ -35,7 +35,7 @@ class Toward:
             found.append(
                 kl_from_base(states, head.weight, targets, self.base, masked=term.masked, factors=each, **head.options)
             )
-        return {"kl_loss": torch.stack([one.loss for one in found]).sum(), "kl": found[0].kl}
+        return {"kl_loss": torch.stack([one.loss for one in found]).sum(), "kl_nats": found[0].kl}
 
 
 def looked_up(inputs: Mapping[str, Any], lookup: Lookup) -> BaseTopK:

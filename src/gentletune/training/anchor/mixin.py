@@ -92,7 +92,7 @@ class Anchored:
         else:
             toward = Toward(looked_up(inputs, self.replayer.source.base), (BaseKL(1.0),), scale)
             out = model(**given, token_nll=True, toward=toward, toward_alone=True)
-            values = (out["kl_loss"], out["kl"])
+            values = (out["kl_loss"], out["kl_nats"])
         self.add_anchored("replay_loss", values[1])
         return values[0]
 
