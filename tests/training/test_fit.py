@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import TrainerCallback
 
+from gentletune.core.errors import RunFailedError
 from gentletune.core.recipe import Recipe
 from gentletune.data import encode_rows, load_data
 from gentletune.methods import parse_method
 from gentletune.training import fit
 from gentletune.training.callbacks import read_metrics
-from gentletune.training.trainer import METRICS_FILE
+from gentletune.training.trainer import METRICS_FILE, WRITING, last_checkpoint
 from tests.conftest import make_model
 
 
@@ -51,3 +55,35 @@ def test_a_recipe_knows_its_steps(fields: dict[str, Any], tokenizer: Any, tmp_pa
     rows = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows
     fitted = fit(recipe, parse_method("sft"), make_model(len(tokenizer)), tokenizer, rows, tmp_path)
     assert recipe.steps(len(rows)) == fitted.figures["steps"]
+
+
+class FullDisk(TrainerCallback):
+    """Leaves a checkpoint of shares half written behind step 3, as a disk does that is full by then."""
+
+    trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            (Path(args.output_dir) / WRITING / "checkpoint-3").mkdir(parents=True)
+            failed = Future[None]()
+            failed.set_exception(CheckpointException("write", {1: (OSError(28, "No space left on device"), None)}))  # type: ignore[dict-item]
+            self.trainer.background._writes.append(failed)
+            self.trainer._written = False
+
+
+def test_a_checkpoint_that_could_not_be_written_in_the_background_never_comes_into_place(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    recipe = Recipe(data="clinic", train_rows=8, batch_size=2, max_steps=6, save_every=2)
+    rows = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows
+
+    def fitted(*callbacks: Any) -> Any:
+        model = make_model(len(tokenizer))
+        return fit(recipe, parse_method("sft"), model, tokenizer, rows, tmp_path, callbacks=callbacks)
+
+    with pytest.raises(RunFailedError, match=r"could not be written \(OSError: \[Errno 28\] No space left on device\)"):
+        fitted(FullDisk())
+    kept = last_checkpoint(tmp_path)
+    assert kept is not None
+    assert kept.name == "checkpoint-2"
+    assert fitted().figures["steps"] == 6

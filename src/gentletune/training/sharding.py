@@ -6,18 +6,22 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from concurrent.futures import wait as until_all
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from trl import SFTConfig
 
 from gentletune.core.devices import rank
+from gentletune.core.errors import RunFailedError
 from gentletune.lm.base_weights import FileWeights, base_weights
 from gentletune.lm.kinds import freeze_unread, model_class
 from gentletune.lm.loaded import Loaded, base_causal_lm
@@ -34,6 +38,7 @@ FSDP: dict[str, Any] = {
         "cpu_ram_efficient_loading": True,
     },
 }
+_WAIT = timedelta(days=7)  # for the slowest rank's write; gloo would give up after half an hour
 _VARIABLES = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
 
 
@@ -161,7 +166,7 @@ class Background:
 
         def later(state_dict: dict[str, Any], storage_writer: Any, planner: Any) -> None:
             if len(self._groups) == len(self._writes):
-                self._groups.append(torch.distributed.new_group(backend="gloo"))
+                self._groups.append(torch.distributed.new_group(backend="gloo", timeout=_WAIT))
             group = self._groups[len(self._writes)]
             how = {"storage_writer": storage_writer, "planner": planner, "process_group": group}
             self._writes.append(saving.async_save(state_dict, **how))
@@ -178,10 +183,18 @@ class Background:
         return not all(write.done() for write in self._writes)
 
     def wait(self) -> None:
-        """Until all is written. Raises what went wrong."""
+        """Until nothing more is written. Raises `RunFailedError` where a rank could not write its share."""
         writes, self._writes = self._writes, []
-        for write in writes:
-            write.result()
+        until_all(writes)
+        try:
+            for write in writes:
+                write.result()
+        except CheckpointException as error:
+            why = next((f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()), "no reason given")
+            raise RunFailedError(
+                f"a checkpoint could not be written ({why}); mend that and run the same command again: it goes on from "
+                "the last whole one"
+            ) from error
 
 
 def forget_sharding() -> None:

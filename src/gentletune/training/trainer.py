@@ -150,16 +150,19 @@ class GentleTrainer(Releasing, MethodMixin, Metered, SFTTrainer):
             self.accelerator.wait_for_everyone()
 
     def finish_checkpoint(self) -> None:
-        """Wait until the checkpoint that is being written is whole, if there is one; then rank 0 puts it into place."""
+        """Wait until the checkpoint that is being written is whole, if there is one; then rank 0 puts it into place.
+
+        One that could not be written never comes into place. Raises `RunFailedError` then.
+        """
+        waiting, self._written = not self._written, True
         self.background.wait()
         output = Path(self.args.output_dir)
-        if not self._written and self.accelerator.is_main_process:
+        if waiting and self.accelerator.is_main_process:
             for checkpoint in (output / WRITING).glob("checkpoint-*"):
                 shutil.rmtree(output / checkpoint.name, ignore_errors=True)
                 checkpoint.replace(output / checkpoint.name)
             shutil.rmtree(output / WRITING, ignore_errors=True)
             rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit, use_mtime=False)
-        self._written = True
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As ever; a checkpoint that has been written in the meantime is put into place."""
