@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from gentletune import Recipe
 from gentletune.core.errors import UserError
+from gentletune.data import load_data
 from gentletune.data.files import SUFFIXES, read_rows, read_text
 from gentletune.data.forms import shaped_rows
 
@@ -234,3 +237,19 @@ def test_a_bad_row_is_named_by_its_number(tmp_path: Path, case: str) -> None:
     message = complaint(write(tmp_path / "rows.jsonl", rows))
     assert expected in message
     assert "rows.jsonl" in message
+
+
+def test_messages_of_a_parquet_file_may_say_when_they_were_sent(tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": f"{role} {i}", "at": datetime(2024, 1, 2, 3)}
+                for role in ("user", "assistant")
+            ]
+        }
+        for i in range(10)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = load_data(Recipe(data=str(tmp_path / "a.parquet")))
+    assert len(found.train_hash) == 64
+    assert {message["at"] for row in found.train for message in row["messages"]} == {"2024-01-02T03:00:00"}

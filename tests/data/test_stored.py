@@ -11,7 +11,7 @@ import pytest
 
 from gentletune import Recipe, train
 from gentletune.core.errors import UserError
-from gentletune.data import DomainData, encode, files, load_data
+from gentletune.data import Answer, Domain, DomainData, Example, domains, encode, files, load_data, register_domain
 from gentletune.data.disk.stored import Drawn
 from tests.helpers import tiny_recipe
 
@@ -125,6 +125,23 @@ def test_another_content_is_another_entry(tmp_path: Path) -> None:
     path.rename(tmp_path / "moved.jsonl")
     assert load_data(Recipe(data=str(tmp_path / "moved.jsonl"))).train_hash == second.train_hash
     assert len(list((tmp_path / "cache" / "data").iterdir())) == 2
+
+
+def test_what_a_domain_makes_of_a_row_by_more_than_its_code_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domains, "_DOMAINS", dict(domains._DOMAINS))
+    path = write(tmp_path / "e.jsonl", [esci(i) for i in range(40)])
+
+    def made(mark: str) -> str:
+        def example(row: Any, *, cot: bool, where: str) -> Example:
+            return Example(f"{mark} {row['query']}", "yes", Answer("exact", "yes"), group=row["query"])
+
+        register_domain(Domain("marked", example=example))
+        return str(load_data(Recipe(data="marked", data_path=path)).train[0]["prompt"])
+
+    assert made("one").startswith("one")
+    assert made("two").startswith("two")
 
 
 def test_a_broken_row_is_named_and_nothing_is_kept(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date, time
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -198,8 +199,19 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _unpadded(row: Row) -> Row:
-    """A row of Arrow's, its lists and objects without the nulls that pad them."""
-    return {key: without_nulls(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
+    """A row of Arrow's, its lists and objects without the nulls that pad them, and with days and times as text."""
+    return {
+        key: _in_text(without_nulls(value)) if isinstance(value, (list, dict)) else value for key, value in row.items()
+    }
+
+
+def _in_text(value: Any) -> Any:
+    """Days and times in it as JSON would have them, such as those that a chat's messages were sent at."""
+    if isinstance(value, list):
+        return [_in_text(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _in_text(item) for key, item in value.items()}
+    return value.isoformat() if isinstance(value, (date, time)) else value
 
 
 def _read_paragraphs(path: Path) -> Iterator[Row]:

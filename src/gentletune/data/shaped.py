@@ -140,8 +140,10 @@ def _key(file: RowFile, known: Domain | None, cot: bool, by_column: bool) -> str
     """What the shaped rows follow from; None where that cannot be told."""
     made = None
     if known is not None:
-        code = getattr(known.example, "__code__", None)
+        code, beside = getattr(known.example, "__code__", None), ("__self__", "__closure__", "__defaults__")
         if code is None or not Path(code.co_filename).is_file():
+            return None
+        if any(getattr(known.example, name, None) for name in beside):  # what its file alone does not tell
             return None
         made = [known.name, cot, file_digest(Path(code.co_filename))]
     if file.content is None:
