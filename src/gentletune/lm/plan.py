@@ -195,7 +195,7 @@ class Planner:
             sure=SURE if setting.work.gpu else SURE_HOST,
             reference=2 * plain if method.penalty or method.merge else 0,
             evaluation=evaluation + overhead,
-            merging=_merged(setting, skeleton) if setting.merges else 0,
+            merging=_merged(setting, skeleton) + (overhead if setting.eval_tokens else 0) if setting.merges else 0,
             parameters=plain,
             trained=sum(p.numel() for p in skeleton.trained),
             rough=rough or told_by_thumb,
