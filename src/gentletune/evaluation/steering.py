@@ -77,20 +77,14 @@ def kl_bits(base_top: Tensor, tuned_top: Tensor, base_own: Tensor, tuned_own: Te
 
 def steering_of(base: Any, rows: Sequence[Encoded], *, pad_id: int, batch_tokens: int = 8192) -> Steering:
     """Answers of a base model with its log-probabilities at their tokens."""
-    count = sum(label_counts(rows))
-    tops: list[Tensor] = []
-    own = torch.empty(count)
+    found = []
     for one in label_logits(base, rows, pad_id=pad_id, batch_tokens=batch_tokens):
         log = one.logits.log_softmax(-1).cpu()
         best = log.topk(min(TOP, log.shape[1]))
-        if not tops:
-            tops = [
-                best.indices.new_zeros(count, best.indices.shape[1]),
-                best.values.new_zeros(count, best.values.shape[1]),
-            ]
-        tops[0][one.place], tops[1][one.place] = best.indices, best.values
-        own[one.place] = log.gather(1, one.targets.cpu()[:, None])[:, 0].float()
-    return Steering(rows, *tops, own)
+        found.append((one.place, best.indices, best.values, log.gather(1, one.targets.cpu()[:, None])[:, 0]))
+    place, top, top_log, own_log = (torch.cat(each) for each in zip(*found, strict=True))
+    order = place.argsort()
+    return Steering(rows, top[order], top_log[order], own_log[order])
 
 
 def steering_answers(base: Loaded, recipe: Recipe, progress: Progress | None = None) -> Steering:
