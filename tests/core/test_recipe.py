@@ -84,6 +84,7 @@ TRAINING: dict[str, Any] = {
     "quantization": "4bit",
     "precision": "fp32",
     "gradient_checkpointing": True,
+    "gradient_release": True,
     "head": "chunked",
     "seed": 1,
     "early_stop": "domain_nll(patience=5, min_delta=0)",
@@ -142,7 +143,7 @@ OUT_OF_BOUNDS = [
     *(("epochs", v) for v in (0, -1, float("inf"), float("nan"))),
     *(("warmup", v) for v in (1, 1.5, -0.1, float("nan"))),
     *(("weight_decay", v) for v in (-0.1, float("inf"))),
-    *(("max_grad_norm", v) for v in (0, -1, float("inf"))),
+    *(("max_grad_norm", v) for v in (-1, float("inf"))),
     *((key, 0) for key in ("test_rows", "train_rows", "max_steps", "batch_size", "gradient_accumulation")),
     *((key, 0) for key in ("log_every", "save_every", "keep_checkpoints", "probe_rows")),
     *(

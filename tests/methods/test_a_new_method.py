@@ -76,8 +76,9 @@ def test_every_method_of_ours_says_where_it_is_from(name: str) -> None:
     found = described(name)
     assert found.name == name
     assert found.title
-    assert found.reference.startswith("arXiv ")
-    assert found.url == f"https://arxiv.org/abs/{found.reference.split()[1].rstrip(',')}"
+    paper = re.search(r"arXiv (\d{4}\.\d{5})", found.reference)
+    assert paper is not None
+    assert found.url == f"https://arxiv.org/abs/{paper[1]}"
 
 
 def test_parameters_are_those_in_force() -> None:

@@ -170,8 +170,10 @@ def _build(node: ast.expr, text: str) -> _Part:
         raise UserError(f"method '{name.id}': {error}") from error
     changed = [f"{k}={_show(arguments[k])}" for k in defaults if k in arguments and arguments[k] != defaults[k]]
     label = f"{name.id}({', '.join(changed)})" if changed else name.id
-    told = Described(name.id, entry.title, entry.reference, entry.url, {**defaults, **arguments})
-    return _Part(replace(method, name=name.id, label=label), told)
+    told = {key: value for key, value in {**defaults, **arguments}.items() if value is not None}
+    return _Part(
+        replace(method, name=name.id, label=label), Described(name.id, entry.title, entry.reference, entry.url, told)
+    )
 
 
 def _value(node: ast.expr, text: str) -> Any:

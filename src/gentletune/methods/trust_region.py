@@ -9,7 +9,7 @@ from gentletune.methods.registry import check_number, register
 @register(
     "trust_region",
     "Learning rate by a budget of KL from base",
-    "gentletune, docs/budget.md",
+    "ours, after arXiv 1502.05477",
     "https://arxiv.org/abs/1502.05477",
 )
 def trust_region(budget: float = 0.05, looks: int = 20, answers: int = 48) -> Method:
