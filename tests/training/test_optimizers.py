@@ -37,12 +37,14 @@ def fields(name: str, **more: Any) -> dict[str, Any]:
             "max_steps": 4, "save_every": 2, "warmup": 0.3, **schedule, **more}  # fmt: skip
 
 
-def trained(tokenizer: Any, run: Path, recipe: Recipe, stop: int | None = None) -> dict[str, torch.Tensor]:
+def trained(
+    tokenizer: Any, run: Path, recipe: Recipe, stop: int | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """The weights after a training, or after one that is killed in step `stop` and called again."""
     rows = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows
 
     def go() -> dict[str, torch.Tensor]:
-        model = make_model(len(tokenizer))
+        model = make_model(len(tokenizer)).to(dtype)
         return dict(fit(recipe, parse_method("sft"), model, tokenizer, rows, run).model.state_dict())
 
     if stop is None:
@@ -83,15 +85,25 @@ def test_an_optimizer_trains_and_resumes_bit_for_bit(name: str, tokenizer: Any, 
         assert torch.equal(value, again[key]), key
 
 
-@pytest.mark.parametrize("name", ["adamw_torch_fused", "adafactor", *EIGHT_BIT[:1]])
+@pytest.mark.parametrize("name", ["adamw_torch_fused", "stable_adamw", "adafactor", *EIGHT_BIT[:1]])
 def test_released_gradients_make_the_same_weights_resumed_or_not(name: str, tokenizer: Any, tmp_path: Path) -> None:
-    keys = {"max_grad_norm": 0, "batch_size": 1, "gradient_checkpointing": True}
-    start = make_model(len(tokenizer)).state_dict()
+    _released_as_kept(name, torch.float32, tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "stable_adamw"])
+def test_released_gradients_make_the_same_weights_of_two_bytes(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    _released_as_kept(name, torch.bfloat16, tokenizer, tmp_path)
+
+
+def _released_as_kept(name: str, dtype: torch.dtype, tokenizer: Any, tmp_path: Path) -> None:
+    precision = {"weights": "bf16", "precision": "bf16"} if dtype == torch.bfloat16 else {}
+    keys = {"max_grad_norm": 0, "batch_size": 1, "gradient_checkpointing": True, **precision}
+    start = make_model(len(tokenizer)).to(dtype).state_dict()
     recipe = Recipe.parse(fields(name, **keys))
-    kept = trained(tokenizer, tmp_path / "kept", recipe)
+    kept = trained(tokenizer, tmp_path / "kept", recipe, dtype=dtype)
     released = recipe.override({"gradient_release": True})
     for stop in (None, 4):
-        found = trained(tokenizer, tmp_path / f"released-{stop}", released, stop)
+        found = trained(tokenizer, tmp_path / f"released-{stop}", released, stop, dtype)
         for key, value in kept.items():
             moved, off = (value - start[key]).norm(), (found[key] - value).norm()
             assert float(off) <= 1e-6 * float(moved), key

@@ -109,7 +109,13 @@ class Releasing:
             hook.remove()
 
     def _used(self, parameter: torch.Tensor) -> None:
+        groups = self.optimizer.param_groups
+        before = [step.clone() if isinstance(step := group.get("step"), torch.Tensor) else None for group in groups]
         self.optimizer.step()
+        for group, step in zip(groups, before, strict=True):
+            # optimi counts steps for a whole group: the step at the end, which finds no gradient, counts for all.
+            if isinstance(group.get("step"), torch.Tensor):
+                group["step"].copy_(0 if step is None else step)
         parameter.grad = None
 
     def _groups(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
