@@ -19,7 +19,7 @@ with open("mine.jsonl", "w") as file:
     for n in range(40):
         file.write(json.dumps({"prompt": f"add {n} 5", "completion": str(n + 5)}) + "\n")
 PYTHON
-gentletune train --model lab --data mine.jsonl --lr 1e-4 --max-steps 2 --test-rows 8 --tasks lab_add --general-rows 8 --output runs/a
+gentletune train --model lab --data mine.jsonl --lr 1e-4 --max-steps 2 --test-rows 8 --domain-tokens 8 --tasks lab_add --general-rows 8 --output runs/a
 gentletune report runs/a --output page
 test -s runs/a/model/model.safetensors && test -s page/report.html
 echo "the wheel works"
