@@ -92,7 +92,8 @@ class GentleLM(_LocalLM):
         room = self.max_length - limit
         if room <= 0:
             raise UserError(
-                f"answers of {limit} tokens leave no room for a prompt in {self.max_length}; lower max_gen_toks (of the domain, domain_tokens)"
+                f"answers of {limit} tokens leave no room for a prompt in {self.max_length}; lower max_gen_toks "
+                "(of the domain's answers: domain_tokens)"
             )
 
         def ended(place: int, ids: list[int]) -> None:
