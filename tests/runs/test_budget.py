@@ -44,6 +44,12 @@ def test_a_square_takes_two_measurements_and_a_whole_update_one() -> None:
     assert largest_share(lambda a: 0.01 * a, 0.05) == (1.0, {1.0: 0.01})
 
 
+def test_a_bound_below_zero_is_within_any_budget() -> None:
+    alpha, tried = largest_share(lambda a: 4 * a * a - 0.006, 0.005)  # an estimate without bias may lie below nothing
+    assert 0 < tried[alpha] <= 0.005
+    assert min(tried.values()) < 0
+
+
 def test_what_cannot_be_kept_is_said() -> None:
     with pytest.raises(
         BudgetError, match=r"no share of the update down to \S+ keeps KL from base within 0.05 bits per token"
@@ -101,6 +107,15 @@ def test_a_budget_that_cannot_be_kept_is_a_failed_run(tiny_dir: Path, tmp_path: 
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_a_budget_that_cannot_be_kept_leaves_the_training_to_the_others(tiny_dir: Path, tmp_path: Path) -> None:
+    base = tiny_recipe(tiny_dir, tmp_path, **QUIET).model_dump(exclude={"method", "output"})
+    methods = ["wise_ft(alpha=auto, budget=1e-30)", "wise_ft", "sft"]
+    lost, half, plain = sweep({"base": base, "axes": {"method": methods}}, tmp_path / "study")
+    assert lost.status == "failed"
+    assert half.status == plain.status == "complete"
+    assert half.training["update_norm"] == pytest.approx(plain.training["update_norm"] / 2, rel=1e-4)
+
+
 def test_the_terminal_says_what_was_kept(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +162,10 @@ def test_what_is_no_budget(text: str, words: str) -> None:
         (
             {"method": "trust_region", "processes": 2, "strategy": "fsdp2"},
             "needs the whole weights in each process, and fsdp2 shares them; take strategy: ddp",
+        ),
+        (
+            {"early_stop": "kl(budget=0.1)", "processes": 2, "strategy": "fsdp2"},
+            "early_stop needs the whole model on one process; take strategy: ddp",
         ),
     ],
 )

@@ -255,6 +255,7 @@ def test_a_router_loss_that_the_model_has_not_is_refused(model: Any, tokenizer: 
     ("changes", "message"),
     [
         ({"method": "talr+lora"}, "peft_config"),
+        ({"method": "talr+trust_region"}, "a budget is kept by gentletune train alone"),
         ({"method": "wise_ft"}, "average the weights after training"),
         ({"method": "talr", "label_smoothing_factor": 0.1}, "label_smoothing_factor"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from gentletune.core.devices import sharing
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
-from gentletune.core.schedule import EarlyStop
 from gentletune.methods.base import Method
 
 
@@ -16,15 +15,14 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
         UserError: an average or a budget where ranks hold shares of the weights; an average beside early stopping, or
             an optimiser that averages already.
     """
-    stop = None if recipe.early_stop is None else EarlyStop.parse(recipe.early_stop)
+    if method.average is None and method.control is None:
+        return
     name, kind = f"method '{method.label}'", sharing(recipe)
-    whole = None if method.average is None and method.control is None else name
-    whole = f"early_stop: {stop}" if stop is not None and stop.budget is not None else whole
-    if whole is not None and kind != "ddp":
-        raise UserError(f"{whole} needs the whole weights in each process, and {kind} shares them; take strategy: ddp")
+    if kind != "ddp":
+        raise UserError(f"{name} needs the whole weights in each process, and {kind} shares them; take strategy: ddp")
     if method.average is None:
         return
-    if stop is not None:
+    if recipe.early_stop is not None:
         raise UserError(
             f"{name} ends with an average to the last step, and early_stop with the weights of its best one; leave one "
             "of them out"

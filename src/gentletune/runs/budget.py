@@ -120,7 +120,7 @@ def largest_share(at: Callable[[float], float], budget: float, most: int = MOST)
 
 def _between(low: tuple[float, float], high: tuple[float, float], budget: float, row: int) -> float:
     """Where √bound would meet a little less than the budget on a straight line, inside the bracket."""
-    (a, under), (b, over) = low, high
+    (a, under), (b, over) = (low[0], max(0.0, low[1])), high  # an estimate without bias may lie below zero
     target = math.sqrt((1 + CLOSE) / 2 * budget)
     share = (target - math.sqrt(under)) / (math.sqrt(over) - math.sqrt(under)) if math.isfinite(over) else 0.5
     share = share * 0.5 ** (-row - 1) if row < 0 else 1 - (1 - share) * 0.5 ** (row - 1)

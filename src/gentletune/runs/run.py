@@ -266,8 +266,10 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
             mend = "save: adapter keeps it" if recipe.quantization else "weights: fp32 keeps it"
             print(f"gentletune: {share:.0%} of the adapter is lost in weights of 2 bytes; {mend}", file=sys.stderr)
     if inputs.method.merge is not None:
-        _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
         figures["tuned_norm"] = figures["update_norm"]  # for trials that take the weights before the merge
+        if math.isfinite(figures["tuned_norm"]):
+            write_json_atomic(run / FIGURES_FILE, figures)  # theirs even where this one's budget cannot be kept
+        _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
         if inputs.method.budget is None:
             figures["update_norm"] = merge_weights(tuned, inputs.base.weights, inputs.method.merge)
         else:
@@ -383,7 +385,7 @@ def _chosen(inputs: Inputs, recipe: Recipe) -> dict[str, float]:
 def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     """Tuned weights of another run of the same training, before its merge, and figures of their training."""
     failed = read_record(source)
-    if failed and failed.status == "failed":
+    if failed and failed.status == "failed" and not holds_model(source / "tuned"):
         raise _SourceFailedError(f"{source.name}, whose weights it takes, failed")
     state = read_json(source / STATE_FILE)
     if state.get("identity") != inputs.identity:

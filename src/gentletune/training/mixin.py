@@ -143,6 +143,8 @@ class MethodMixin(Anchored):
             raise ValueError(
                 f"method '{self.method.label}': average the weights by torch.optim.swa_utils instead of +ema"
             )
+        if self.method.control is not None:
+            raise ValueError(f"method '{self.method.label}': a budget is kept by gentletune train alone; leave it out")
 
     def _check_gradients(self) -> None:
         """Refuse where the end of a step could not change the gradient, and would be passed over in silence."""
