@@ -13,7 +13,7 @@ from gentletune.methods.registry import check_number, register
     "https://arxiv.org/abs/1502.05477",
 )
 def trust_region(budget: float = 0.05, looks: int = 20, answers: int = 48) -> Method:
-    """The scheduled learning rate times a factor in [0, 1] that makes the run end within a budget of KL from base.
+    """The scheduled learning rate times a factor in [0.1, 1] that aims at ending within a budget of KL from base.
 
     Ours; named after the trust regions in KL of TRPO (arXiv 1502.05477).
 
