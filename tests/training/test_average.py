@@ -93,9 +93,10 @@ def test_the_plan_counts_four_bytes_a_trained_weight(tokenizer: Any) -> None:
         ({"early_stop": "domain_nll"}, "early_stop with the weights of its best one"),
         ({"optimizer": "schedule_free_adamw", "schedule": "constant"}, "averages the weights already"),
         ({"processes": 2, "strategy": "fsdp2"}, "fsdp2 shares them; take strategy: ddp"),
+        ({"method": "ema+trust_region"}, "what is shipped is their average; leave one of them out"),
     ],
 )
 def test_what_an_average_does_not_go_with(keys: dict[str, Any], line: str, tiny_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=line):
-        train(tiny_recipe(tiny_dir, tmp_path / "run", method="ema", **keys))
+        train(tiny_recipe(tiny_dir, tmp_path / "run", **{"method": "ema", **keys}))
     assert not (tmp_path / "run").exists()

@@ -22,6 +22,11 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
         raise UserError(f"{name} needs the whole weights in each process, and {kind} shares them; take strategy: ddp")
     if method.average is None:
         return
+    if method.control is not None:
+        raise UserError(
+            f"{name}: the budget is kept by the weights in training, and what is shipped is their average; "
+            "leave one of them out"
+        )
     if recipe.early_stop is not None:
         raise UserError(
             f"{name} ends with an average to the last step, and early_stop with the weights of its best one; leave one "

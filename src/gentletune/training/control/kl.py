@@ -33,7 +33,7 @@ class LookAtKL(ProbeCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.looks:
-            self.every = max(1, state.max_steps // self.looks)
+            self.every = math.ceil(state.max_steps / self.looks)
 
     def due(self, step: int, last: int) -> bool:
         early = self.looks and step < self.every and step & (step - 1) == 0
