@@ -138,7 +138,24 @@ def test_tables_and_costs(found: Comparison) -> None:
     assert costs.loc["wise_ft", "training time"] == "–"
     frame = found.frame()
     assert len(frame) == len(TRUTH) * len(RATES)
-    assert set(frame["sums/accuracy minus sft verdict"].dropna()) <= {"better", "worse", "no_difference"}
+    assert set(frame["sums/accuracy minus sft verdict"].dropna()) <= {
+        "better",
+        "better_alone",
+        "worse",
+        "no_difference",
+    }
+
+
+def test_what_is_better_by_its_own_interval_alone_is_told_apart() -> None:
+    (few,) = Comparison.of(made(2))
+    frame, name = few.frame(), "sums/accuracy minus sft"
+    alone = frame[frame[f"{name} verdict"] == "better_alone"]
+    assert len(alone) > 0
+    assert (alone[f"{name} low"] > 0).all()
+    assert (frame[frame[f"{name} verdict"] == "no_difference"][f"{name} low"] <= 0).all()
+    method = alone.iloc[0]["method"]
+    assert "△" in few.rates_table().set_index("method").loc[method].str.cat()
+    assert any("its own interval alone" in line and method in line for line in few.sentences())
 
 
 def test_records_without_sft_or_scores_have_no_level() -> None:

@@ -13,16 +13,19 @@ import pandas as pd
 from gentletune.core.records import RunRecord
 from gentletune.core.render import MISSING, one_line, template
 from gentletune.reporting import Section, split
-from gentletune.reporting.axes import Axis, Verdict, score_keys, single_axis
+from gentletune.reporting.axes import Axis, score_keys, single_axis
 from gentletune.reporting.choice import Choice
 from gentletune.reporting.pareto import base_point, in_order
 from gentletune.reporting.settings import Setting, from_base, from_plain, plain_twin, told_apart, verdict
-from gentletune.reporting.tables import SIGNS, error_of
+from gentletune.reporting.tables import SIGNS as OF_REPORTS
+from gentletune.reporting.tables import error_of
 from gentletune.research.comparison.level import Place, Pools, change_at, place_at
 from gentletune.stats import Change, holm, mean_of
 from gentletune.stats.numbers import number, plus_minus, rate, with_interval
 
 PLAIN, AVERAGE = "sft", "wise_ft"
+# With few seeds among many methods most of what is better is so by its own interval only.
+SIGNS = {**{str(said): sign for said, sign in OF_REPORTS.items()}, "better_alone": "△"}
 SHARES = (0.5, 0.9)  # of the most domain gain of plain SFT: a modest and a nearly full one
 KL, ENTROPY = "kl_sampled/bits_per_token", "own_answers/entropy"
 
@@ -216,7 +219,7 @@ class Comparison:
             parts = []
             for axis in (domain, general):
                 change = signs[axis.key].get(self._places[id(setting)])
-                sign = f" {SIGNS[verdict(axis, change)]}" if change else ""
+                sign = f" {SIGNS[told_of(axis, change)]}" if change else ""
                 parts.append(plus_minus(self.point(setting, axis)) + sign)
             return " / ".join(parts)
 
@@ -244,7 +247,7 @@ class Comparison:
         cells = {name: number(read.points.get(axis.key))}
         for title, changes in ((f"{name} − SFT", read.from_plain), (f"{name} − Wise-FT", read.from_average)):
             change = changes.get(axis.key)
-            cells[title] = MISSING if change is None else f"{with_interval(change)} {SIGNS[verdict(axis, change)]}"
+            cells[title] = MISSING if change is None else f"{with_interval(change)} {SIGNS[told_of(axis, change)]}"
         return cells
 
     def costs_table(self) -> pd.DataFrame:
@@ -319,7 +322,7 @@ class Comparison:
         for read in level.reads:
             if read.method == PLAIN or general is None:
                 continue
-            told: str = "not_reached" if read.place is None else verdict(general, read.from_plain.get(general.key))
+            told: str = "not_reached" if read.place is None else told_of(general, read.from_plain.get(general.key))
             found[told].append(read)
         return found
 
@@ -332,7 +335,7 @@ class Comparison:
                 place = self._places[id(setting)]
                 both = [(axis, self.against_plain(axis).get(place)) for axis in (domain, general)]
                 if setting.learning_rate == learning_rate and any(change for _, change in both):
-                    told: list[Verdict] = [verdict(axis, change) for axis, change in both]
+                    told = [told_of(axis, change) for axis, change in both]
                     found.setdefault(" ".join(told), []).append(name)
         return found
 
@@ -350,6 +353,12 @@ class Comparison:
         return {"seeds": len(seeds), "steps": steps, "base": points, "failed": failed}
 
 
+def told_of(axis: Axis, change: Change | None) -> str:
+    """A report's verdict; `better_alone` where, on the good side, only the change's own interval leaves out 0."""
+    said = verdict(axis, change)
+    return "better_alone" if said == "no_difference" and change is not None and change.excludes_zero else said
+
+
 def _flat(name: str, axis: Axis, change: Change | None) -> dict[str, Any]:
     if change is None:
         return {}
@@ -357,7 +366,7 @@ def _flat(name: str, axis: Axis, change: Change | None) -> dict[str, Any]:
         name: change.value,
         f"{name} low": change.low,
         f"{name} high": change.high,
-        f"{name} verdict": verdict(axis, change),
+        f"{name} verdict": told_of(axis, change),
     }
 
 
