@@ -21,3 +21,6 @@ def test_example_runs(
     assert "loss" in capfd.readouterr().out
     if "Trainer" in script.read_text(encoding="utf-8"):
         assert list(tmp_path.glob("runs/*/model/model.safetensors"))
+    if "report(" in script.read_text(encoding="utf-8"):
+        assert list(tmp_path.glob("runs/*/report.html"))
+        assert list(tmp_path.glob("runs/*/*/model/model.safetensors"))
