@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ class Fits:
 
 
 def test_plan_counts_the_longest_row_and_what_is_on_disk(
-    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "plan.json"
 
@@ -189,8 +190,14 @@ def test_plan_counts_the_longest_row_and_what_is_on_disk(
     assert adapter["disk"] == trained + 2 * (trained + 2 * trained) + trained  # checkpoints with AdamW; the adapter
     whole = 4 * short["memory"]["parameters"]
     assert planned(GOOD, "--early-stop", "domain_nll")["disk"] == short["disk"] + 2 * whole
-    capfd.readouterr()
-    planned(GOOD, "--method", "lora(r=2)", "--quantization", "4bit")
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra: quant")
+def test_plan_tells_what_the_merge_of_a_quantised_run_takes(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = ["plan", "--model", str(tiny_dir), "--data", write(tmp_path / "d.jsonl", GOOD), "--no-evaluate"]
+    assert run(monkeypatch, *call, "--method", "lora(r=2)", "--quantization", "4bit") == 0
     assert "merging afterwards" in capfd.readouterr().out
 
 

@@ -38,13 +38,14 @@ def fields(name: str, **more: Any) -> dict[str, Any]:
 
 
 def trained(
-    tokenizer: Any, run: Path, recipe: Recipe, stop: int | None = None, dtype: torch.dtype = torch.float32
+    tokenizer: Any, run: Path, recipe: Recipe, stop: int | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
     """The weights after a training, or after one that is killed in step `stop` and called again."""
     rows = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows
 
     def go() -> dict[str, torch.Tensor]:
-        model = make_model(len(tokenizer)).to(dtype)
+        model = make_model(len(tokenizer))
+        model = model if dtype is None else model.to(dtype)
         return dict(fit(recipe, parse_method("sft"), model, tokenizer, rows, run).model.state_dict())
 
     if stop is None:
