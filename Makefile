@@ -15,7 +15,7 @@ DEMO := gentletune demo: what a small learning rate keeps
 
 help:
 	@echo "make demo      six methods on a tiny base model, then a real one at a small and a large rate; opens demo/report.html (about 10 min on 2 cores; again, seconds)"
-	@echo "make test      the quick tests, on tiny models made on the spot (about 5 minutes on 2 cores)"
+	@echo "make test      the quick tests, on tiny models made on the spot (about 8 minutes on 2 cores)"
 	@echo "make test-attack  fork bombs and the like against the sandbox (a minute)"
 	@echo "make test-all  all of these plus tests on real pretrained weights (downloads 93 MB once)"
 	@echo "make check     ruff, ruff format, mypy strict, import-linter"
