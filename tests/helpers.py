@@ -49,8 +49,17 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-class Stopped(Exception):  # noqa: N818 (a kill is no error)
+class StoppedError(Exception):
     """A kill, as the training sees it."""
+
+
+def assert_same(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """The model's parameters are these, bit for bit."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    for name, value in weights.items():
+        assert torch.equal(parameters[name], value), name
 
 
 def saved_weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -17,11 +17,7 @@ from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
 from gentletune.training import fit
 from tests.conftest import make_model
-from tests.helpers import tiny_recipe, untimed
-
-
-class Stopped(Exception):  # noqa: N818 (a kill is no error)
-    """A kill, as the training sees it."""
+from tests.helpers import StoppedError, tiny_recipe, untimed
 
 
 class Watch(TrainerCallback):
@@ -39,7 +35,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.kill and state.global_step >= self.kill:
-            raise Stopped
+            raise StoppedError
 
 
 def fitted(tokenizer: Any, run: Path, method: str, watch: Watch) -> Any:
@@ -65,7 +61,7 @@ def test_a_resumed_training_ends_with_the_same_average(
     whole = fitted(tokenizer, tmp_path / "whole", method, Watch())
     for kill in kills:
         run = tmp_path / f"killed-{kill}"
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fitted(tokenizer, run, method, Watch(kill=kill))
         again = fitted(tokenizer, run, method, Watch())
         assert untimed(again.figures) == untimed(whole.figures)

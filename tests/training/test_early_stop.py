@@ -19,7 +19,7 @@ from gentletune.methods import parse_method
 from gentletune.training import fit
 from gentletune.training.callbacks import read_metrics
 from tests.conftest import make_model
-from tests.helpers import Stopped, run_cli, tiny_recipe, untimed
+from tests.helpers import StoppedError, assert_same, run_cli, tiny_recipe, untimed
 
 NLL = {2: 3.0, 4: 2.0, 6: 2.5, 8: 1.9, 10: 2.1, 12: 1.95, 14: 1.0}  # what each look finds, by step
 
@@ -39,7 +39,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.kill and state.global_step >= self.kill:
-            raise Stopped
+            raise StoppedError
 
 
 def fitted(tokenizer: Any, run: Path, watch: Watch, method: str = "sft", **changes: Any) -> Any:
@@ -56,12 +56,6 @@ def fitted(tokenizer: Any, run: Path, watch: Watch, method: str = "sft", **chang
         recipe, parse_method(method), make_model(len(tokenizer)), tokenizer, rows, run, callbacks=[watch],
         probe=lambda _model: {"domain_nll": NLL[watch.step]}, evaluate=score if recipe.evaluate_every else None,
     )  # fmt: skip
-
-
-def assert_same(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for name, value in weights.items():
-        assert torch.equal(parameters[name], value), name
 
 
 @pytest.mark.parametrize(
@@ -101,7 +95,7 @@ def test_a_resumed_training_stops_where_it_would_have(
     lines = [untimed(line) for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
     for kill in kills:
         run = tmp_path / f"killed-{kill}"
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fitted(tokenizer, run, Watch(kill), method)
         again = fitted(tokenizer, run, Watch(), method)
         assert untimed(again.figures) == untimed(whole.figures)

@@ -66,7 +66,7 @@ class FullDisk(TrainerCallback):
         if state.global_step == 3:
             (Path(args.output_dir) / WRITING / "checkpoint-3").mkdir(parents=True)
             failed = Future[None]()
-            failed.set_exception(CheckpointException("write", {1: (OSError(28, "No space left on device"), None)}))  # type: ignore[dict-item]
+            failed.set_exception(CheckpointException("write", {1: (OSError(28, "No space left on device"), None)}))
             self.trainer.background._writes.append(failed)
             self.trainer._written = False
 

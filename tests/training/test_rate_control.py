@@ -17,12 +17,12 @@ from gentletune.methods import parse_method
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.callbacks import read_metrics
 from tests.conftest import make_model
-from tests.helpers import tiny_recipe, untimed
+from tests.helpers import assert_same, tiny_recipe, untimed
 
 STEPS = 14
 
 
-class Stopped(Exception):  # noqa: N818 (a kill is no error)
+class StoppedError(Exception):
     """A kill, as the training sees it."""
 
 
@@ -45,7 +45,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.kill and state.global_step >= self.kill:
-            raise Stopped
+            raise StoppedError
 
 
 def score(value: float) -> Score:
@@ -72,12 +72,6 @@ def moved(tokenizer: Any) -> Any:
         return score(float(torch.stack(squares).detach().sum()) / 100)
 
     return steer
-
-
-def assert_same(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for name, value in weights.items():
-        assert torch.equal(parameters[name], value), name
 
 
 # --- early_stop: kl
@@ -151,7 +145,7 @@ def test_a_resumed_training_has_the_same_rates(method: str, tokenizer: Any, tmp_
     lines = [untimed(line) for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
     for kill in (3, 9):
         run = tmp_path / f"killed-{kill}"
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fitted(tokenizer, run, Watch(kill), moved(tokenizer), method, **how)
         again = fitted(tokenizer, run, Watch(), moved(tokenizer), method, **how)
         assert untimed(again.figures) == untimed(whole.figures)

@@ -18,7 +18,7 @@ from gentletune.training import fit
 from gentletune.training.arguments import scheduler_options
 from gentletune.training.trainer import last_checkpoint
 from tests.conftest import make_model
-from tests.helpers import Stopped, run_cli
+from tests.helpers import StoppedError, run_cli
 
 WSD = ["wsd", "wsd(decay=0.5, shape=linear)", "wsd(decay=0.3, shape=1-sqrt)"]
 TEXTS = ["cosine", "linear", "constant", "inverse_sqrt", *WSD]
@@ -35,7 +35,7 @@ class Rates(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.kill:
-            raise Stopped
+            raise StoppedError
 
 
 def fitted(tokenizer: Any, run: Path, rates: Rates, **changes: Any) -> Any:
@@ -80,7 +80,7 @@ def test_a_training_steps_at_the_rates_of_its_schedule_also_when_resumed(
     plain = fitted(tokenizer, tmp_path / "whole", whole, schedule=text)
     assert list(whole.seen.values()) == pytest.approx([1e-2 * factor for factor in expected(text, 0.2, 10)])
     first, second = Rates(kill=8), Rates()
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         fitted(tokenizer, tmp_path / "killed", first, schedule=text)
     resumed = fitted(tokenizer, tmp_path / "killed", second, schedule=text)
     assert list(second.seen) == [6, 7, 8, 9]
@@ -110,12 +110,12 @@ def test_what_has_no_meaning_is_refused_in_one_line(
 
 
 def test_a_clock_saves_and_a_kill_loses_no_more_than_its_time(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         fitted(tokenizer, tmp_path / "always", Rates(kill=5), save_every="0.001s")
     found = last_checkpoint(tmp_path / "always")
     assert found is not None
     assert found.name == "checkpoint-4"
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         fitted(tokenizer, tmp_path / "never", Rates(kill=5), save_every="2h")
     assert last_checkpoint(tmp_path / "never") is None
     assert Recipe(save_every="10 min").save_every == "10min"

@@ -138,7 +138,7 @@ def adapter(
         config.target_modules = _targets(model, targets, chosen)
         try:
             return library.get_peft_model(model, config)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, TypeError, NotImplementedError) as error:  # PEFT's kinds refuse a layer by any of these
             raise UserError(f"method {name}: {str(error).strip().splitlines()[0]}") from error
 
     return Parameterisation(
