@@ -64,7 +64,7 @@ class Totals:
         self._nll: Any = np.zeros(_BINS_PER_NAT * _NATS)
 
     def add(self, tokens: Tokens, weights: Tokens) -> None:
-        """Count tokens (`stream.COLUMNS`) with their weights, a column a method."""
+        """Count tokens (`stream.COLUMNS`) with their weights, one column per method."""
         nll, probability = tokens["nll"], tokens["probability"]
         bins = np.minimum((nll * _BINS_PER_NAT).astype(np.int64), len(self._counts) - 1)
         self._counts += np.bincount(bins, minlength=len(self._counts))

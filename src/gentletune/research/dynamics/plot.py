@@ -1,4 +1,4 @@
-"""The picture of token dynamics: a column a method, a line a bin."""
+"""The picture of token dynamics: one column per method, one line per bin."""
 
 from __future__ import annotations
 
