@@ -53,38 +53,38 @@ class Recipe(BaseModel):
 
     # --- model
     model: str = Field("smollm2-135m", min_length=1, description="Directory, bundled alias or hub name.")
-    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off unless you say so.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
 
     # --- data
     data: str | None = Field(
         None,
-        description="A domain (clinic, medcalc, …), a file (mine.jsonl) or a data set of the hub (owner/name); several "
+        description="A domain (clinic, medcalc, …), a file (mine.jsonl) or a hub data set (owner/name); several "
         "with weights: a.jsonl:7,b.jsonl:3.",
     )
-    data_path: str | None = Field(None, description="File or data set of the hub that the domain's rows are made from.")
-    data_split: str = Field("train", description="Split to train on, where data_path is a hub name.")
+    data_path: str | None = Field(None, description="File or hub data set that the domain makes its rows from.")
+    data_split: str = Field("train", description="Split of a hub data set to train on.")
     data_config: str | None = Field(None, min_length=1, description="Configuration (subset) of a hub data set.")
     mixture: str | None = Field(None, min_length=1, description="What data becomes where it names several sources.")
-    test_path: str | None = Field(None, description="Held-out file (None: a part of data_path, by patient note).")
-    test_rows: int = Field(64, ge=1, description="Held-out rows the domain side is measured on.")
+    test_path: str | None = Field(None, description="File of held-out rows (None: a part of the training data).")
+    test_rows: int = Field(64, ge=1, description="Held-out rows that the domain is measured on.")
     train_rows: int | None = Field(None, ge=1, description="Use only this many training rows (None: all).")
-    cot: bool = Field(True, description="Train on the worked chain of thought (off: on the label alone).")
+    cot: bool = Field(True, description="Train on the worked chain of thought (off: on the answer alone).")
     max_length: int | None = Field(
-        None, ge=8, description="Longest row in tokens. None: 4096, or the model's context where that is shorter."
+        None, ge=8, description="Longest row in tokens. None: 4096, or the model's context if that is shorter."
     )
     truncate: Literal["drop", "left", "right"] = Field(
-        "drop", description="A longer row: dropped and counted, or cut on the left (its end stays) or on the right."
+        "drop", description="Longer rows: drop and count them, or cut them on the left (the end stays) or on the right."
     )
     labels: Literal["assistant", "last", "all"] = Field(
         "assistant",
-        description="What of a row is trained on: all turns of the assistant, its last turn alone, or every token.",
+        description="Which tokens are trained on: all turns of the assistant, its last turn, or every token.",
     )
     chat_template: str | None = Field(
         None,
         min_length=1,
-        description="To train, prompt and save with: a Jinja file, Jinja, or a name TRL ships. None: the model's own.",
+        description="To train, prompt and save with: a Jinja file or text, or a name TRL ships. None: the model's own.",
     )
-    date: str = Field(DATE, description="Day that dated chat templates print, so that rows are the same on any day.")
+    date: str = Field(DATE, description="Day that dated chat templates print; rows are then the same on any day.")
 
     # --- method
     method: str = Field("sft", min_length=1, description="For example sft, talr, talr(tau=1.0)+lora(r=8)+wise_ft.")
@@ -104,40 +104,40 @@ class Recipe(BaseModel):
     )
     gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
     global_batch: int | None = Field(
-        None, ge=1, description="Rows per optimiser step, over all processes, in as many micro-batches as that takes."
+        None, ge=1, description="Rows per optimiser step, over all processes; micro-batches follow from it."
     )
     processes: Processes = Field(
         1, description="Processes that train together, each on a GPU of its own; auto: one per visible GPU."
     )
     strategy: Literal["auto", "ddp", "fsdp2", "deepspeed"] = Field(
         "auto",
-        description="What each of several processes holds: all (ddp) or a share (fsdp2); auto: all where that fits.",
+        description="What each process holds: the whole model (ddp) or a share; auto: the whole if that fits.",
     )
     schedule: str = Field(
         "cosine",
         description="After warm-up: cosine, linear, constant, inverse_sqrt, or wsd(decay=0.2): constant, then down.",
     )
-    warmup: float = Field(0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps that warm up.")
+    warmup: float = Field(0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of the steps spent warming up.")
     weight_decay: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="Weight decay: AdamW's is decoupled, SGD's is not."
     )
-    max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="Gradient clipping norm (0: none).")
-    gradient_release: bool = Field(False, description="Free each gradient in the backward pass, once it was used.")
+    max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="Clip gradients to this norm (0: never).")
+    gradient_release: bool = Field(False, description="Free each gradient in the backward pass, after its use.")
     weights: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="How weights are held; bf16 halves them. auto: fp32 where it fits, else bf16, said so."
+        "auto", description="How weights are held; bf16 halves them. auto: fp32 if it fits, else bf16, which a line says."
     )
     quantization: Literal["4bit", "8bit"] | None = Field(
-        None, description="LoRA's frozen base in 4 bits (nf4) or 8, by bitsandbytes: QLoRA. None: as weights says."
+        None, description="Hold LoRA's frozen base in 4 bits (nf4) or 8, by bitsandbytes. None: as weights says."
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="What is computed in; bf16 by autocast.")
-    gradient_checkpointing: bool = Field(False, description="Compute activations twice: less memory, more time.")
-    head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Backend of the token-NLL head.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Dtype to compute in; bf16 by autocast.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+    head: Literal["auto", "reference", "chunked", "cce"] = Field("auto", description="Implementation of the loss head.")
     attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"] = Field(
-        "auto", description="Kernel; auto: the model's own, and with packing flash attention where it is installed."
+        "auto", description="Kernel; auto: the model's own, and flash attention for packed rows if it is installed."
     )
     compile: bool = Field(False, description="torch.compile of the model: minutes at first, then faster on a GPU.")
-    packing: bool = Field(False, description="Whole rows fill up rows of max_length (None: 2048) tokens.")
-    group_by_length: bool = Field(False, description="Batches of rows of like length, which pad each other less.")
+    packing: bool = Field(False, description="Pack whole rows into rows of max_length (None: 2048) tokens.")
+    group_by_length: bool = Field(False, description="Batch rows of similar length: less padding.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seeds data order, splits, adapters and sampling.")
     early_stop: str | None = Field(
         None,
@@ -148,22 +148,22 @@ class Recipe(BaseModel):
     # --- output: fields that change neither the trained weights nor any score
     output: str | None = Field(None, description="Run directory.")
     save: Literal["merged", "adapter"] = Field(
-        "merged", description="What is saved: whole weights, or LoRA's adapter alone, which needs the base model."
+        "merged", description="What to save: whole weights, or LoRA's adapter alone, which needs the base model."
     )
-    report_to: tuple[str, ...] = Field((), description="Where to log besides: trackio, wandb, tensorboard, …")
+    report_to: tuple[str, ...] = Field((), description="Trackers to log to: trackio, wandb, tensorboard, …")
     log_every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
     save_every: int | str = Field(50, description="Steps between checkpoints, or a time: 90s, 10min, 2h.")
     keep_checkpoints: int = Field(1, ge=1, description="Checkpoints kept while training.")
     probe_every: int = Field(10, ge=0, description="Steps between probes of domain NLL and KL from base (0: none).")
     probe_rows: int = Field(16, ge=1, description="Held-out rows and general prompts per probe.")
-    evaluate_every: int = Field(0, ge=0, description="Steps between looks at the tasks in training (0: none).")
-    evaluate_limit: int = Field(32, ge=1, description="Documents of each task in such a look.")
+    evaluate_every: int = Field(0, ge=0, description="Steps between evaluations of the tasks in training (0: none).")
+    evaluate_limit: int = Field(32, ge=1, description="Documents per task in such an evaluation.")
     shard_size: str = Field("5GB", description="Largest file of the saved weights: 500MB, 5GB.")
     push_to_hub: str | None = Field(
-        None, min_length=1, description="Upload the finished model to owner/name of the hub, private; needs HF_TOKEN."
+        None, min_length=1, description="Upload the finished model to owner/name on the hub, private; needs HF_TOKEN."
     )
     gguf: str | None = Field(
-        None, min_length=1, description="Path of llama.cpp's convert_hf_to_gguf.py: write the model as GGUF, too."
+        None, min_length=1, description="Also write the model as GGUF, by llama.cpp's convert_hf_to_gguf.py at this path."
     )
 
     # --- measurement: fields that change scores but not the trained weights
@@ -180,15 +180,15 @@ class Recipe(BaseModel):
         ("general",),
         description="general (grammar, facts, reading), arithmetic, instructions, domains, YAML files, lm-eval names.",
     )
-    task_data: str | None = Field(None, description="Directory of the tasks' official files; None asks the hub.")
+    task_data: str | None = Field(None, description="Directory of the tasks' official files (None: the hub).")
     limit: int | None = Field(None, ge=1, description="Documents per task (None: all).")
     num_fewshot: int | None = Field(None, ge=0, description="Examples in lm-eval's prompts (None: the task's own).")
     max_gen_toks: int | None = Field(None, ge=1, description="Longest answer to any task (None: the task's own).")
     apply_chat_template: bool | None = Field(
-        None, description="Chat template for lm-eval's tasks (None: where there is one, but for plain humaneval)."
+        None, description="Chat template in lm-eval's tasks (None: if there is one, except in plain humaneval)."
     )
-    backend: Literal["gentletune", "hf", "vllm"] = Field("gentletune", description="What generates: ours or lm-eval's.")
-    drop_leaked: bool = Field(False, description="Leave out MedCalc test questions on notes of its training file.")
+    backend: Literal["gentletune", "hf", "vllm"] = Field("gentletune", description="What generates answers: ours or lm-eval's.")
+    drop_leaked: bool = Field(False, description="Leave out MedCalc test questions whose note is in its training file.")
     allow_unsafe_code: bool = Field(False, description="Run generated code even where nothing isolates it.")
     calibration: bool = Field(False, description="Also measure entropy and calibration (ECE) of the predictions.")
 
