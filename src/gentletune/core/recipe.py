@@ -124,7 +124,7 @@ class Recipe(BaseModel):
     max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="Clip gradients to this norm (0: never).")
     gradient_release: bool = Field(False, description="Free each gradient in the backward pass, after its use.")
     weights: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Dtype of the weights; bf16 halves them. auto: fp32 if it fits, else bf16 (a line says)."
+        "auto", description="Dtype of the weights; bf16 halves them. auto: fp32 if it fits, else bf16 (a line says so)."
     )
     quantization: Literal["4bit", "8bit"] | None = Field(
         None, description="Hold LoRA's frozen base in 4 bits (nf4) or 8, by bitsandbytes. None: as weights says."
@@ -187,7 +187,7 @@ class Recipe(BaseModel):
     apply_chat_template: bool | None = Field(
         None, description="Chat template in lm-eval's tasks (None: if there is one, except in plain humaneval)."
     )
-    backend: Literal["gentletune", "hf", "vllm"] = Field("gentletune", description="What generates: ours, or lm-eval's.")
+    backend: Literal["gentletune", "hf", "vllm"] = Field("gentletune", description="What generates: ours or lm-eval's.")
     drop_leaked: bool = Field(False, description="Leave out MedCalc test questions whose note is in its training file.")
     allow_unsafe_code: bool = Field(False, description="Run generated code even where nothing isolates it.")
     calibration: bool = Field(False, description="Also measure entropy and calibration (ECE) of the predictions.")
