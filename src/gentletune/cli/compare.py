@@ -27,7 +27,7 @@ def compare_command(
     output: Annotated[Path, typer.Option(help="Directory of the runs and the tables.")] = Path("runs/compare"),
     margin: MarginOption = None,
     executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one a GPU.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one per GPU.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials, and stop.")] = False,
     run: Annotated[bool, typer.Option("--run/--no-run", help="Off: tables of what is there, running nothing.")] = True,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the tables to this file, too.")] = None,
