@@ -27,7 +27,7 @@ def pretrain_command(
     steps: Annotated[int, typer.Option(min=1, help="Steps of AdamW.")] = 5000,
     batch: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 110,
 ) -> None:
-    """Train a lab base model from nothing, on one core: the packaged one is this command's without options.
+    """Train a lab base model from scratch, on one core. Without options, it is the one that ships.
 
     On one machine the same options give the same weights. It is a model like any other: give its directory as --model.
 
