@@ -79,10 +79,10 @@ def fit_command(
     general_positions: Annotated[int, typer.Option(help="Contexts compared in the base model's own answers.")] = 384,
     domain_positions: Annotated[int, typer.Option(help="Contexts compared in held-out labels.")] = 256,
 ) -> None:
-    """How nearly real fine-tuning is a tilt of the base model: effective λ, the bounds at it, the safe range.
+    """How close real fine-tuning is to a tilt of the base model: effective λ, bounds, the safe range.
 
     Trains at every rate and seed, with chain of thought and label-only, and compares checkpoints over the whole
-    vocabulary with the base model and a target. Run again, it goes on with the runs that are missing.
+    vocabulary with the base model and a target. Run again, it does only what is missing.
 
     [bold]Example[/bold]
 
@@ -119,12 +119,12 @@ def dynamics_command(
         "runs/dynamics"
     ),
     probe_rows: Annotated[int, typer.Option(min=1, help="Rows whose label tokens are followed.")] = 16,
-    every: Annotated[int, typer.Option(min=1, help="Optimiser steps between two looks at them.")] = 4,
+    every: Annotated[int, typer.Option(min=1, help="Optimiser steps between measurements of them.")] = 4,
     held_out: Annotated[bool, typer.Option("--held-out", help="Follow held-out rows, not training rows.")] = False,
 ) -> None:
-    """Whether each method learns the hardest tokens: their probability, weight and share of the gradient by step.
+    """Does each method learn the hardest tokens? Their probability, weight and share of the gradient, by step.
 
-    Run again, it trains only what is missing.
+    Run again, it does only what is missing.
 
     [bold]Examples[/bold]
 
@@ -170,7 +170,7 @@ def ablations_command(
         int | None, typer.Option(min=1, help="Trials at a time; by default one per GPU, on a CPU 2.")
     ] = None,
 ) -> None:
-    """Ablations beside a method: does it keep general skill, or only sharpen, or move the weights less?
+    """Ablations of a method: does it keep general skill, or only sharpen the model, or move the weights less?
 
     Run again, it does only what is missing.
 
