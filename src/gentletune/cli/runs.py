@@ -165,7 +165,7 @@ def sweep_command(
 ) -> None:
     """Run every trial of a study; run again, it does only what is missing or failed.
 
-    A trial that fails does not stop the others; where one did, the exit code is 1.
+    A trial that fails does not stop the others; the exit code is then 1.
 
     [bold]Examples[/bold]
 
@@ -215,7 +215,7 @@ def _say_sweep(records: list[RunRecord], output: Path) -> None:
 
 
 def say_failed(records: list[RunRecord]) -> None:
-    """Say which trials of a study failed, the first with its error. Raises `typer.Exit` with 1 where one did."""
+    """Say which trials of a study failed, the first with its error. Raises `typer.Exit` with 1 if one did."""
     if failed := [record for record in records if record.status == "failed"]:
         first = f"{failed[0].label} at {failed[0].learning_rate:g}: {failed[0].error}"
         line = f"{len(failed)} of {len(records)} trials failed, the first {first}; the same command tries them again"
