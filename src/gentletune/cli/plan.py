@@ -29,9 +29,9 @@ def plan_command(
     probe: Annotated[bool, typer.Option(help="Load the model and time two steps, to tell how long it takes.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, too.")] = None,
 ) -> None:
-    """What a recipe takes: memory of each device, disk and, with --probe, time; and the nearest recipe that fits.
+    """What a recipe takes: memory per device, disk and, with --probe, time; and the nearest recipe that fits.
 
-    The model's configuration is enough: no weights are read. Without data, rows are taken to be of the longest length.
+    Reads the model's configuration, not its weights. Without data, all rows are taken to be of the longest length.
 
     [bold]Examples[/bold]
 
