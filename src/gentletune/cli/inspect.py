@@ -47,9 +47,9 @@ def inspect_command(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
     coloured: Annotated[int, typer.Option(min=0, help="Rows of each set that the page shows token by token.")] = 20,
 ) -> None:
-    """How probable the model finds the training labels: hard tokens, where they are, what each method weights.
+    """How probable the model finds the training labels: hard tokens, where they are, and each method's weights.
 
-    Any model, a tuned one too (--model DIR). Every recipe key is a flag.
+    --model DIR looks through a tuned model. Every recipe key is a flag.
 
     [bold]Example[/bold]
 
