@@ -21,7 +21,7 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command("runs", "Train one recipe, measure domain gain and general loss, and write its run directory."),
     "plan": Command(
         "plan",
-        "What a recipe takes: memory of each device, disk and, with --probe, time; and the nearest recipe that fits.",
+        "What a recipe takes: memory per device, disk and, with --probe, time; and the nearest recipe that fits.",
     ),
     "evaluate": Command(
         "runs", "Domain and general scores of any model, with standard errors, beside those of its base model."
@@ -42,7 +42,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "inspect": Command(
         "inspect",
-        "How probable the model finds the training labels: hard tokens, where they are, what each method weights.",
+        "How probable the model finds the training labels: hard tokens, where they are, and each method's weights.",
     ),
     "code-length": Command(
         "texts", "Bits per token and per byte of a file under a model, and their change from the model it came from."
