@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,9 @@ def command_parts(path: str, command: Any, level: int) -> list[str]:
 
 def help_text(text: str) -> str:
     """A docstring as Markdown: its bold headings stand, and its examples become one block."""
-    before, bold, examples = inspect.cleandoc(text).partition("[bold]Examples[/bold]")
-    block = "\n".join(line.strip() for line in examples.splitlines() if line.strip())
-    return before.strip() + (f"\n\n```\n{block}\n```\n" if bold else "\n")
+    before, *examples = re.split(r"\[bold\]Examples?\[/bold\]", inspect.cleandoc(text))
+    block = "\n".join(line.strip() for line in "".join(examples).splitlines() if line.strip())
+    return before.strip() + (f"\n\n```\n{block}\n```\n" if examples else "\n")
 
 
 def row(parameter: Any) -> str:
