@@ -23,7 +23,7 @@ from gentletune.data.templates import save_tokenizer
 from gentletune.evaluation.finite import BROKEN, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Measured, Reference, TaskLook, measure, probe, reference_answers, silent
-from gentletune.lm.device import device
+from gentletune.lm.device import collections_spared, device
 from gentletune.lm.export import check_export
 from gentletune.lm.kinds import copy_processor
 from gentletune.lm.loaded import Loaded, stop_at
@@ -120,6 +120,7 @@ def refuse_launcher() -> None:
         raise UserError("a study starts its own processes; call it without a launcher, with processes: N or auto")
 
 
+@collections_spared()
 def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stage = silent) -> RunRecord:
     """`train` in a run directory that the caller holds. Raises `UserError` as that does."""
     if (done := _finished(inputs, run)) is not None:  # maybe by whoever held it a moment ago

@@ -21,6 +21,7 @@ from gentletune.core.errors import UserError, is_out_of_memory
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
 from gentletune.lm.adapters import save_adapter
+from gentletune.lm.device import collections_spared
 from gentletune.lm.model_files import quiet
 from gentletune.methods.adapted import keeps_adapter
 from gentletune.runs.launch import HOST, Exchange
@@ -29,6 +30,7 @@ from gentletune.runs.run import share
 from gentletune.training import TrainingDivergedError
 
 
+@collections_spared()
 def main(run: Path) -> None:
     """Train this rank's share; rank 0 leaves weights and figures for the launcher."""
     threading.Thread(target=_end_with_launcher, daemon=True).start()
