@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+from collections.abc import Iterator
 
 import torch
 
@@ -28,14 +29,32 @@ def settle_memory() -> None:
     megabytes that come and go with every step, and touching fresh pages for them took up to a third of an
     evaluation's time on a CPU. Elsewhere than on Linux with glibc that does nothing. And Python's garbage collector no
     longer walks the hundreds of thousands of objects of the imported libraries, a third of a short training's time
-    (docs/log.md).
+    (docs/log.md). Imports leave hardly any garbage, so that it looks for some only where it was called before.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if gc.get_freeze_count():
+        gc.collect()
+    gc.freeze()
+
+
+@contextlib.contextmanager
+def collections_spared() -> Iterator[None]:
+    """Within, Python's garbage collector walks nothing that was there before: for a process that is not ours.
+
+    transformers' Trainer collects three times a training, each time through all that was ever imported.
+    """
+    if gc.get_freeze_count():  # by whoever owns the process
+        yield
+        return
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def give_back_memory() -> None:
