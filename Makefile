@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 MODEL ?= smollm2-135m
 DEMO := gentletune demo: what a small learning rate keeps
 
-.PHONY: help venv demo test test-attack test-all check docs wheel bench clean
+.PHONY: help venv demo test test-attack test-all check docs wheel lowest bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make check     ruff, ruff format, mypy strict, import-linter"
 	@echo "make docs      the documentation site, built strictly into site/"
 	@echo "make wheel     the wheel and the source archive in dist/, tried in a clean environment"
+	@echo "make lowest    the lowest versions that pyproject.toml allows, and the tests that touch them (about 10 minutes)"
 	@echo "make bench     time and memory of the loss engine beside what else there is; writes benchmarks/results/"
 	@echo "make venv      only the virtual environment"
 
@@ -74,6 +75,11 @@ wheel: $(STAMP)
 	@rm -rf dist && $(BIN)/python -m build --outdir dist . >/dev/null
 	@$(BIN)/twine check --strict dist/*
 	@PYTHON="$(abspath $(BIN)/python)" scripts/try_wheel.sh dist/*.whl
+
+lowest: $(STAMP)
+	@echo "==> Lowest versions: installed into an environment of their own, and tested there (about 10 minutes)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[release]'
+	@PYTHON="$(abspath $(BIN)/python)" scripts/try_lowest.sh
 
 bench: $(STAMP)
 	@echo "==> Head: one size, the main variants (about 4 minutes)"
