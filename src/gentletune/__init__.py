@@ -5,6 +5,7 @@
 'talr'
 """
 
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'gentletune' has no attribute '{name}'")
+    collects = gc.isenabled()
+    gc.disable()  # imports make half a million objects and hardly any garbage: looking for it was a quarter of them
+    try:
         globals()[name] = getattr(import_module(_LAZY[name]), name)
-        return globals()[name]
-    raise AttributeError(f"module 'gentletune' has no attribute '{name}'")
+    finally:
+        if collects:
+            gc.enable()
+    return globals()[name]

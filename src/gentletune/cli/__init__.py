@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gentletune.cli.common import app, prepare, stderr
+from gentletune.cli.start import quick_start
 from gentletune.core.devices import launched, leave, rank
 from gentletune.core.errors import UserError, memory_errors
 
@@ -71,7 +72,7 @@ def _lead() -> Any:
 
 def _run() -> NoReturn:
     try:
-        with memory_errors("in this command"):
+        with quick_start(), memory_errors("in this command"):
             code = _lead() if rank() == 0 else _follow()
     except UserError as error:
         _fail(str(error))

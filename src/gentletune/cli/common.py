@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gentletune.cli.commands import Commands
+from gentletune.cli.start import collect_as_usual
 from gentletune.core.errors import UserError
 
 app = typer.Typer(
@@ -67,6 +68,7 @@ def prepare() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     settle_memory()
+    collect_as_usual()
 
 
 def say(line: str) -> None:

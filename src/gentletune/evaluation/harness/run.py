@@ -16,7 +16,6 @@ from gentletune.core.errors import NotFiniteError, OutOfMemoryError, UserError, 
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score
 from gentletune.evaluation.finite import check_model, check_scores
-from gentletune.evaluation.harness.backend import GentleLM, make_lm
 from gentletune.evaluation.harness.own import Said, answered, own_scores
 from gentletune.evaluation.harness.tasks import EvalTask
 from gentletune.lm.generate import Progress
@@ -45,7 +44,8 @@ def run_tasks(
     """Evaluate the tasks one after the other; each is kept by (model, task with its documents, harness version).
 
     An evaluation that is interrupted goes on after the last answer that ended. Without `keep` nothing is looked up or
-    kept: for a model in training, which will never be again.
+    kept: for a model in training, which will never be again. The harness is imported where a task has to be run, or is
+    one of its own.
 
     Raises:
         UserError: a task that cannot be loaded, a back end that is not installed, no isolation for generated code.
@@ -54,11 +54,16 @@ def run_tasks(
     found = []
     lm = functools.cache(lambda: _make_lm(subject, recipe))
     for task in tasks:
-        with _quiet():
-            loaded = task.load()
+        loaded = functools.cache(functools.partial(_load, task))
+        documents: list[str] = []  # one of ours is known by its content
+        if task.own is None:
+            # The hash has what lm-eval's dump of a task leaves out, such as the rest of a module a function is from.
+            documents = [_task_hash(leaf, recipe) for leaf in _leaves(loaded())]
+        elif not task.own.items:
+            raise UserError(f"task '{task.name}' has no documents")
         run = functools.partial(_run, task, loaded, lm, subject, recipe, stage, keep)
         with _named(task, recipe):
-            value = cached_json("tasks", _key(subject, task, loaded, recipe), run) if keep else run()
+            value = cached_json("tasks", _key(subject, task, documents, recipe), run) if keep else run()
         # One of ours is known by its content: a copy under another name finds its scores, which then bear that name.
         named = {"task": task.name} if task.own else {}
         scores = [Score.model_validate({**score, **named, "skills": task.skills}) for score in value["scores"]]
@@ -66,10 +71,13 @@ def run_tasks(
     return found
 
 
-def _key(subject: Loaded, task: EvalTask, loaded: Sequence[Any], recipe: Recipe) -> list[Any]:
+def _load(task: EvalTask) -> list[Any]:
+    with _quiet():
+        return task.load()
+
+
+def _key(subject: Loaded, task: EvalTask, documents: Sequence[str], recipe: Recipe) -> list[Any]:
     """What a task's result is kept by."""
-    # The hash has what lm-eval's dump of a task leaves out, such as the rest of a module that a function is from.
-    documents = [] if task.own else [_task_hash(leaf, recipe) for leaf in _leaves(loaded)]
     return [_VERSION, version("lm_eval"), subject.hash, _settings(subject, task, recipe), task.hash, *documents]
 
 
@@ -112,6 +120,8 @@ def _chat(subject: Loaded, task: EvalTask, recipe: Recipe) -> bool:
 
 
 def _make_lm(subject: Loaded, recipe: Recipe) -> Any:
+    from gentletune.evaluation.harness.backend import make_lm
+
     check_model(subject.model, subject.tokenizer)
     return make_lm(
         recipe.backend, subject.model, subject.tokenizer, subject.directory,
@@ -120,11 +130,20 @@ def _make_lm(subject: Loaded, recipe: Recipe) -> Any:
 
 
 def _run(
-    task: EvalTask, loaded: list[Any], lm: Callable[[], Any], subject: Loaded, recipe: Recipe, stage: Stage, keep: bool
+    task: EvalTask,
+    loaded: Callable[[], list[Any]],
+    lm: Callable[[], Any],
+    subject: Loaded,
+    recipe: Recipe,
+    stage: Stage,
+    keep: bool,
 ) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    from gentletune.evaluation.harness.backend import GentleLM
+
+    tasks = loaded()
     with _quiet():
         model = lm()
     progress = stage(f"{task.name}: answers")
@@ -136,7 +155,7 @@ def _run(
         stack.callback(_close, model)
         result = simple_evaluate(
             model=model,
-            tasks=loaded,
+            tasks=tasks,
             task_manager=TaskManager(include_defaults=False),
             limit=None if task.own else recipe.limit,
             num_fewshot=None if task.own else recipe.num_fewshot,
