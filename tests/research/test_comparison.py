@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from gentletune.core.records import RunRecord, Score
+from gentletune.core.records import RunRecord, Score, write_record
 from gentletune.methods import method_names, method_parts
 from gentletune.research import Comparison, comparison_study
+from gentletune.research.comparison.level import MOVED
+from gentletune.research.comparison.pages import write
+from gentletune.research.comparison.run import read_comparison
 from gentletune.research.comparison.study import OWN, READY, ready_study
+from gentletune.research.comparison.tables import costs_table, level_table, levels_frame, rates_table, settings_frame
 from gentletune.stats import accuracy_score, mean_score
 from gentletune.sweeps.plan import plan, read_study
 from tests.cli.test_cli import refused, run
@@ -30,6 +34,8 @@ TRUTH = {
     "wise_ft": ((0.15, 0.90), (0.40, 0.88), (0.70, 0.75)),
     "weak": ((0.05, 0.90), (0.06, 0.90), (0.07, 0.90)),
 }
+
+MOVES = {"sft": 1000, "slow": 400, "kept": 1000, "wise_ft": 500, "weak": 50}  # far from the base model, times the rate
 
 
 def answers(key: str, share: float, task: str, side: Any, seed: int) -> Score:
@@ -55,7 +61,11 @@ def made(seeds: int = 3) -> list[RunRecord]:
                     RunRecord(
                         status="complete", method=method, label=method, learning_rate=rate, seed=seed,
                         recipe={"model": "m", "data": "d", "method": method}, scores=[*scores, kl], base_scores=base,
-                        training={"steps": 10, "peak_memory_gib": 2.0 if method == "kept" else 1.0},
+                        training={
+                            "steps": 10,
+                            "peak_memory_gib": 2.0 if method == "kept" else 1.0,
+                            "update_norm": MOVES[method] * rate * (1 + 0.01 * seed),
+                        },
                         timings={} if method == "wise_ft" else {"train": 3.0 if method == "kept" else 2.0},
                     )
                 )  # fmt: skip
@@ -129,14 +139,14 @@ def test_the_error_of_the_place_is_in_the_interval(found: Comparison) -> None:
 
 
 def test_tables_and_costs(found: Comparison) -> None:
-    rates = found.rates_table().set_index("method")
+    rates = rates_table(found).set_index("method")
     assert list(rates.columns) == ["1e-4", "3e-4", "1e-3"]
     assert rates.loc["kept", "1e-3"].count("▲") == 1
     assert "▼" in rates.loc["slow", "1e-3"].split(" / ")[0]
-    costs = found.costs_table().set_index("method")
+    costs = costs_table(found).set_index("method")
     assert list(costs.loc["kept"]) == ["× 1.50", "× 2.00"]
     assert costs.loc["wise_ft", "training time"] == "–"
-    frame = found.frame()
+    frame = settings_frame(found)
     assert len(frame) == len(TRUTH) * len(RATES)
     assert set(frame["sums/accuracy minus sft verdict"].dropna()) <= {
         "better",
@@ -146,15 +156,128 @@ def test_tables_and_costs(found: Comparison) -> None:
     }
 
 
+def without(method: str, *rates: float) -> Comparison:
+    """The study where a method was not run at some rates."""
+    (one,) = Comparison.of([r for r in made() if r.label != method or r.learning_rate not in rates])
+    return one
+
+
+def test_what_was_not_run_is_not_told_as_not_reached() -> None:
+    some = without("kept", 1e-3)
+    high = next(level for level in some.levels if level.name.startswith("90%"))
+    sides = {side: [read.method for read in reads] for side, reads in some.sides(high).items()}
+    assert sides["not_run"] == ["kept"]
+    assert set(sides["not_reached"]) == {"slow", "weak", "wise_ft"}
+    cells = level_table(some, high).set_index("method")["general"]
+    assert cells["kept"].startswith("not run at 1e-3, at most 0.6")
+    assert cells["weak"].startswith("not reached, at most 0.0")
+    assert rates_table(some).set_index("method").loc["kept", "1e-3"] == "not run"
+    line = next(line for line in some.sentences() if "90%" in line and "equal" not in line)
+    assert "open, since not run at every rate that SFT gets there with: kept." in line
+    assert "not reached at any rate by" in line
+    frame = levels_frame(some).set_index(["equal", "level", "method"])
+    row = frame.loc[("domain score", high.name, "kept")]
+    assert (row["state"], row["not_run_at"]) == ("not_run", "1e-3")
+
+
+def test_a_smaller_rate_that_was_not_run_leaves_nothing_open() -> None:
+    """SFT does not get there with it, and a level that is reached needs no other rate."""
+    some = without("weak", 1e-4)
+    high = next(level for level in some.levels if level.name.startswith("90%"))
+    assert "weak" in [read.method for read in some.sides(high)["not_reached"]]
+    reads = {read.method: read.state for read in without("kept", 3e-4).levels[-1].reads}
+    assert reads["kept"] == "reached"
+
+
+def test_a_run_that_failed_was_run() -> None:
+    records = [
+        r.model_copy(update={"status": "failed", "scores": [], "error": "diverged"})
+        if r.label == "kept" and r.learning_rate == 1e-3
+        else r
+        for r in made()
+    ]
+    (one,) = Comparison.of(records)
+    high = next(level for level in one.levels if level.name.startswith("90%"))
+    assert {read.method: read.state for read in high.reads}["kept"] == "not_reached"
+    assert rates_table(one).set_index("method").loc["kept", "1e-3"] == "failed"
+
+
+def test_methods_are_set_side_by_side_where_they_have_gone_as_far(found: Comparison) -> None:
+    kl, moved = (
+        {level.name[:3]: level for level in found.distances if level.equal == equal}
+        for equal in ("KL from base", "movement")
+    )
+    assert len(kl) == len(moved) == len(found.levels) == 3
+    reads = {read.method: read for read in moved["90%"].reads}
+    start, most = 0.05, 0.80
+    assert moved["90%"].target == pytest.approx(
+        1.01 * (0.3 + (start + 0.9 * (most - start) - 0.6) / 0.2 * 0.7), abs=0.1
+    )
+    assert reads["kept"].place is not None
+    assert reads["kept"].place.value(MOVED) == pytest.approx(moved["90%"].target)
+    assert {name for name, read in reads.items() if read.place is None} == {"slow", "weak", "wise_ft"}
+    cells = found.at_level(moved["90%"])
+    assert [names for told, names in cells.items() if told.endswith(" better")] == [["kept"]]
+    # At the KL of SFT's safe choice `kept` has learnt more, and `slow` lies on SFT's line; `kept` never goes farther.
+    safe = kl["pla"]
+    assert safe.target == pytest.approx(0.01, abs=0.005)
+    cells = found.at_level(safe)
+    assert "kept" in cells["better no_difference"]
+    assert "slow" in cells["no_difference no_difference"]
+    change = next(read for read in safe.reads if read.method == "kept").from_plain["notes/accuracy"]
+    assert change is not None
+    assert change.family == 3  # slow, kept and wise_ft get there; weak is not as far at any rate
+    assert set(found.at_level(kl["50%"])["not_reached"]) == {"kept", "weak"}
+    assert any("never as far at any rate kept, weak" in line for line in found.sentences())
+
+
+def test_the_files_hold_every_reading(found: Comparison, tmp_path: Path) -> None:
+    write([found], tmp_path, "Side by side")
+    with (tmp_path / "levels.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(dict.fromkeys(row["equal"] for row in rows)) == [
+        "domain score",
+        "KL from base",
+        "movement",
+    ]
+    assert len(rows) == 9 * len(TRUTH)
+    kept = [row for row in rows if row["method"] == "kept" and row["state"] == "reached"]
+    assert {row["time_ratio"] for row in kept} == {"1.5"}
+    assert all(row["notes/accuracy minus sft verdict"] for row in kept if row["equal"] == "movement")
+    page = (tmp_path / "compare.md").read_text(encoding="utf-8")
+    assert "### At equal KL from base" in page
+    assert "### At equal movement" in page
+    assert "At equal movement (" in page
+    assert "× 1.50" in page
+
+
+def test_runs_of_several_lengths_are_several_comparisons() -> None:
+    longer = [r.model_copy(update={"recipe": r.recipe | {"max_steps": 20}}) for r in made(1)]
+    both = Comparison.of([*made(1), *longer])
+    assert [one.section.name for one in both] == ["m on d, max_steps=None", "m on d, max_steps=20"]
+    assert all(one.levels for one in both)
+
+
+def test_the_tables_take_every_run_of_a_directory_and_of_those_below(tmp_path: Path) -> None:
+    for place, record in enumerate(made(2)):
+        folder = tmp_path / ("first" if record.label == "sft" else "more") / f"run-{place}"
+        folder.mkdir(parents=True)
+        write_record(folder, record)
+    (one,) = read_comparison(tmp_path)
+    assert set(one.lines) == set(TRUTH)
+    assert {s.seeds for s in one.settings} == {2}
+    assert (tmp_path / "compare.md").exists()
+
+
 def test_what_is_better_by_its_own_interval_alone_is_told_apart() -> None:
     (few,) = Comparison.of(made(2))
-    frame, name = few.frame(), "sums/accuracy minus sft"
+    frame, name = settings_frame(few), "sums/accuracy minus sft"
     alone = frame[frame[f"{name} verdict"] == "better_alone"]
     assert len(alone) > 0
     assert (alone[f"{name} low"] > 0).all()
     assert (frame[frame[f"{name} verdict"] == "no_difference"][f"{name} low"] <= 0).all()
     method = alone.iloc[0]["method"]
-    assert "△" in few.rates_table().set_index("method").loc[method].str.cat()
+    assert "△" in rates_table(few).set_index("method").loc[method].str.cat()
     assert any("its own interval alone" in line and method in line for line in few.sentences())
 
 
@@ -216,7 +339,9 @@ def test_the_command(
     again = plan(read_study(out / "study.yaml"), out)  # as `gentletune sweep -c` would go on
     assert {trial.name for trial in again} == {path.parent.name for path in out.glob("*/record.json")}
     (out / again[-1].name / "record.json").unlink()
-    assert run(monkeypatch, *call, "--no-run") == 0
+    asked = dict(zip(call[1::2], call[2::2], strict=True)) | {"--methods": "sft", "--rates": "1e-3"}
+    few = ["compare", *(word for pair in asked.items() for word in pair)]
+    assert run(monkeypatch, *few, "--no-run") == 0  # all that is there, whatever the call would have run
     assert len((out / "compare.csv").read_text().splitlines()) == 1 + 3
     assert not (out / again[-1].name / "record.json").exists()
 

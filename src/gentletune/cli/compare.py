@@ -29,13 +29,14 @@ def compare_command(
     executor: Annotated[str, typer.Option(help="local (this process), pool (processes, GPUs) or ray.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; by default one per GPU.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials, and stop.")] = False,
-    run: Annotated[bool, typer.Option("--run/--no-run", help="Off: tables of what is there, running nothing.")] = True,
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Off: tables of every run under --output.")] = True,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the tables to this file, too.")] = None,
 ) -> None:
     """Every method at several rates and seeds, beside SFT: at equal steps, and at an equal domain score.
 
     There is a ready study for --data lab (the default: a tiny model), helpdesk, clinic and medcalc, and one for rows of
-    your own. Recipe keys take the place of the study's. Run again, it does only what is missing.
+    your own. Recipe keys take the place of the study's. Run again, it does only what is missing. The tables hold every
+    run under --output, also those of earlier calls with other methods, rates and seeds.
 
     [bold]Examples[/bold]
 
@@ -64,6 +65,7 @@ def compare_command(
     prepare()
     from gentletune.research.comparison.pages import write_json
     from gentletune.research.comparison.run import compare_methods, read_comparison
+    from gentletune.research.comparison.tables import rates_table
 
     if run:
         with stages() as stage:
@@ -71,12 +73,12 @@ def compare_command(
                 study, output, where=where, executor=executor, workers=workers, margin=margin, stage=stage, say=say
             )
     else:
-        records, found = [], read_comparison(study, output, where=where, margin=margin)
+        records, found = [], read_comparison(output, margin=margin)
     for one in found:
         if not one.sentences():
             say(f"{one.section.name}: no complete run has both a domain and a general score")
             continue
-        show_frame(one.rates_table(), f"{one.section.name}: domain / general")
+        show_frame(rates_table(one), f"{one.section.name}: domain / general")
         for line in one.sentences():
             stdout.print(line, soft_wrap=True, highlight=False, markup=False)
     if json_path:

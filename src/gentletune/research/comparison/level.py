@@ -1,28 +1,45 @@
-"""Methods at an equal domain score: each read off its own line over the learning rates, with an honest error.
+"""Methods at an equal score: each read off its own line over the learning rates, with an honest error.
 
 At equal rate a method that learns less also forgets less, which is no merit. So each method's settings are joined, base
-model first, then rate by rate, and read where the line first reaches the domain score in question: between two settings
-the scores of each item are averaged with weights t and 1 - t, which is what answering with the one model in t of the
-cases and with the other in the rest would score. That is an average of runs like any other, and compared by the one
-comparison, paired by seed and item.
+model first, then rate by rate, and read where the line first reaches the score in question: the domain's, or KL from
+base, or how far the weights have moved. Between two settings the scores of each item are averaged with weights t and
+1 - t, which is what answering with the one model in t of the cases and with the other in the rest would score. That is
+an average of runs like any other, and compared by the one comparison, paired by seed and item.
 
-The place t comes from measured domain scores. An error δ there moves the general score by slope · δ, so the interval is
-widened by both sides' domain errors times their slopes (the delta method; the two errors taken as independent, which is
-cautious: seeds that learn more forget more). The half widths add as squares (MOVER; Zou and Donner 2008).
+The place t comes from measured scores. An error δ there moves another score by slope · δ, so the interval is widened by
+both sides' errors times their slopes (the delta method; the two errors taken as independent, which is cautious: seeds
+that learn more forget more). The half widths add as squares (MOVER; Zou and Donner 2008).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scipy import special
 
-from gentletune.core.records import Score
+from gentletune.core.records import RunRecord, Score
 from gentletune.reporting.axes import Axis
 from gentletune.reporting.settings import Setting
-from gentletune.stats import Change, Pool, Run, compare, mean_of, seed_pool
+from gentletune.stats import Change, Pool, Run, compare, mean_of, zero_of
+
+MOVED = Axis("update/norm", "general", "distance that the weights moved", "norm of the update", False, ("update/norm",))
+
+
+def moved(setting: Setting) -> Setting:
+    """The setting with its runs' `update_norm` as a score among the others, 0 of the base model."""
+    return replace(setting, records=tuple(map(_moved, setting.records)))
+
+
+def _moved(record: RunRecord) -> RunRecord:
+    if (norm := record.training.get("update_norm")) is None:
+        return record
+    score = Score(
+        task="update", metric="norm", side="general", value=norm, stderr=None, n=1, higher_is_better=False
+    )  # fmt: skip
+    both = {"scores": [*record.scores, score], "base_scores": [*record.base_scores, zero_of(score)]}
+    return record.model_copy(update=both)
 
 
 @dataclass(frozen=True)
@@ -46,32 +63,30 @@ class Place:
             pairs = [(run, seeds.get(run.seed)) for run in above]
         return tuple(_mixed(low, run, self.share) for run, low in pairs if low and low.sample == run.sample)
 
-    def slope(self, axis: Axis, domain: Axis) -> float:
-        """How much the score changes for one of the domain score, along this piece of the line."""
-        (low, high), (start, end) = _ends(self, axis), _ends(self, domain)
+    def value(self, axis: Axis) -> float | None:
+        """The score here, on the straight line; None where one is missing."""
+        if (ends := _ends(self, axis)) is None:
+            return None
+        return ends[1] if self.share == 1 else (1 - self.share) * ends[0] + self.share * ends[1]
+
+    def slope(self, axis: Axis, by: Axis) -> float:
+        """How much the score changes for one of the score that the place is found by, along this piece of the line."""
+        (low, high), (start, end) = _ends(self, axis) or (0.0, 0.0), _ends(self, by) or (0.0, 0.0)
         return (high - low) / (end - start) if end != start else 0.0
 
 
-@dataclass(frozen=True)
-class Pools:
-    """The variance between seeds on both axes, from all settings of a study."""
-
-    domain: Pool | None
-    axis: Pool | None
-
-    @classmethod
-    def of(cls, settings: Sequence[Setting], domain: Axis, axis: Axis) -> Pools:
-        """Those of these settings."""
-        return cls(*(seed_pool([s.runs(one) for s in settings]) for one in (domain, axis)))
+def upward(by: Axis) -> bool:
+    """Which way training takes a score: a domain score to its better side, a distance from the base model up."""
+    return by.higher_is_better or by.side == "general"
 
 
-def place_at(line: Sequence[Setting], domain: Axis, target: float) -> Place | None:
-    """Where a method's settings, by rate, first reach a domain score; None where they never do."""
-    sign = 1.0 if domain.higher_is_better else -1.0
-    start = next((r for s in line if (r := s.reading(domain, base=True)) is not None), None)
+def place_at(line: Sequence[Setting], by: Axis, target: float) -> Place | None:
+    """Where a method's settings, by rate, first reach a score; None where they never do."""
+    sign = 1.0 if upward(by) else -1.0
+    start = next((r for s in line if (r := s.reading(by, base=True)) is not None), None)
     known: list[tuple[Setting | None, float]] = [] if start is None else [(None, sign * start.point.value)]
     for setting in sorted(line, key=lambda s: s.learning_rate):
-        reading = setting.reading(domain)
+        reading = setting.reading(by)
         if reading is None:
             continue
         value = sign * reading.point.value
@@ -84,14 +99,19 @@ def place_at(line: Sequence[Setting], domain: Axis, target: float) -> Place | No
     return None
 
 
-def change_at(ours: Place, base: Place, domain: Axis, axis: Axis, pools: Pools) -> Change | None:
-    """`ours` minus `base` on an axis, both at the same domain score; None where a score is missing."""
+def change_at(
+    ours: Place, base: Place, by: Axis, axis: Axis, pools: Mapping[str, Pool | None]
+) -> Change | None:  # fmt: skip
+    """`ours` minus `base` on an axis, both at the same score `by`; None where a score is missing.
+
+    `pools` are the variances between seeds, by axis key.
+    """
     mine, other = ours.runs(axis), base.runs(axis)
     if not mine or not other:
         return None
-    found = compare(mine, other, pool=pools.axis)
+    found = compare(mine, other, pool=pools[axis.key])
     errors = [
-        place.slope(axis, domain) * (mean_of(runs, pools.domain).stderr or 0.0) if (runs := place.runs(domain)) else 0.0
+        place.slope(axis, by) * (mean_of(runs, pools[by.key]).stderr or 0.0) if (runs := place.runs(by)) else 0.0
         for place in (ours, base)
     ]
     return widened(found, math.hypot(*errors))
@@ -116,10 +136,10 @@ def widened(change: Change, error: float) -> Change:
     return replace(change, stderr=stderr, low=change.value - low, high=change.value + high, p=p, p_cautious=cautious)
 
 
-def _ends(place: Place, axis: Axis) -> tuple[float, float]:
+def _ends(place: Place, axis: Axis) -> tuple[float, float] | None:
     low = place.above.reading(axis, base=True) if place.below is None else place.below.reading(axis)
     high = place.above.reading(axis)
-    return (low.point.value, high.point.value) if low and high else (0.0, 0.0)
+    return (low.point.value, high.point.value) if low and high else None
 
 
 def _mixed(low: Run, high: Run, share: float) -> Run:

@@ -9,15 +9,17 @@ from typing import Any
 import pandas as pd
 
 from gentletune.core.records import write_bytes_atomic, write_json_atomic, write_text_atomic
+from gentletune.research.comparison import tables
 from gentletune.research.comparison.plot import picture
 from gentletune.research.comparison.result import Comparison, words
 
 
 def write(found: Sequence[Comparison], output: Path, title: str) -> None:
-    """Write compare.md, compare.csv (settings), levels.csv (equal domain score) and compare.png into the directory."""
+    """Write compare.md, compare.csv (settings), levels.csv (equal scores) and compare.png into the directory."""
     told = [one for one in found if len(one.section.axes) == 2 and one.settings]
-    write_text_atomic(output / "compare.md", str(words().render(title=title, found=told)))
-    for name, frames in (("compare", [o.frame() for o in told]), ("levels", [o.levels_frame() for o in told])):
+    write_text_atomic(output / "compare.md", str(words().render(title=title, found=told, tables=tables)))
+    for name, frame in (("compare", tables.settings_frame), ("levels", tables.levels_frame)):
+        frames = [frame(one) for one in told]
         whole = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         write_text_atomic(output / f"{name}.csv", whole.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     if told:
@@ -30,8 +32,8 @@ def as_dict(found: Sequence[Comparison]) -> list[dict[str, Any]]:
         {
             "compared": one.section.name,
             "sentences": one.sentences(),
-            "settings": _rows(one.frame()),
-            "levels": _rows(one.levels_frame()),
+            "settings": _rows(tables.settings_frame(one)),
+            "levels": _rows(tables.levels_frame(one)),
         }
         for one in found
     ]

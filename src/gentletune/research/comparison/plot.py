@@ -39,7 +39,7 @@ def _panel(axes: Axes, one: Comparison, level: Level) -> None:
         change = read.from_plain.get(general.key)
         names.append(read.method)
         if change is None:
-            note = "not reached" if read.place is None else "0" if read.method == "sft" else "?"
+            note = read.state.replace("_", " ") if read.place is None else "0" if read.method == "sft" else "?"
             axes.text(0.0, place, note, ha="center", va="center", fontsize=7.5, color=MUTED)
             continue
         colour = COLOURS[verdict(general, change)]

@@ -1,14 +1,12 @@
-"""What a comparison found: every setting beside SFT at its rate, and every method at an equal domain score."""
+"""What a comparison found: every setting beside SFT at its rate, and every method beside SFT at an equal score."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
-
-import pandas as pd
 
 from gentletune.core.records import RunRecord
 from gentletune.core.render import MISSING, one_line, template
@@ -16,11 +14,11 @@ from gentletune.reporting import Section, split
 from gentletune.reporting.axes import Axis, score_keys, single_axis
 from gentletune.reporting.choice import Choice
 from gentletune.reporting.pareto import base_point, in_order
-from gentletune.reporting.settings import Setting, from_base, from_plain, plain_twin, told_apart, verdict
+from gentletune.reporting.settings import Setting, from_plain, plain_twin, told_apart, verdict
 from gentletune.reporting.tables import SIGNS as OF_REPORTS
 from gentletune.reporting.tables import error_of
-from gentletune.research.comparison.level import Place, Pools, change_at, place_at
-from gentletune.stats import Change, holm, mean_of
+from gentletune.research.comparison.level import MOVED, Place, change_at, moved, place_at, upward
+from gentletune.stats import Change, Pool, holm, mean_of, seed_pool
 from gentletune.stats.numbers import number, plus_minus, rate, with_interval
 
 PLAIN, AVERAGE = "sft", "wise_ft"
@@ -28,14 +26,17 @@ PLAIN, AVERAGE = "sft", "wise_ft"
 SIGNS = {**{str(said): sign for said, sign in OF_REPORTS.items()}, "better_alone": "△"}
 SHARES = (0.5, 0.9)  # of the most domain gain of plain SFT: a modest and a nearly full one
 KL, ENTROPY = "kl_sampled/bits_per_token", "own_answers/entropy"
+_LENGTH = ("max_steps", "epochs", "train_rows")  # runs that differ in these are not at equal steps
 
 
 @dataclass(frozen=True)
 class Read:
-    """A method at a domain score: where on its line (None: it does not get there), and what it scores there.
+    """A method at a score: where on its line (None: it does not get there), and what it scores there.
 
     `points`, `from_plain` and `from_average` are by axis key: the score itself, and the differences to plain SFT and to
-    the average of SFT with the base model (Wise-FT) at the same domain score.
+    the average of SFT with the base model (Wise-FT) at the same score. `most` is the largest score on its line (the
+    smallest, where less is better), `missing` the rates at which plain SFT has the score and the method was not run,
+    `time` its training time over plain SFT's.
     """
 
     method: str
@@ -43,7 +44,16 @@ class Read:
     points: dict[str, float]
     from_plain: dict[str, Change | None]
     from_average: dict[str, Change | None]
-    best: float
+    most: float | None
+    missing: tuple[float, ...] = ()
+    time: float | None = None
+
+    @property
+    def state(self) -> str:
+        """`reached`; `not_run` where that is open for want of runs, else `not_reached`."""
+        if self.place is not None:
+            return "reached"
+        return "not_run" if self.missing else "not_reached"
 
     @property
     def rates(self) -> str:
@@ -55,14 +65,25 @@ class Read:
             return high
         return f"{rate(low.learning_rate) if low else 'base'} to {high}"
 
+    @property
+    def missing_rates(self) -> str:
+        """The missing rates, in words."""
+        return ", ".join(map(rate, self.missing))
+
 
 @dataclass(frozen=True)
 class Level:
-    """A domain score, in words and as a number, and every method there."""
+    """A score in words and as a number, the axis it is on, and every method there."""
 
     name: str
+    by: Axis
     target: float
     reads: tuple[Read, ...]
+
+    @property
+    def equal(self) -> str:
+        """What is equal: `domain score`, `KL from base`, `movement`."""
+        return {KL: "KL from base", MOVED.key: "movement"}.get(self.by.key, "domain score")
 
 
 @dataclass(frozen=True)
@@ -73,13 +94,25 @@ class Comparison:
 
     @classmethod
     def of(cls, records: Sequence[RunRecord], margin: float | None = None) -> list[Comparison]:
-        """A comparison for each base model and data set among the records."""
-        return [cls(section) for section in split(records, margin=margin)]
+        """A comparison for each base model, data set and length of training among the records."""
+        groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+        for record in records:
+            groups.setdefault(tuple(record.recipe.get(name) for name in _LENGTH), []).append(record)
+        told = [name for name, values in zip(_LENGTH, zip(*groups, strict=True), strict=False) if len(set(values)) > 1]
+        return [
+            cls(
+                replace(
+                    one, name=", ".join([one.name, *(f"{name}={one.records[0].recipe.get(name)}" for name in told)])
+                )
+            )
+            for group in groups.values()
+            for one in split(group, margin=margin)
+        ]
 
     @cached_property
     def settings(self) -> list[Setting]:
         """The settings, by method and rate."""
-        return in_order(self.section.settings)
+        return list(map(moved, in_order(self.section.settings)))
 
     @cached_property
     def lines(self) -> dict[str, list[Setting]]:
@@ -91,7 +124,7 @@ class Comparison:
         return found
 
     @cached_property
-    def _places(self) -> dict[int, int]:
+    def places(self) -> dict[int, int]:
         """Where each setting object lies among the settings: records are large, and comparing them is slow."""
         return {id(setting): place for place, setting in enumerate(self.settings)}
 
@@ -113,13 +146,12 @@ class Comparison:
     def point(self, setting: Setting, axis: Axis) -> Any:
         """A setting's mean with its error; None where it has no such score."""
         runs = setting.runs(axis)
-        return mean_of(runs, self.pools[axis.key].axis) if runs else None
+        return mean_of(runs, self.pools[axis.key]) if runs else None
 
     @cached_property
-    def pools(self) -> dict[str, Pools]:
-        """The variance between seeds, by axis."""
-        domain = self.section.domain
-        return {key: Pools.of(self.settings, domain, axis) for key, axis in self.axes.items()} if domain else {}
+    def pools(self) -> dict[str, Pool | None]:
+        """The variance between seeds of all settings, by axis."""
+        return {a.key: seed_pool([s.runs(a) for s in self.settings]) for a in (*self.axes.values(), MOVED)}
 
     def against_plain(self, axis: Axis) -> dict[int, Change | None]:
         """Each setting minus plain SFT at the same rate, one family, by place."""
@@ -139,7 +171,7 @@ class Comparison:
         ratios = [mine / other for mine, other in pairs if mine and other]
         return math.fsum(ratios) / len(ratios) if ratios else None
 
-    # --- at an equal domain score
+    # --- at an equal score
 
     @cached_property
     def levels(self) -> list[Level]:
@@ -147,20 +179,35 @@ class Comparison:
 
         None without SFT or a gain of it; no safe choice, no level of it.
         """
+        domain = self.section.domain
+        found = [self._level(name, domain, place) for name, place in self._marks.items() if domain]
+        return [level for level in found if level is not None]
+
+    @cached_property
+    def distances(self) -> list[Level]:
+        """Every method where it is as far from the base model as plain SFT is at these levels.
+
+        In KL from base, then in how far the weights moved; as far as these were measured.
+        """
+        by = [axis for axis in (self.axes.get(KL), MOVED) if axis and axis is not self.section.general]
+        found = [self._level(name, axis, place) for axis in by for name, place in self._marks.items()]
+        return [level for level in found if level is not None]
+
+    @cached_property
+    def _marks(self) -> dict[str, Place]:
+        """The places on plain SFT's line that the levels are of, by what they are called."""
         domain, line = self.section.domain, self.lines.get(PLAIN, [])
         start = next((r.point.value for s in line if domain and (r := s.reading(domain, base=True))), None)
-        if domain is None or start is None or not line:
-            return []
-        most = self._best(line, domain)
-        gain = most - start if domain.higher_is_better else start - most
-        if gain <= 0:
-            return []
+        most = self._most(line, domain) if domain else None
+        if domain is None or start is None or most is None:
+            return {}
+        if (most - start if domain.higher_is_better else start - most) <= 0:
+            return {}
         targets = {f"{share:.0%} of plain SFT's most gain": start + share * (most - start) for share in SHARES}
-        if (safe := self._safe(line)) is not None:
-            targets = {
-                f"plain SFT's safe choice, rate {rate(safe.learning_rate)}": self._best([safe], domain)
-            } | targets
-        return [self._level(name, target, domain) for name, target in targets.items()]
+        if (safe := self._safe(line)) is not None and (score := self._most([safe], domain)) is not None:
+            targets = {f"plain SFT's safe choice, rate {rate(safe.learning_rate)}": score} | targets
+        places = {name: place_at(line, domain, target) for name, target in targets.items()}
+        return {name: place for name, place in places.items() if place is not None}
 
     def _safe(self, line: Sequence[Setting]) -> Setting | None:
         """Which of plain SFT's own settings a report would name; those of other methods have no say in it."""
@@ -169,14 +216,35 @@ class Comparison:
         choice = Choice(self.section.records, domain, general, line, found.margin, found.blind)
         return None if choice.safe is None else line[choice.safe]
 
-    def _best(self, line: Sequence[Setting], domain: Axis) -> float:
-        values = [r.point.value for s in line if (r := s.reading(domain)) is not None]
-        return (max if domain.higher_is_better else min)(values)
+    def _most(self, line: Sequence[Setting], by: Axis) -> float | None:
+        values = [r.point.value for s in line if (r := s.reading(by)) is not None]
+        return (max if upward(by) else min)(values, default=None)
 
-    def _level(self, name: str, target: float, domain: Axis) -> Level:
-        places = {name: place_at(line, domain, target) for name, line in self.lines.items()}
-        axes = [axis for axis in self.axes.values() if axis.key == KL or axis is self.section.general]
-        tables = {base: self._changes(places, base, domain, axes) for base in (PLAIN, AVERAGE)}
+    def _missing(self, name: str, by: Axis, target: float) -> tuple[float, ...]:
+        """The rates at which plain SFT has the score or more, and the method was not run; a failed run is one."""
+        sign = 1.0 if upward(by) else -1.0
+        reached = [s for s in self.lines[PLAIN] if (r := s.reading(by)) and sign * r.point.value >= sign * target]
+        line = self.lines[name]
+        done = {s.learning_rate for s in line} | self.failed.get(line[0].label, set())
+        return tuple(s.learning_rate for s in reached if s.learning_rate not in done)
+
+    @cached_property
+    def failed(self) -> dict[str, set[float]]:
+        """The rates of each method at which a run failed, by its label."""
+        found: dict[str, set[float]] = {}
+        for record in self.section.records:
+            if record.status == "failed":
+                found.setdefault(record.label, set()).add(record.learning_rate)
+        return found
+
+    def _level(self, name: str, by: Axis, plain: Place) -> Level | None:
+        """Every method at the score that plain SFT has at a place of its line; None where that was not measured."""
+        if (target := plain.value(by)) is None:
+            return None
+        places = {m: plain if m == PLAIN else place_at(line, by, target) for m, line in self.lines.items()}
+        sides = self.section.axes
+        axes = [a for a in self.axes.values() if a is not by and (a in sides or a.key == KL)]
+        tables = {base: self._changes(places, base, by, axes) for base in (PLAIN, AVERAGE)}
         reads = [
             Read(
                 method,
@@ -184,125 +252,27 @@ class Comparison:
                 {a.key: mean_of(runs).value for a in axes if place and (runs := place.runs(a))},
                 {a.key: tables[PLAIN][a.key].get(method) for a in axes},
                 {a.key: tables[AVERAGE][a.key].get(method) for a in axes},
-                self._best(self.lines[method], domain),
+                self._most(self.lines[method], by),
+                () if place else self._missing(method, by, target),
+                self.cost(place.above, "train") if place else None,
             )
             for method, place in places.items()
         ]
-        return Level(name, target, tuple(self._sorted(reads)))
+        best = next(axis for axis in reversed(sides) if axis is not by)  # general skill, at an equal domain score
+        sign = -1.0 if best.higher_is_better else 1.0
+        reads.sort(key=lambda r: (r.place is None, sign * r.points.get(best.key, 0.0)))
+        return Level(name, by, target, tuple(reads))
 
     def _changes(
-        self, places: dict[str, Place | None], base: str, domain: Axis, axes: Iterable[Axis]
+        self, places: Mapping[str, Place | None], base: str, by: Axis, axes: Iterable[Axis]
     ) -> dict[str, dict[str, Change | None]]:
         """Every method minus `base` there, by axis, one family (Holm) each."""
         start, found = places.get(base), dict[str, dict[str, Change | None]]()
         for axis in axes:
             others = {name: place for name, place in places.items() if place and start and name != base}
-            changes = [change_at(p, start, domain, axis, self.pools[axis.key]) for p in others.values() if start]
+            changes = [change_at(p, start, by, axis, self.pools) for p in others.values() if start]
             found[axis.key] = dict(zip(others, holm(changes), strict=True))
         return found
-
-    def _sorted(self, reads: Sequence[Read]) -> list[Read]:
-        """The most general skill first; those that do not get there last."""
-        general = self.section.general
-        sign = -1.0 if general and general.higher_is_better else 1.0
-        key = general.key if general else ""
-        return sorted(reads, key=lambda r: (r.place is None, sign * r.points.get(key, 0.0)))
-
-    # --- tables
-
-    def rates_table(self) -> pd.DataFrame:
-        """A row a method, a column a rate: domain and general score, each with how it compares with SFT there."""
-        domain, general = self.section.axes
-        signs = {axis.key: self.against_plain(axis) for axis in (domain, general)}
-
-        def cell(setting: Setting) -> str:
-            parts = []
-            for axis in (domain, general):
-                change = signs[axis.key].get(self._places[id(setting)])
-                sign = f" {SIGNS[told_of(axis, change)]}" if change else ""
-                parts.append(plus_minus(self.point(setting, axis)) + sign)
-            return " / ".join(parts)
-
-        rows = []
-        for name, line in self.lines.items():
-            cells = {rate(s.learning_rate): cell(s) for s in line}
-            rows.append({"method": name} | {rate(r): cells.get(rate(r), MISSING) for r in self.rates})
-        return pd.DataFrame(rows)
-
-    def level_table(self, level: Level) -> pd.DataFrame:
-        """A row a method, at the domain score of a level."""
-        rows = []
-        for read in level.reads:
-            row = {"method": read.method, "between rates": read.rates}
-            for axis in self.axes.values():
-                if axis.key in read.points or axis is self.section.general:
-                    row |= self._level_cells(read, axis)
-            rows.append(row)
-        return pd.DataFrame(rows)
-
-    def _level_cells(self, read: Read, axis: Axis) -> dict[str, str]:
-        name = "KL" if axis.key == KL else str(axis.side)
-        if read.place is None:
-            return {name: f"not reached, at most {number(read.best)}"}
-        cells = {name: number(read.points.get(axis.key))}
-        for title, changes in ((f"{name} − SFT", read.from_plain), (f"{name} − Wise-FT", read.from_average)):
-            change = changes.get(axis.key)
-            cells[title] = MISSING if change is None else f"{with_interval(change)} {SIGNS[told_of(axis, change)]}"
-        return cells
-
-    def costs_table(self) -> pd.DataFrame:
-        """A row a method, each figure the mean over its rates: time and memory over plain SFT's."""
-        rows = []
-        for name, line in self.lines.items():
-            found = {f: [c for s in line if (c := self.cost(s, f)) is not None] for f in ("train", "peak_memory_gib")}
-            cells = {f: f"× {math.fsum(v) / len(v):.2f}" if v else MISSING for f, v in found.items()}
-            rows.append({"method": name, "training time": cells["train"], "peak memory": cells["peak_memory_gib"]})
-        return pd.DataFrame(rows)
-
-    def frame(self) -> pd.DataFrame:
-        """A row a setting, numbers: each score with its error, its change from the base model and from plain SFT."""
-        changes = {key: (from_base(self.settings, a), self.against_plain(a)) for key, a in self.axes.items()}
-        rows = []
-        for i, setting in enumerate(self.settings):
-            row: dict[str, Any] = {
-                "compared": self.section.name,
-                "method": setting.label,
-                "learning_rate": setting.learning_rate,
-                "told_apart": told_apart(setting, self.settings),
-                "seeds": " ".join(str(r.seed) for r in setting.records),
-                "time_ratio": self.cost(setting, "train"),
-                "memory_ratio": self.cost(setting, "peak_memory_gib"),
-                "update_norm": _mean([r.training.get("update_norm") for r in setting.records]),
-            }
-            for key, axis in self.axes.items():
-                point = self.point(setting, axis)
-                row |= {key: point and point.value, f"{key} stderr": point and point.stderr}
-                for name, change in (("base", changes[key][0][i]), ("sft", changes[key][1][i])):
-                    row |= _flat(f"{key} minus {name}", axis, change)
-            rows.append(row)
-        return pd.DataFrame(rows)
-
-    def levels_frame(self) -> pd.DataFrame:
-        """A row a method and level, numbers."""
-        rows = []
-        for level in self.levels:
-            for read in level.reads:
-                row: dict[str, Any] = {
-                    "compared": self.section.name,
-                    "level": level.name,
-                    "domain_score": level.target,
-                    "method": read.method,
-                    "reached": read.place is not None,
-                    "rates": read.rates,
-                    "best_domain": read.best,
-                }
-                for key, axis in self.axes.items():
-                    if key in read.points:
-                        row[key] = read.points[key]
-                        row |= _flat(f"{key} minus sft", axis, read.from_plain.get(key))
-                        row |= _flat(f"{key} minus wise_ft", axis, read.from_average.get(key))
-                rows.append(row)
-        return pd.DataFrame(rows)
 
     # --- words
 
@@ -312,18 +282,38 @@ class Comparison:
             return []
         said = words().module
         told = [said.level(self, level, self.sides(level)) for level in self.levels]
-        told += [said.equal(rate(one), self.at_rate(one)) for one in self.rates if self.at_rate(one)]
+        told += [
+            said.equal(f"rate {rate(one)} and equal steps", cells) for one in self.rates if (cells := self.at_rate(one))
+        ]
+        told += [
+            said.equal(f"equal {one.equal} ({number(one.target)}, {one.name})", self.at_level(one))
+            for one in self.distances
+        ]
         return [one_line(line) for line in told]
 
     def sides(self, level: Level) -> dict[str, list[Read]]:
-        """The methods at a level by how their general skill compares with plain SFT's."""
+        """The methods at a level of the domain score by how their general skill compares with plain SFT's."""
         general = self.section.general
-        found: dict[str, list[Read]] = {name: [] for name in (*SIGNS, "not_reached")}
+        found: dict[str, list[Read]] = {name: [] for name in (*SIGNS, "not_reached", "not_run")}
         for read in level.reads:
             if read.method == PLAIN or general is None:
                 continue
-            told: str = "not_reached" if read.place is None else told_of(general, read.from_plain.get(general.key))
+            told = read.state if read.place is None else told_of(general, read.from_plain.get(general.key))
             found[told].append(read)
+        return found
+
+    def at_level(self, level: Level) -> dict[str, list[str]]:
+        """The methods at a level by how they compare with plain SFT there, as `at_rate` has them.
+
+        `not_reached` and `not_run` are those that do not get there.
+        """
+        domain, general = self.section.axes
+        found: dict[str, list[str]] = {}
+        for read in level.reads:
+            changes = [(axis, read.from_plain.get(axis.key)) for axis in (domain, general)]
+            if read.place is None or any(change for _, change in changes):
+                told = [read.state] if read.place is None else [told_of(axis, change) for axis, change in changes]
+                found.setdefault(" ".join(told), []).append(read.method)
         return found
 
     def at_rate(self, learning_rate: float) -> dict[str, list[str]]:
@@ -332,7 +322,7 @@ class Comparison:
         found: dict[str, list[str]] = {}
         for name, line in self.lines.items():
             for setting in line:
-                place = self._places[id(setting)]
+                place = self.places[id(setting)]
                 both = [(axis, self.against_plain(axis).get(place)) for axis in (domain, general)]
                 if setting.learning_rate == learning_rate and any(change for _, change in both):
                     told = [told_of(axis, change) for axis, change in both]
@@ -359,24 +349,8 @@ def told_of(axis: Axis, change: Change | None) -> str:
     return "better_alone" if said == "no_difference" and change is not None and change.excludes_zero else said
 
 
-def _flat(name: str, axis: Axis, change: Change | None) -> dict[str, Any]:
-    if change is None:
-        return {}
-    return {
-        name: change.value,
-        f"{name} low": change.low,
-        f"{name} high": change.high,
-        f"{name} verdict": told_of(axis, change),
-    }
-
-
 def _figure(record: RunRecord, name: str) -> float | None:
     return record.timings.get("train") if name == "train" else record.training.get(name)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
 
 
 def words() -> Any:
@@ -384,4 +358,4 @@ def words() -> Any:
     filters: dict[str, Callable[..., str]] = {
         "number": number, "plus_minus": plus_minus, "with_interval": with_interval
     }  # fmt: skip
-    return template("gentletune.research.comparison", "compare.md.j2", **filters)
+    return template("gentletune.research.comparison", "comparison.md.j2", **filters)

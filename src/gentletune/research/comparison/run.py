@@ -8,13 +8,12 @@ from typing import Any
 
 import yaml
 
-from gentletune.core.records import RECORD_FILE, RunRecord, load_records, write_text_atomic
+from gentletune.core.records import RunRecord, load_records, write_text_atomic
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.reporting import report
 from gentletune.research.comparison.pages import write
 from gentletune.research.comparison.result import Comparison
-from gentletune.sweeps.plan import plan
 from gentletune.sweeps.sweep import Say, sweep
 
 STUDY_FILE = "study.yaml"
@@ -42,18 +41,15 @@ def compare_methods(
     """
     write_text_atomic(output / STUDY_FILE, yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True))
     records = sweep(study, output, where=where, executor=executor, workers=workers, stage=stage, say=say)
-    return records, read_comparison(study, output, where=where, margin=margin)
+    return records, read_comparison(output, margin=margin)
 
 
-def read_comparison(
-    study: Mapping[str, Any], output: Path, *, where: str = "study", margin: float | None = None
-) -> list[Comparison]:
-    """Tables, picture and report of what is there of the study, without running anything.
+def read_comparison(output: Path, *, margin: float | None = None) -> list[Comparison]:
+    """Tables, picture and report of all runs at or below a directory, whichever calls made them; nothing is run.
 
-    Raises `UserError` where nothing is.
+    Runs of one base model, data set and length are compared with each other. Raises `UserError` where there is no run.
     """
-    runs = [output / trial.name for trial in plan(study, output, where)]
-    records = load_records([run for run in runs if (run / RECORD_FILE).exists()] or [output])
+    records = load_records([output])
     report(records, output, title=TITLE, margin=margin)
     found = Comparison.of(records, margin)
     write(found, output, TITLE)
