@@ -65,14 +65,21 @@ class Place:
 
     def value(self, axis: Axis) -> float | None:
         """The score here, on the straight line; None where one is missing."""
-        if (ends := _ends(self, axis)) is None:
-            return None
-        return ends[1] if self.share == 1 else (1 - self.share) * ends[0] + self.share * ends[1]
+        if self.share == 1:
+            return value_of(self.above, axis)
+        ends = _ends(self, axis)
+        return None if ends is None else (1 - self.share) * ends[0] + self.share * ends[1]
 
     def slope(self, axis: Axis, by: Axis) -> float:
         """How much the score changes for one of the score that the place is found by, along this piece of the line."""
         (low, high), (start, end) = _ends(self, axis) or (0.0, 0.0), _ends(self, by) or (0.0, 0.0)
         return (high - low) / (end - start) if end != start else 0.0
+
+
+def value_of(setting: Setting, axis: Axis, base: bool = False) -> float | None:
+    """The mean over a setting's seeds (of its base model if `base`), without the error that `Setting.reading` finds."""
+    runs = setting.runs(axis, base)
+    return math.fsum(run.value for run in runs) / len(runs) if runs else None
 
 
 def upward(by: Axis) -> bool:
@@ -83,13 +90,12 @@ def upward(by: Axis) -> bool:
 def place_at(line: Sequence[Setting], by: Axis, target: float) -> Place | None:
     """Where a method's settings, by rate, first reach a score; None where they never do."""
     sign = 1.0 if upward(by) else -1.0
-    start = next((r for s in line if (r := s.reading(by, base=True)) is not None), None)
-    known: list[tuple[Setting | None, float]] = [] if start is None else [(None, sign * start.point.value)]
+    start = next((v for s in line if (v := value_of(s, by, base=True)) is not None), None)
+    known: list[tuple[Setting | None, float]] = [] if start is None else [(None, sign * start)]
     for setting in sorted(line, key=lambda s: s.learning_rate):
-        reading = setting.reading(by)
-        if reading is None:
+        if (reading := value_of(setting, by)) is None:
             continue
-        value = sign * reading.point.value
+        value = sign * reading
         if value >= sign * target:
             if not known:
                 return Place(None, setting, 1.0)
@@ -137,9 +143,9 @@ def widened(change: Change, error: float) -> Change:
 
 
 def _ends(place: Place, axis: Axis) -> tuple[float, float] | None:
-    low = place.above.reading(axis, base=True) if place.below is None else place.below.reading(axis)
-    high = place.above.reading(axis)
-    return (low.point.value, high.point.value) if low and high else None
+    low = value_of(place.above, axis, base=True) if place.below is None else value_of(place.below, axis)
+    high = value_of(place.above, axis)
+    return None if low is None or high is None else (low, high)
 
 
 def _mixed(low: Run, high: Run, share: float) -> Run:

@@ -17,7 +17,7 @@ from gentletune.reporting.pareto import base_point, in_order
 from gentletune.reporting.settings import Setting, from_plain, plain_twin, told_apart, verdict
 from gentletune.reporting.tables import SIGNS as OF_REPORTS
 from gentletune.reporting.tables import error_of
-from gentletune.research.comparison.level import MOVED, Place, change_at, moved, place_at, upward
+from gentletune.research.comparison.level import MOVED, Place, change_at, moved, place_at, upward, value_of
 from gentletune.stats import Change, Pool, holm, mean_of, seed_pool
 from gentletune.stats.numbers import number, plus_minus, rate, with_interval
 
@@ -189,7 +189,7 @@ class Comparison:
 
         In KL from base, then in how far the weights moved; as far as these were measured.
         """
-        by = [axis for axis in (self.axes.get(KL), MOVED) if axis and axis is not self.section.general]
+        by = [axis for axis in (self.axes.get(KL), MOVED) if axis and axis != self.section.general]
         found = [self._level(name, axis, place) for axis in by for name, place in self._marks.items()]
         return [level for level in found if level is not None]
 
@@ -197,7 +197,7 @@ class Comparison:
     def _marks(self) -> dict[str, Place]:
         """The places on plain SFT's line that the levels are of, by what they are called."""
         domain, line = self.section.domain, self.lines.get(PLAIN, [])
-        start = next((r.point.value for s in line if domain and (r := s.reading(domain, base=True))), None)
+        start = next((v for s in line if domain and (v := value_of(s, domain, base=True)) is not None), None)
         most = self._most(line, domain) if domain else None
         if domain is None or start is None or most is None:
             return {}
@@ -217,13 +217,13 @@ class Comparison:
         return None if choice.safe is None else line[choice.safe]
 
     def _most(self, line: Sequence[Setting], by: Axis) -> float | None:
-        values = [r.point.value for s in line if (r := s.reading(by)) is not None]
+        values = [v for s in line if (v := value_of(s, by)) is not None]
         return (max if upward(by) else min)(values, default=None)
 
     def _missing(self, name: str, by: Axis, target: float) -> tuple[float, ...]:
         """The rates at which plain SFT has the score or more, and the method was not run; a failed run is one."""
         sign = 1.0 if upward(by) else -1.0
-        reached = [s for s in self.lines[PLAIN] if (r := s.reading(by)) and sign * r.point.value >= sign * target]
+        reached = [s for s in self.lines[PLAIN] if (v := value_of(s, by)) is not None and sign * v >= sign * target]
         line = self.lines[name]
         done = {s.learning_rate for s in line} | self.failed.get(line[0].label, set())
         return tuple(s.learning_rate for s in reached if s.learning_rate not in done)
@@ -243,7 +243,7 @@ class Comparison:
             return None
         places = {m: plain if m == PLAIN else place_at(line, by, target) for m, line in self.lines.items()}
         sides = self.section.axes
-        axes = [a for a in self.axes.values() if a is not by and (a in sides or a.key == KL)]
+        axes = [a for a in self.axes.values() if a != by and (a in sides or a.key == KL)]
         tables = {base: self._changes(places, base, by, axes) for base in (PLAIN, AVERAGE)}
         reads = [
             Read(
@@ -258,7 +258,7 @@ class Comparison:
             )
             for method, place in places.items()
         ]
-        best = next(axis for axis in reversed(sides) if axis is not by)  # general skill, at an equal domain score
+        best = next(axis for axis in reversed(sides) if axis != by)  # general skill, at an equal domain score
         sign = -1.0 if best.higher_is_better else 1.0
         reads.sort(key=lambda r: (r.place is None, sign * r.points.get(best.key, 0.0)))
         return Level(name, by, target, tuple(reads))

@@ -42,7 +42,7 @@ def level_table(found: Comparison, level: Level) -> pd.DataFrame:
     for read in level.reads:
         row = {"method": read.method, "between rates": read.rates}
         for axis in found.axes.values():
-            if axis.key in read.points or axis is found.section.general:
+            if axis.key in read.points or axis == found.section.general:
                 row |= _level_cells(read, axis)
         rows.append(row | {"training time": times(read.time)})
     return pd.DataFrame(rows)
