@@ -15,10 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gentletune.lm.setting as setting_module
 import gentletune.runs.plan as plan_module
+from gentletune.core import optimizers
 from gentletune.core.devices import check_devices
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import read_record
-from gentletune.methods import parse_method
+from gentletune.methods import adapted, parse_method
 from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.runs.inputs import Inputs
 from gentletune.training.trainer import GentleTrainer
@@ -190,6 +191,26 @@ def test_plan_counts_the_longest_row_and_what_is_on_disk(
     assert adapter["disk"] == trained + 2 * (trained + 2 * trained) + trained  # checkpoints with AdamW; the adapter
     whole = 4 * short["memory"]["parameters"]
     assert planned(GOOD, "--early-stop", "domain_nll")["disk"] == short["disk"] + 2 * whole
+
+
+def test_a_plan_for_another_machine_needs_no_bitsandbytes_here(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for module in (adapted, optimizers):
+        monkeypatch.setattr(module, "find_spec", lambda _: None)
+    out = tmp_path / "plan.json"
+    call = ["plan", "--model", str(tiny_dir), "--no-evaluate", "--json", str(out)]
+    more = ["--method", "lora(r=2)", "--quantization", "4bit", "--optimizer", "paged_adamw_8bit"]
+    assert run(monkeypatch, *call, *more, "--gpus", "1", "--memory", "24") == 0
+    few_bits = json.loads(out.read_text())["memory"]["weights"]
+    assert run(monkeypatch, *call, "--method", "lora(r=2)", "--memory", "24") == 0
+    assert few_bits < json.loads(out.read_text())["memory"]["weights"]
+    assert "needs bitsandbytes" in refused_last(monkeypatch, capfd, *call, *more)
+    assert "needs bitsandbytes" in refused_last(monkeypatch, capfd, *call, *more, "--memory", "24", "--probe")
+    # What a plan proposes for a machine is what trains there.
+    full = ["plan", "--model", str(wide(tmp_path)), "--no-evaluate", "--batch-size", "1", "--json", str(out)]
+    assert run(monkeypatch, *full, "--memory", "1.4") == 0
+    assert json.loads(out.read_text())["what_fits"]["optimizer"] == "adamw_8bit"
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra: quant")

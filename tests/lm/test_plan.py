@@ -13,10 +13,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from gentletune.lm.adapters import add_adapter, rounded_away, save_adapter
 from gentletune.lm.fitting import largest_rows, nearest, with_rows
+from gentletune.lm.loaded import load_model
 from gentletune.lm.plan import GPU_OVERHEAD, Planner, Setting, optimizer_bytes
 from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
+from gentletune.training import TrainingDivergedError
 from gentletune.training.trainer import GentleTrainer
 from tests.training.steps import settings
 
@@ -25,6 +28,7 @@ CONFIG = LlamaConfig(
     vocab_size=500, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
     num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=2, pad_token_id=2,
 )  # fmt: skip
+WIDE = LlamaConfig(**{**CONFIG.to_dict(), "vocab_size": 20_000})  # most of it is its embedding
 
 
 def allocated(run: Any) -> int:
@@ -65,6 +69,26 @@ def test_the_plan_is_what_torch_allocates(
     plan = Planner(CONFIG).plan(Setting(work, method, releases=releases))
     assert plan.training - plan.weights == pytest.approx(measured, rel=0.1)
     assert not plan.rough
+
+
+def test_a_checkpoint_takes_no_more_than_the_step_before_it(tokenizer: Any, tmp_path: Path) -> None:
+    parts = parse_method("lora(r=2)")
+    row = {"input_ids": [5] * LENGTH, "labels": [-100] * (LENGTH - 2) + [5] * 2}
+    arguments = settings(
+        tmp_path, per_device_train_batch_size=1, max_steps=2, gradient_checkpointing=True, optim="adamw_torch_fused",
+        save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    model = parts.parameterisation.wrap(LlamaForCausalLM(WIDE).float())
+    rows = datasets.Dataset.from_list([row] * 2)
+    trainer = GentleTrainer(model, arguments, method=parts, train_dataset=rows, processing_class=tokenizer)
+    measured = allocated(trainer.train)
+    trainer.finish_checkpoint()
+    assert (tmp_path / "checkpoint-2").is_dir()
+    plan = Planner(WIDE).plan(Setting(Work(1, LENGTH, 2, checkpointing=True), "lora(r=2)"))
+    assert plan.training - plan.weights == pytest.approx(measured, rel=0.1)
+    trainer.optimizer.param_groups[0]["params"][0].data[0, 0] = float("nan")
+    with pytest.raises(TrainingDivergedError, match="the weights are not finite at step 2"):
+        trainer._save_checkpoint(model, None)
 
 
 def test_few_layers_tell_of_many() -> None:
@@ -121,18 +145,49 @@ def test_a_step_that_numbers_decide_is_a_rule_of_thumb(monkeypatch: pytest.Monke
 def test_an_adapter_of_a_base_in_few_bits_needs_the_plain_base_once() -> None:
     planner = Planner(CONFIG)
     setting = Setting(Work(1, 8, 4), "lora(r=2)", quantization="4bit", eval_tokens=0)
-    alone, merged = planner.plan(setting), planner.plan(replace(setting, merges=4))
+    alone, merged = planner.plan(replace(setting, save="adapter")), planner.plan(setting)
     assert (alone.merging, alone.total) == (0, alone.training)
     assert 4 * merged.parameters < merged.merging < 5 * merged.parameters
     assert merged.total == merged.merging > merged.training
-    on_gpu = planner.plan(replace(setting, merges=4, work=replace(setting.work, gpu=True)))
+    on_gpu = planner.plan(replace(setting, work=replace(setting.work, gpu=True)))
     assert (on_gpu.merging, on_gpu.total) == (merged.merging, on_gpu.training)  # nothing is measured: on the host
-    measured = replace(setting, merges=4, work=replace(setting.work, gpu=True), eval_tokens=8)
+    measured = replace(setting, work=replace(setting.work, gpu=True), eval_tokens=8)
     assert planner.plan(measured).merging == merged.merging + GPU_OVERHEAD
     assert planner.plan(measured).total >= merged.merging + GPU_OVERHEAD
-    way = nearest(planner, replace(setting, merges=4), int(1.4 * alone.training))
+    way = nearest(planner, setting, int(1.4 * alone.training))
     assert way is not None
     assert way.text == "save: adapter"
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+def test_the_plan_of_a_merge_is_what_torch_holds(weights: str, tmp_path: Path) -> None:
+    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    plain = LlamaForCausalLM(CONFIG).to(dtype)
+    plain.save_pretrained(tmp_path / "base")
+    save_adapter(parse_method("lora(r=2)").parameterisation.wrap(plain), tmp_path / "adapter")
+    base = load_model(tmp_path / "base", dtype)  # in pages of its file, which the profiler does not see
+    held = sum(tensor.nbytes for tensor in (*base.parameters(), *base.buffers()))
+
+    def merge() -> None:
+        wrapped = add_adapter(base, tmp_path / "adapter")
+        rounded_away(wrapped)
+        wrapped.merge_and_unload()
+
+    setting = Setting(Work(1, 8, 4), "lora(r=2)", weights=weights, quantization="4bit", eval_tokens=0)
+    assert Planner(base.config).plan(setting).merging == pytest.approx(held + allocated(merge), rel=0.02)
+
+
+def test_what_is_merged_is_held_as_the_nearest_way_holds_it() -> None:
+    """An adapter saved alone is added to the base to be measured: a base that the way holds in bf16 takes half."""
+    planner = Planner(WIDE)
+    setting = Setting(Work(1, 8, 4), "lora(r=2)", eval_tokens=8, save="adapter")
+    half = planner.plan(replace(setting, weights="bf16"))
+    assert half.merging < 0.8 * planner.plan(setting).merging
+    way = nearest(planner, setting, int(1.36 * half.total))
+    assert way is not None
+    assert way.changes["weights"] == "bf16"
+    assert way.plan.merging == half.merging
+    assert planner.plan(replace(setting, save="merged")).merging == 0  # it goes into what it was trained on
 
 
 @pytest.mark.parametrize(

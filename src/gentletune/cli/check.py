@@ -39,11 +39,12 @@ def check_recipe(
     data: bool = True,
     tasks: bool = False,
     trains: bool = True,
+    here: bool = True,
 ) -> None:
     """Parse the methods, read the data, find the models and name the tasks, cheapest first.
 
     `methods` and `models` stand for the recipe's own where they are given; `data` and `tasks` say whether the command
-    reads the recipe's, and `trains` whether it trains. Raises `UserError`.
+    reads the recipe's, and `trains` whether it trains, `here` or on another machine. Raises `UserError`.
     """
     from gentletune.methods import parse_method
 
@@ -51,9 +52,10 @@ def check_recipe(
     for method in [recipe.method] if methods is None else methods:
         parse_method(method)
     if trains:
-        check_installed(recipe.optimizer)
+        if here:
+            check_installed(recipe.optimizer)
         if methods is None:
-            check_adapted(recipe, parse_method(recipe.method))
+            check_adapted(recipe, parse_method(recipe.method), here=here)
             check_anchored(recipe, parse_method(recipe.method))
             check_controlled(recipe, parse_method(recipe.method))
             check_micro_batch(recipe, parse_method(recipe.method))

@@ -43,7 +43,7 @@ def plan_command(
     """
     recipe = load_recipe(config, given)
     check_devices(recipe, parse_method(recipe.method), gpus)
-    check_recipe(recipe, models=[], data=False)
+    check_recipe(recipe, models=[], data=False, here=memory is None or probe)
     from gentletune.runs.plan import plan_recipe
 
     prepare()

@@ -140,13 +140,9 @@ def _with_lora(method: str) -> str:
 
 
 def _applied(setting: Setting, changes: Changes) -> Setting:
-    own = {key: value for key, value in changes.items() if key not in ("gradient_checkpointing", "save")}
+    own = {key: value for key, value in changes.items() if key != "gradient_checkpointing"}
     if own.get("strategy") == "fsdp2":
         own["weights"] = "fp32"  # shares are held so (lm/held.py)
-    if "quantization" in own:
-        own["merges"] = 2 if setting.weights == "bf16" else 4  # the model afterwards is held as the base was
-    if "save" in changes and not setting.eval_tokens:
-        own["merges"] = 0
     checkpointing = setting.work.checkpointing or "gradient_checkpointing" in changes
     return replace(setting, **own, work=replace(setting.work, checkpointing=checkpointing))
 

@@ -26,9 +26,8 @@ class Setting:
     """How a model is trained, as far as memory goes.
 
     `quantization` is that of the frozen linear layers under LoRA; `work` is a micro-batch of one process, of which a
-    step has `micro_batches`. `fp32_alone`: bf16 is ruled out. `merges`: bytes of a weight of the plain base model that
-    the adapter is added to when training is over; 0 where it goes into the weights it was trained on, or is kept alone.
-    `releases`: each gradient is freed once it was used.
+    step has `micro_batches`. `fp32_alone`: bf16 is ruled out. `save` is what is saved of LoRA: `merged` weights or the
+    `adapter`. `releases`: each gradient is freed once it was used.
     """
 
     work: Work
@@ -42,7 +41,7 @@ class Setting:
     eval_tokens: int = 8192
     micro_batches: int = 1
     fp32_alone: bool = False
-    merges: int = 0
+    save: str = "merged"
     releases: bool = False
 
     @property
@@ -117,6 +116,12 @@ class Planner:
         self.config = config
         self._skeleton = cache(self._make)
         self._peak = cache(self._run)
+
+    @property
+    def published(self) -> int:
+        """Bytes of a weight in the model's files, by its configuration."""
+        dtype: Any = getattr(self.config, "dtype", None)
+        return 2 if str(dtype).removeprefix("torch.") in ("bfloat16", "float16") else 4
 
     def plan(self, setting: Setting) -> MemoryPlan:
         """What the setting takes of each device."""
@@ -195,12 +200,31 @@ class Planner:
             sure=SURE if setting.work.gpu else SURE_HOST,
             reference=2 * plain if method.penalty or method.merge else 0,
             evaluation=evaluation + overhead,
-            merging=_merged(setting, skeleton) + (overhead if setting.eval_tokens else 0) if setting.merges else 0,
+            merging=self._merging(setting, skeleton),
             parameters=plain,
             trained=sum(p.numel() for p in skeleton.trained),
             rough=rough or told_by_thumb,
             on_host=setting.work.gpu and not setting.eval_tokens,
         )
+
+    def _merging(self, setting: Setting, skeleton: Skeleton) -> int:
+        """The plain base model, the adapter, and what adding it to the largest layer takes; 0 where it is not added.
+
+        That is the product in fp32, twice; where weights of 2 bytes round it, what is lost is measured, in five such.
+        An adapter comes out of training apart over a quantised base, or to be saved alone; without measuring, that is
+        not added to anything. The base comes as it was published and is held as the recipe holds its models
+        (`runs.adapted.unquantised`).
+        """
+        alone = setting.save == "adapter"
+        if not (setting.quantization or alone) or (alone and not setting.eval_tokens):
+            return 0
+        own = 2 if setting.weights == "bf16" else 4
+        each = own if alone else max(own, self.published)
+        largest: int = max((weight.numel() for weight in skeleton.linear), default=0)
+        plain: int = sum(p.numel() for p in skeleton.plain) * each + skeleton.buffers
+        adapter: int = sum(p.nbytes for p in skeleton.trained)
+        there = GPU_OVERHEAD if setting.work.gpu and setting.eval_tokens else 0
+        return plain + adapter + (20 if each == 2 else 8) * largest + there
 
     def _evaluation(self, setting: Setting, skeleton: Skeleton) -> tuple[int, bool]:
         """Weights, a batch's forward pass or its cache of keys and values, a block of logits; by a rule of thumb?"""
@@ -278,17 +302,6 @@ def _dequantised(skeleton: Skeleton, setting: Setting) -> int:
     if setting.quantization is None:
         return 0
     return max(weight.nbytes for weight in skeleton.linear)
-
-
-def _merged(setting: Setting, skeleton: Skeleton) -> int:
-    """The plain base model, the adapter, and what adding it to the largest layer takes.
-
-    That is the product in fp32, twice; where weights of 2 bytes round it, what is lost is measured, in five such.
-    """
-    largest: int = max((weight.numel() for weight in skeleton.linear), default=0)
-    plain: int = sum(p.numel() for p in skeleton.plain) * setting.merges + skeleton.buffers
-    adapter: int = sum(p.nbytes for p in skeleton.trained)
-    return plain + adapter + (20 if setting.merges == 2 else 8) * largest
 
 
 def _rule_of_thumb(skeleton: Skeleton, work: Work) -> Parts:

@@ -16,7 +16,6 @@ from gentletune.lm.held import ROOM, memory, use_bf16
 from gentletune.lm.plan import Planner, Setting
 from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
-from gentletune.methods.adapted import keeps_adapter
 
 GIB = 2**30
 PACKED_LENGTH = 2048  # tokens of a packed row, where the recipe gives no max_length and no row is longer
@@ -59,12 +58,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices to plan for, in words: GPUs or the host, `has` bytes left on each, of `whole`."""
+    """Devices to plan for, in words: GPUs or the host, `has` bytes left on each, of `whole`.
+
+    `elsewhere`: not of this machine, which need not have the packages that a training there takes.
+    """
 
     has: int
     whole: int
     gpu: bool
     device: str
+    elsewhere: bool = False
 
     @classmethod
     def here(cls, recipe: Recipe) -> Machine:
@@ -80,7 +83,7 @@ class Machine:
     @classmethod
     def of_gpus(cls, gib: float) -> Machine:
         """GPUs of so many GiB each."""
-        return cls(int(gib * GIB), int(gib * GIB), True, f"a GPU of {gib:g} GiB")
+        return cls(int(gib * GIB), int(gib * GIB), True, f"a GPU of {gib:g} GiB", elsewhere=True)
 
 
 def setting_of(recipe: Recipe, planner: Planner, rows: Rows, machine: Machine, processes: int = 1) -> Setting:
@@ -101,24 +104,7 @@ def setting_of(recipe: Recipe, planner: Planner, rows: Rows, machine: Machine, p
         recipe.precision == "fp32",
     )  # fmt: skip
     held = _auto(recipe, planner, setting, machine) if recipe.weights == "auto" else recipe.weights
-    return replace(setting, weights=held, merges=_merges(recipe, planner, held), releases=recipe.gradient_release)
-
-
-def published_bytes(planner: Planner) -> int:
-    """Of a weight in the model's files, by its configuration."""
-    published: Any = getattr(planner.config, "dtype", None)
-    return 2 if str(published).removeprefix("torch.") in ("bfloat16", "float16") else 4
-
-
-def _merges(recipe: Recipe, planner: Planner, held: str) -> int:
-    """Bytes of a weight of the plain base model that an adapter is added to (`runs.adapted.unquantised`); 0: none is.
-
-    It comes as published and is then held as the recipe holds its models.
-    """
-    if not keeps_adapter(recipe) or (recipe.save == "adapter" and not recipe.evaluate):
-        return 0
-    own = 2 if held == "bf16" else 4
-    return max(own, published_bytes(planner)) if recipe.quantization and recipe.save == "merged" else own
+    return replace(setting, weights=held, save=recipe.save, releases=recipe.gradient_release)
 
 
 def _auto(recipe: Recipe, planner: Planner, setting: Setting, machine: Machine) -> str:

@@ -17,8 +17,10 @@ def keeps_adapter(recipe: Recipe) -> bool:
     return recipe.quantization is not None or recipe.save == "adapter"
 
 
-def check_adapted(recipe: Recipe, method: Method) -> None:
+def check_adapted(recipe: Recipe, method: Method, *, here: bool = True) -> None:
     """Refuse `quantization`, `save: adapter` and shares where the recipe's method, or this machine, cannot do them.
+
+    `here`: it is this machine that is to train.
 
     Raises:
         UserError: no LoRA in the method, something that needs whole weights, no bitsandbytes, an update rule that is
@@ -36,7 +38,7 @@ def check_adapted(recipe: Recipe, method: Method) -> None:
             )
         if not method.parameterisation.quantizable:
             raise UserError(f"{key} is for lora, rslora and dora, not for '{method.label}'; leave it out")
-        if find_spec("bitsandbytes") is None:
+        if here and find_spec("bitsandbytes") is None:
             raise UserError(f"{key} needs bitsandbytes; pip install 'gentletune[quant]'")
     if recipe.save == "adapter":
         if not adapted:

@@ -52,7 +52,7 @@ def _largest(inputs: Inputs) -> int:
     """Of the base model that is in memory by now the weights are counted again: a margin."""
     planner, machine = Planner(inputs.base.config), Machine.here(inputs.recipe)
     setting = setting_of(inputs.recipe, planner, inputs.sizes, machine, inputs.processes)
-    return largest_rows(planner, replace(setting, eval_tokens=0, merges=0), machine.has) or 1
+    return largest_rows(planner, replace(setting, eval_tokens=0, save="adapter"), machine.has) or 1
 
 
 def _kept(run: Path, recipe: Recipe) -> int | None:

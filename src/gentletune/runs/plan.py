@@ -20,7 +20,7 @@ from gentletune.lm.held import memory, parameter_count
 from gentletune.lm.loaded import ROW_LENGTH, load_tokenizer
 from gentletune.lm.model_files import BUNDLES, PACKAGED, quiet, resolve_model
 from gentletune.lm.plan import MemoryPlan, Planner, Setting
-from gentletune.lm.setting import Machine, Rows, published_bytes, setting_of, size
+from gentletune.lm.setting import Machine, Rows, setting_of, size
 from gentletune.methods import parse_method
 from gentletune.methods.adapted import check_adapted, keeps_adapter
 from gentletune.methods.micro_batch import check_micro_batch
@@ -104,7 +104,7 @@ def planned(recipe: Recipe, config: Any, rows: Rows, machine: Machine, processes
     memory_plan = planner.plan(setting)
 
     def accepts(changes: Changes) -> bool:
-        return _trains(recipe, _said(recipe, changes), processes)
+        return _trains(recipe, _said(recipe, changes), processes, machine)
 
     way = None
     if memory_plan.verdict(machine.has) != "fits":
@@ -144,7 +144,7 @@ def _shared_out(recipe: Recipe, planner: Planner, rows: Rows, machine: Machine, 
             return largest_rows(planner, one, machine.whole) > 0
         return planner.plan(one).verdict(machine.whole) == "fits"
 
-    if (fits(setting) and not lowered) or not _trains(recipe, {"strategy": "fsdp2"}, processes):
+    if (fits(setting) and not lowered) or not _trains(recipe, {"strategy": "fsdp2"}, processes, machine):
         return setting
     shares = setting_of(recipe.override({"strategy": "fsdp2"}), planner, rows, machine, processes)
     return shares if fits(shares) else setting
@@ -156,15 +156,16 @@ def _said(recipe: Recipe, changes: Changes) -> Changes:
     return {key: value for key, value in changes.items() if key not in beside}
 
 
-def _trains(recipe: Recipe, changes: Changes, processes: int) -> bool:
-    """Whether the recipe with these changes is one that would train here."""
+def _trains(recipe: Recipe, changes: Changes, processes: int, machine: Machine) -> bool:
+    """Whether the recipe with these changes is one that would train on the machine."""
     try:
         changed = recipe.override(changes)
         method = parse_method(changed.method)
         check_devices(changed, method, processes)
-        check_adapted(changed, method)
+        check_adapted(changed, method, here=not machine.elsewhere)
         check_micro_batch(changed, method, processes)
-        check_installed(changed.optimizer)
+        if not machine.elsewhere:
+            check_installed(changed.optimizer)
     except UserError:
         return False
     return True
@@ -173,7 +174,7 @@ def _trains(recipe: Recipe, changes: Changes, processes: int) -> bool:
 def _disk(recipe: Recipe, planner: Planner, setting: Setting, found: MemoryPlan) -> Disk:
     """What a run writes, by the dtype it is in: adapters are fp32, a merged 4-bit base is as it was published."""
     trained, method = planner.trained_bytes(setting), parse_method(recipe.method)
-    each = published_bytes(planner) if setting.quantization else 2 if setting.weights == "bf16" else 4
+    each = planner.published if setting.quantization else 2 if setting.weights == "bf16" else 4
     whole = trained if recipe.save == "adapter" else each * found.parameters
     more = 2 * trained if recipe.early_stop else 0  # the best weights, and those the last checkpoint calls the best
     more += trained if keeps_adapter(recipe) else 0
