@@ -1,26 +1,25 @@
 """Is a budget of KL from base kept, and what does the domain gain at that budget?
 
-    python benchmarks/budget.py run --part lab --json benchmarks/results/budget.json [--minutes 14]
-    python benchmarks/budget.py run --part smollm --json benchmarks/results/budget.json [--minutes 14]
-    python benchmarks/budget.py show benchmarks/results/budget.json
+    python benchmarks/budget.py run [--part smollm] [--only WORD] [--json PATH] [--minutes 14]
+    python benchmarks/budget.py show benchmarks/results/budget.json [MORE.json ...]
 
 Each part is a study of plain SFT at five fixed rates and of the ways to keep a budget, each started at several rates:
 
     auto     wise_ft(alpha=auto): the largest share of plain SFT's update
-    stop     early_stop: kl: the last weights within it
-    region   trust_region: the learning rate goes by what is left
-    both     trust_region, and wise_ft(alpha=auto) of what comes of it
+    region   trust_region: the learning rate goes by the budget, and the largest share of the update is kept
 
-It is over seeds, and on the lab over domains that are easy, hard and noisy. KL is measured after the run on prompts
-that steer nothing: as `kl_sampled` has it, and once more summed over the base model's most probable tokens, as it is
-steered by, whose error is smaller (`kl`). The JSON has a row a run. A killed call goes on where it was; with --minutes
-it ends by itself after a run.
+It is over seeds, and on the lab over domains with none, half and all of the formulas to be learned by heart. KL is
+measured after the run on prompts that steer nothing: as `kl_sampled` has it, and once more summed over the base model's
+most probable tokens, as it is steered by, whose error is smaller (`kl`). The JSON has a row a run. A killed call goes
+on where it was; with --minutes it ends by itself after a run. Calls with --only work beside each other, each with a
+JSON of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import time
 from collections import defaultdict
@@ -34,7 +33,7 @@ from gentletune.core.records import Score
 from gentletune.evaluation.measure import reference_answers
 from gentletune.evaluation.steering import Steering, steering_of
 from gentletune.lm.loaded import Loaded
-from gentletune.stats import Run, accuracy_score, compare, zero_of
+from gentletune.stats import Run, accuracy_score, compare, measured, zero_of
 
 BUDGET = {"lab": 0.05, "smollm": 0.05}
 BASE: dict[str, dict[str, Any]] = {
@@ -49,11 +48,11 @@ BASE: dict[str, dict[str, Any]] = {
         "save_every": 1000, "max_length": 320, "cot": False, "domain_tokens": 24,
     },
 }  # fmt: skip
-DOMAINS = {"lab": ("lab", "lab(hard=1)", "lab(noise=0.3)"), "smollm": ("clinic",)}
+DOMAINS = {"lab": ("lab(hard=0)", "lab", "lab(hard=1)"), "smollm": ("clinic",)}
 GRID = {"lab": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)}
 STARTS = {"lab": (1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-4, 3e-4)}
 SEEDS = {"lab": (0, 1, 2), "smollm": (0, 1)}
-WAYS = ("auto", "region", "both", "stop")
+WAYS = ("auto", "region")
 
 
 def plan(part: str) -> list[dict[str, Any]]:
@@ -76,12 +75,6 @@ def keys(row: dict[str, Any]) -> dict[str, Any]:
         "fixed": {"method": "sft"},
         "auto": {"method": auto},
         "region": {"method": region},
-        "both": {"method": f"{region}+{auto}"},
-        "stop": {
-            "method": "sft",
-            "early_stop": f"kl(budget={budget})",
-            "probe_every": 7 if row["part"] == "lab" else 1,
-        },
     }
     return {"data": row["data"], "seed": row["seed"], "learning_rate": row["rate"], **made[row["way"]]}
 
@@ -94,15 +87,15 @@ def name(row: dict[str, Any], way: str | None = None) -> str:
 def run(row: dict[str, Any], runs: Path) -> dict[str, Any]:
     """One run, measured: the row with what came of it."""
     recipe = Recipe(**BASE[row["part"]]).override({**keys(row), "output": str(runs / name(row))})
-    source = {"auto": "fixed", "both": "region"}.get(row["way"])
     begun = time.perf_counter()
-    record = train(recipe, reuse=runs / name(row, source) if source else None)
+    record = train(recipe, reuse=runs / name(row, "fixed") if row["way"] == "auto" else None)
     found = dict(row) | {"status": record.status, "seconds": time.perf_counter() - begun, "training": record.training}
     if record.status != "complete":
         return found | {"error": record.error}
     right = next(s for s in record.scores if s.side == "domain" and s.metric == "accuracy")
     return found | {
         "timings": record.timings,
+        "base": next(s.value for s in record.base_scores if s.side == "domain" and s.metric == "accuracy"),
         "domain": dump(right) | {"items": [int(item) for item in right.items]},
         "domain_bits": dump(next(s for s in record.scores if s.side == "domain" and s.metric == "bits_per_token")),
         "kl_sampled": dump(record.score("kl_sampled/bits_per_token")),
@@ -156,17 +149,11 @@ def best_fixed(rows: list[dict[str, Any]], row: dict[str, Any], budget: float) -
 def show(rows: list[dict[str, Any]]) -> None:
     """Whether the budget is kept, and the domain beside the best fixed rate, as Markdown."""
     columns = (
-        "part",
-        "way",
-        "runs",
-        "failed",
-        "`kl` within",
-        "`kl_sampled` within",
-        "mean `kl` / budget",
-        "seconds more",
-    )
+        "part", "way", "runs", "failed", "`kl` within", "`kl_sampled` within", "mean `kl` / budget", "seconds more",
+        "domain, points more than the best fixed rate",
+    )  # fmt: skip
     print("| " + " | ".join(columns) + " |")
-    print("|---" * 8 + "|")
+    print("|---" * len(columns) + "|")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["part"], row["way"]].append(row)
@@ -174,9 +161,10 @@ def show(rows: list[dict[str, Any]]) -> None:
         if way == "fixed":
             continue
         done = [row for row in mine if row["status"] == "complete"]
-        used = sum(row["kl"]["value"] / row["budget"] for row in done) / max(1, len(done))
-        print(f"| {part} | {way} | {len(mine)} | {len(mine) - len(done)} | {within(done, 'kl')} | "
-              f"{within(done, 'kl_sampled')} | {used:.2f} | {extra(rows, done):.1f} |")  # fmt: skip
+        used = mean([row["kl"]["value"] / row["budget"] for row in done])
+        kept = [within(done, key) for key in ("kl", "kl_sampled")]
+        cells = (part, way, len(mine), len(mine) - len(done), *kept, f"{used:.2f}", f"{extra(rows, done):.1f}")
+        print("| " + " | ".join(map(str, (*cells, gain(rows, mine)))) + " |")
     for part in sorted({row["part"] for row in rows}):
         against(part, rows)
 
@@ -186,14 +174,29 @@ def extra(rows: list[dict[str, Any]], done: list[dict[str, Any]]) -> float:
     plain = {
         name(row): row["timings"]["train"] for row in rows if row["way"] == "fixed" and row["status"] == "complete"
     }
-    region = {name(row): row["timings"]["train"] for row in rows if row["way"] == "region" and "timings" in row}
     spent = []
     for row in done:
-        if (before := plain.get(name(row, "fixed"))) is not None:
-            own = row["timings"]["train"]  # of a merge alone where the training is another's
-            taken = {"auto": before, "both": region.get(name(row, "region"), 0.0)}.get(row["way"], 0.0)
-            spent.append(own + taken - before if row["way"] in ("auto", "both") else own - before)
-    return sum(spent) / max(1, len(spent))
+        if (before := plain.get(name(row, "fixed"))) is not None:  # of `auto` it is the merge alone
+            spent.append(row["timings"]["train"] - (0.0 if row["way"] == "auto" else before))
+    return mean(spent)
+
+
+def gain(rows: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str:
+    """Mean over starts and domains of a way's domain accuracy minus the best fixed rate's; the unit is the seed.
+
+    Where no fixed rate keeps the budget, or a run failed, what counts is the base model.
+    """
+    sides: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for row in mine:
+        base = next((r["base"] for r in rows if r["data"] == row["data"] and "base" in r), math.nan)
+        best = best_fixed(rows, row, row["budget"])
+        ours = row["domain"]["value"] if row["status"] == "complete" else base
+        sides[row["seed"]].append((ours, best["domain"]["value"] if best else base))
+    ours, theirs = ({seed: mean([pair[i] for pair in pairs]) for seed, pairs in sides.items()} for i in (0, 1))
+    change = compare(measured(ours), measured(theirs))
+    if change.low is None or change.high is None:
+        return f"{100 * change.value:+.1f}"
+    return f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 
 def against(part: str, rows: list[dict[str, Any]]) -> None:
@@ -241,32 +244,40 @@ def mean(values: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "show"))
-    parser.add_argument("path", nargs="?", type=Path)
+    parser.add_argument("paths", nargs="*", type=Path, help="of show: what is read, as one")
     parser.add_argument("--part", choices=BASE, default="lab")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/budget.json"))
     parser.add_argument("--runs", type=Path, default=Path("runs/budget"))
     parser.add_argument("--minutes", type=float, default=1e9)
-    parser.add_argument("--data", help="only this domain")
+    parser.add_argument("--only", default="", help="only runs whose name has this word, such as s0 or lab_hard")
     options = parser.parse_args()
-    path = options.path or options.json
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    if options.what == "run":
-        done, begun = {name(row) for row in rows}, time.perf_counter()
-        for row in plan(options.part):
-            if name(row) in done or (options.data and row["data"] != options.data):
-                continue
-            if time.perf_counter() - begun > 60 * options.minutes:
-                break
-            rows.append(run(row, options.runs))
-            harness.write_json(path, {**harness.machine(), "budget": BUDGET, "base": BASE, "rows": rows})
-            drop(options.runs, row)
+    if options.what == "show":
+        show([row for path in options.paths or [options.json] for row in read(path)])
+        return
+    rows, begun = read(options.json), time.perf_counter()
+    done = {name(row) for row in rows}
+    for row in plan(options.part):
+        if name(row) in done or options.only not in name(row):
+            continue
+        if time.perf_counter() - begun > 60 * options.minutes:
+            break
+        rows.append(run(row, options.runs))
+        harness.write_json(options.json, {**harness.machine(), "budget": BUDGET, "base": BASE, "rows": rows})
+        drop(options.runs, row)
     show(rows)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return rows
 
 
 def drop(runs: Path, row: dict[str, Any]) -> None:
     """Delete the weights that no later run takes."""
-    if row["way"] not in ("fixed", "region"):
+    if row["way"] != "fixed":
         shutil.rmtree(runs / name(row), ignore_errors=True)
+    if row["way"] == "auto":
+        shutil.rmtree(runs / name(row, "fixed"), ignore_errors=True)
 
 
 if __name__ == "__main__":

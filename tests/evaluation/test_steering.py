@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from gentletune import Recipe
+from gentletune.data.general import steer_prompts
 from gentletune.data.load import reference_prompts
 from gentletune.evaluation.code_length import rise_score, sequence_nll
-from gentletune.evaluation.steering import PROMPTS, Steering, kl_bits, steering_answers
+from gentletune.evaluation.steering import Steering, kl_bits, steering_answers
 from gentletune.lm.label_tokens import label_logits
 from gentletune.lm.loaded import Loaded
 
@@ -43,7 +44,7 @@ def steering(tiny_dir: Path) -> tuple[Loaded, Steering]:
 
 def test_the_answers_are_to_prompts_that_nothing_is_measured_on(steering: tuple[Loaded, Steering]) -> None:
     base, found = steering
-    assert len(found.rows) == PROMPTS
+    assert len(found.rows) == len(steer_prompts())
     said = {base.tokenizer.decode(row.input_ids) for row in found.rows}
     assert not any(f"user\n{prompt}<" in text for prompt in reference_prompts(Recipe(data="clinic")) for text in said)
     assert found.kl(base.model, pad_id=2).value == pytest.approx(0, abs=1e-6)

@@ -82,9 +82,8 @@ def _say_what_next(record: RunRecord, run: Path) -> None:
     if "best_step" in record.training:
         score, trained = str(record.recipe["early_stop"]).partition("(")[0], record.training
         early = ", where training ended early" if trained["stopped_early"] else ""
-        kind = "last within its budget" if score == "kl" else "best"
         say(
-            f"{score} was {kind}, {trained['best_score']:.4g}, after step {trained['best_step']:.0f} of "
+            f"{score} was best, {trained['best_score']:.4g}, after step {trained['best_step']:.0f} of "
             f"{trained['steps']:.0f}{early}: the model is that of step {trained['best_step']:.0f}"
         )
     if record.recipe.get("push_to_hub"):

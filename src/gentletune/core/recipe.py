@@ -142,7 +142,7 @@ class Recipe(BaseModel):
     early_stop: str | None = Field(
         None,
         description="Stop where a score no longer gets better, and keep the best weights: "
-        "domain_nll(patience=3, min_delta=0); or keep a budget: kl(budget=0.05).",
+        "domain_nll(patience=3, min_delta=0).",
     )
 
     # --- output: fields that change neither the trained weights nor any score

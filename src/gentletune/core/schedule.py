@@ -23,7 +23,6 @@ SCHEDULES: Mapping[str, str] = {
 }
 """Schedules by what transformers calls them."""
 SHAPES = ("cosine", "linear", "1-sqrt")
-KL = "kl"  # on the steering prompts, to keep a budget by
 PROBES = ("domain_nll", "kl_bits_per_token")  # what the probes of a training measure; less is better
 QUIET: Mapping[str, Any] = {"early_stop": None, "evaluate_every": 0}  # recipe keys of a training that is only a probe
 _CALL = re.compile(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*")
@@ -114,17 +113,13 @@ class Schedule:
 class EarlyStop:
     """Stop once `score` was not better by more than `min_delta` in `patience` looks; the best weights are kept.
 
-    The score `kl` has a `budget` instead, bits per token: the last weights within it are kept, and training stops once
-    `patience` looks in a row were beyond it, the last no nearer to it than the first.
-
-    >>> str(EarlyStop.parse({"score": "clinic/accuracy", "patience": 5})), str(EarlyStop.parse("kl(budget=0.05)"))
-    ('clinic/accuracy(patience=5, min_delta=0)', 'kl(budget=0.05, patience=3)')
+    >>> str(EarlyStop.parse({"score": "clinic/accuracy", "patience": 5}))
+    'clinic/accuracy(patience=5, min_delta=0)'
     """
 
     score: str
     patience: int = 3
     min_delta: float = 0.0
-    budget: float | None = None
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -137,30 +132,24 @@ class EarlyStop:
         else:
             raise ValueError("write one score as domain_nll(patience=3), or as {score: domain_nll, patience: 3}")
         if not score:
-            raise ValueError(f"name the score: {PROBES[0]}, {PROBES[1]}, {KL} or TASK/METRIC")
-        _check_arguments("early_stop", given, ("patience", "budget" if score == KL else "min_delta"))
+            raise ValueError(f"name the score: {PROBES[0]}, {PROBES[1]} or TASK/METRIC")
+        _check_arguments("early_stop", given, ("patience", "min_delta"))
         patience, delta = _number("patience", given.get("patience", 3)), _number("min_delta", given.get("min_delta", 0))
         if patience < 1 or patience != int(patience):
             raise ValueError("patience is a number of looks: a whole number from 1")
         if delta < 0:
             raise ValueError("min_delta is how much better counts as better: 0 or more")
-        if score not in (*PROBES, KL) and "/" not in score:
-            raise ValueError(str(unknown("score", score, [*PROBES, KL, "TASK/METRIC"])))
-        if score != KL:
-            return cls(score, int(patience), delta)
-        if (budget := _number("budget", given.get("budget", 0))) <= 0:
-            raise ValueError("kl needs its budget, KL from base in bits per token, above 0: kl(budget=0.05)")
-        return cls(score, int(patience), budget=budget)
+        if score not in PROBES and "/" not in score:
+            raise ValueError(str(unknown("score", score, [*PROBES, "TASK/METRIC"])))
+        return cls(score, int(patience), delta)
 
     def __str__(self) -> str:
-        if self.budget is not None:
-            return f"{self.score}(budget={self.budget:g}, patience={self.patience})"
         return f"{self.score}(patience={self.patience}, min_delta={self.min_delta:g})"
 
     @property
     def task(self) -> str | None:
         """The task it watches; None for a score of the probes."""
-        return None if self.score in (*PROBES, KL) else self.score.partition("/")[0]
+        return None if self.score in PROBES else self.score.partition("/")[0]
 
     def check(self, probe_every: int, evaluate_every: int) -> None:
         """Raises `ValueError` where the score is never looked at."""

@@ -22,7 +22,7 @@ from gentletune.lm.label_tokens import label_logits
 from gentletune.lm.loaded import Loaded
 from gentletune.stats import ratio_score
 
-PROMPTS = 120  # by which a run is steered
+PROMPTS = 400  # at most, by which a run is steered
 TOKENS = 48  # of the longest answer
 TOP = 32  # most probable tokens of the base model that are summed over
 TASK = "kl_steering"

@@ -20,6 +20,10 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
     name, kind = f"method '{method.label}'", sharing(recipe)
     if kind != "ddp":
         raise UserError(f"{name} needs the whole weights in each process, and {kind} shares them; take strategy: ddp")
+    if method.control is not None and recipe.optimizer.startswith("schedule_free"):
+        raise UserError(
+            f"{name} cuts updates back, and optimizer {recipe.optimizer} holds weights of its own; take another one"
+        )
     if method.average is None:
         return
     if method.control is not None:

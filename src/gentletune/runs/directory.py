@@ -25,8 +25,8 @@ FIGURES_FILE = "training.json"
 PUSHED_FILE = "pushed.json"  # where the model was uploaded to
 LIMIT = 200  # points of a curve that a record keeps
 # No weighted loss: that of one method cannot be held against another's.
-_CURVES = ("nll", "grad_norm", "update_norm", "domain_nll", "kl_bits_per_token", "kl_steering", "kl_steering_upper",
-           "rate_factor")  # fmt: skip
+_CURVES = ("nll", "grad_norm", "update_norm", "domain_nll", "kl_bits_per_token", "kl_steering",
+           "rate_ceiling")  # fmt: skip
 # How safetensors and torch.save word it, which raise errors of their own.
 _DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "inline_container")
 

@@ -15,9 +15,6 @@ from gentletune.core.cache import whole_directory
 from gentletune.core.errors import UserError
 from gentletune.core.schedule import EarlyStop
 from gentletune.lm.model_files import quiet
-from gentletune.training.mixin import TrainingDivergedError
-
-UPPER = "kl_steering_upper"  # the upper bound of KL from base on the steering prompts, bits per token
 
 
 @dataclass(frozen=True)
@@ -31,9 +28,6 @@ class Seen:
 class StopEarly(TrainerCallback, ExportableState):
     """Ends training once the score was not better in `patience` looks, and holds the best weights.
 
-    With a budget of KL those are the last within it; training ends once `patience` looks in a row were beyond it, the
-    last no nearer to it than the first of them.
-
     What it knows goes into each checkpoint, so a training that is resumed stops where it would have. Weights are
     written where they are the best so far; those that the last checkpoint calls the best stay until the next one.
     """
@@ -42,13 +36,12 @@ class StopEarly(TrainerCallback, ExportableState):
         self.wanted, self.folder = wanted, folder
         self.best: float | None = None
         self.best_step, self.worse, self.stopped = 0, 0, False
-        self.beyond: list[float] = []  # the looks in a row that were beyond the budget, at most `patience`
         self._kept = 0  # the best step by the last checkpoint
         self.trainer: Any = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        names = ("best", "best_step", "worse", "stopped", "beyond")
+        names = ("best", "best_step", "worse", "stopped")
         return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
     def restore(self, state: Any) -> None:
@@ -66,9 +59,6 @@ class StopEarly(TrainerCallback, ExportableState):
 
     def see(self, found: Mapping[str, Seen], state: Any, control: Any) -> None:
         """Judge a look, one of several kinds. Raises `UserError` where its task has no such score."""
-        if self.wanted.budget is not None:
-            self._see_budget(found, self.wanted.budget, state, control)
-            return
         seen = found.get(self.wanted.score)
         if seen is None:
             if any(name.startswith(f"{self.wanted.task}/") for name in found):
@@ -84,29 +74,8 @@ class StopEarly(TrainerCallback, ExportableState):
             self.stopped = True
             control.should_training_stop = control.should_save = True
 
-    def _see_budget(self, found: Mapping[str, Seen], budget: float, state: Any, control: Any) -> None:
-        if (seen := found.get(UPPER)) is None:
-            return
-        if seen.value <= budget:
-            self.best, self.best_step, self.beyond = seen.value, state.global_step, []
-            self._write()
-            return
-        self.beyond = [*self.beyond, seen.value][-self.wanted.patience :]
-        gone = len(self.beyond) == self.wanted.patience and self.beyond[-1] >= self.beyond[0]
-        if gone and state.global_step < state.max_steps:
-            self.stopped = True
-            control.should_training_stop = control.should_save = True
-
     def give_best(self) -> None:
-        """Put the best weights into the trainer's model, where they are not those it has.
-
-        Raises `TrainingDivergedError` where no look was within the budget.
-        """
-        if self.wanted.budget is not None and self.best is None:
-            raise TrainingDivergedError(
-                f"KL from base was beyond the budget of {self.wanted.budget:g} bits per token at every look (its upper "
-                f"bound {min(self.beyond):.2g} at the least); look more often (probe_every)"
-            )
+        """Put the best weights into the trainer's model, where they are not those it has."""
         if self.best_step and self.best_step != self.trainer.state.global_step:
             with quiet():  # a tied head is not in the file, which transformers would warn of
                 self.trainer._load_from_checkpoint(str(self.folder / f"best-{self.best_step}"))

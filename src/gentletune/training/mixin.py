@@ -137,14 +137,14 @@ class MethodMixin(Anchored):
             )
         if self.method.update_rule is not None:
             raise ValueError(f"method '{self.method.label}': give the trainer the optimizer of its update_rule")
+        if self.method.control is not None:
+            raise ValueError(f"method '{self.method.label}': a budget is kept by gentletune train alone; leave it out")
         if self.method.merge is not None:
             raise ValueError(f"method '{self.method.label}': average the weights after training, by wise_ft's merge")
         if self.method.average is not None:
             raise ValueError(
                 f"method '{self.method.label}': average the weights by torch.optim.swa_utils instead of +ema"
             )
-        if self.method.control is not None:
-            raise ValueError(f"method '{self.method.label}': a budget is kept by gentletune train alone; leave it out")
 
     def _check_gradients(self) -> None:
         """Refuse where the end of a step could not change the gradient, and would be passed over in silence."""

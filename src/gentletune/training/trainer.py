@@ -36,8 +36,7 @@ from gentletune.training.arguments import CHECKPOINTS, optimizer_rate, rate_in_w
 from gentletune.training.attention import at_own, attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
 from gentletune.training.control.average import Average
-from gentletune.training.control.kl import LookAtKL, Steer
-from gentletune.training.control.rate import RateControl
+from gentletune.training.control.rate import RateControl, Steer, started
 from gentletune.training.early_stop import StopEarly
 from gentletune.training.looking import Evaluate, Probe, looks
 from gentletune.training.loss import remove_token_nll
@@ -280,10 +279,10 @@ def fit(
     average = None if method.average is None else Average(method.average)
     called += [] if average is None else [average]
     rate, steer = None, at_own(wrapped, steer)
-    if stop is not None and stop.wanted.budget is not None:
-        called.append(LookAtKL(_given(steer), stop, every=recipe.probe_every))
     if method.control is not None:
-        rate = RateControl(method.control, recipe, _given(steer))
+        if steer is None:
+            raise UserError("a budget of KL from base is kept by gentletune train alone; leave it out here")
+        rate = RateControl(method.control, steer, started(wrapped, base or {}))
         called.append(rate)
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype, method)
@@ -341,12 +340,6 @@ def fit(
             if plain is None:  # give the plain forward back before the model is saved, generates or trains again
                 remove_token_nll(wrapped)
     return Fitted(None if wrapped is None else _plain(recipe, method, wrapped).eval(), figures)
-
-
-def _given(steer: Steer | None) -> Steer:
-    if steer is None:
-        raise UserError("a budget of KL from base is kept by gentletune train alone; leave it out here")
-    return steer
 
 
 def _batches(recipe: Recipe, rows: int, drawn: int) -> str:

@@ -22,7 +22,7 @@ def wise_ft(alpha: float | str = 0.5, budget: float | None = None) -> Method:
 
     Args:
         alpha: in [0, 1]; 0 is the base model, 1 the tuned one. `auto`: the largest whose KL from base stays within
-            the budget, by its upper 95 % bound on the base model's answers to the steering prompts.
+            the budget, by an upper bound from the base model's answers to the steering prompts.
         budget: with `auto`, KL from base in bits per token, > 0.
 
     Raises:

@@ -1,44 +1,46 @@
-"""A trust region in KL: the learning rate goes by what is left of the budget."""
+"""A trust region in KL from base: where the model is too far away it is taken back, and the learning rate held down."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers.trainer_callback import ExportableState
 
-from gentletune.core.recipe import Recipe
-from gentletune.core.schedule import Schedule
-from gentletune.methods.base import TrustRegion
-from gentletune.training.control.kl import LookAtKL, Steer
-from gentletune.training.early_stop import UPPER, Seen
+from gentletune.core.records import Score
+from gentletune.methods.base import TrustRegion, interpolated
+from gentletune.training.early_stop import Seen
+from gentletune.training.looking import ProbeCallback
 
-AIM = 0.9  # share of the budget that is planned with: looks are few, and noisy
-LEAST = 0.1  # of the scheduled rate: KL is often largest early, and falls back only if training goes on
-GROWTH = 2.0  # most that the factor grows from a look to the next
+Steer = Callable[[Any], Score]
+KL = "kl_steering"
+REACH = 4.0  # budgets that training may be away: KL falls steeply with the share of the update that is kept afterwards
+LEAST = 0.01  # of the recipe's rate
+SHRINK, GROWTH = 0.5, 1.25  # least and most that the ceiling changes by at a look
 
 
-class RateControl(LookAtKL, ExportableState):
-    """Multiplies the scheduled learning rate by a factor in [0.1, 1], set anew at each look.
+class RateControl(ProbeCallback, ExportableState):
+    """Holds the learning rate under a ceiling that moves with each look at KL from base on the steering prompts.
 
-    The plan is a distance √KL that grows with the rate still to come: √KL is about as large as the weights have moved.
-    At a look, with d = √(upper bound of KL), the distance per rate since the look before is taken to hold on; the
-    factor is then what makes the scheduled rates that are left end at √(0.9·budget), at most twice the last factor.
-    What it knows goes into each checkpoint, so a resumed training goes on with the same factors.
+    The ceiling begins at the recipe's rate. Within four budgets it rises by √(4·budget/KL), a quarter at the most.
+    Beyond them it comes down by that from the rate in force, to half at the least, and the update is cut back to the
+    share (4·budget/KL)^¼, since KL grows with the fourth power of it and more. The looks come evenly, and before the
+    first of them after 1, 2, 4, … steps. The ceiling goes into each checkpoint, so a resumed training goes on under it.
+
+    `start` is what is trained, by name, as it was before training.
     """
 
-    def __init__(self, region: TrustRegion, recipe: Recipe, steer: Steer) -> None:
-        super().__init__(steer, self, looks=region.looks)
-        self.goal = math.sqrt(AIM * region.budget)
-        self.schedule, self.warmup = Schedule.parse(recipe.schedule), recipe.warmup
-        self.factor = 1.0
-        self.spent = self.scheduled = 0.0  # sums of rates over steps, in peak rates: as taken, and as scheduled
-        self.before = (0.0, 0.0)  # `spent` and distance at the last look
+    def __init__(self, region: TrustRegion, steer: Steer, start: Mapping[str, Tensor]) -> None:
+        super().__init__(lambda _model: {}, 0, self)
+        self.steer, self.looks, self.limit, self.start = steer, region.looks, REACH * region.budget, start
+        self.ceiling = 1.0  # like the rates below a share of the recipe's
+        self.rate = self.taken = self.scheduled = 0.0  # the rate in force, and sums over steps
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        names = ("factor", "spent", "scheduled", "before")
+        names = ("ceiling", "rate", "taken", "scheduled")
         return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
     def restore(self, state: Any) -> None:
@@ -47,36 +49,47 @@ class RateControl(LookAtKL, ExportableState):
             setattr(self, name, value)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
+        self.every = math.ceil(state.max_steps / self.looks)
         self.restore(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         rates = kwargs["lr_scheduler"].get_last_lr()
-        for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
-            group["lr"] = rate * self.factor
         share = rates[0] / args.learning_rate
+        self.rate = min(share, self.ceiling)
+        for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
+            group["lr"] = rate * self.rate / share if share > self.ceiling else rate
         self.scheduled += share
-        self.spent += self.factor * share
+        self.taken += self.rate
+
+    def due(self, step: int, last: int) -> bool:
+        early = step < self.every and step & (step - 1) == 0
+        return early or super().due(step, last)
 
     def see(self, found: Mapping[str, Seen], state: Any, control: Any) -> None:
-        """Set the factor by a look."""
-        distance = math.sqrt(max(0.0, found[UPPER].value))
-        self.factor = self._next(distance, state.global_step, state.max_steps)
-        self.before = (self.spent, distance)
+        """Move the ceiling by a look, and cut the update back where it went too far."""
+        change = math.sqrt(self.limit / max(found[KL].value, 1e-12))
+        logs = {}
+        if change >= 1:
+            self.ceiling = min(1.0, self.ceiling * min(GROWTH, change))
+        else:
+            self.ceiling = max(LEAST, self.rate * max(SHRINK, change))
+            logs["update_kept"] = share = math.sqrt(change)
+            for name, value in self.trainer.model.named_parameters():
+                if value.requires_grad:
+                    value.detach().copy_(interpolated(self.start[name], value.detach(), share))
         due = control.should_log
-        self.trainer.log({"rate_factor": self.factor})
+        self.trainer.log({"rate_ceiling": self.ceiling, **logs})
         control.should_log = due
 
     def figures(self) -> dict[str, float]:
-        """What a record says: the mean factor, weighted by the scheduled rate."""
-        return {"rate_factor": self.spent / self.scheduled} if self.scheduled else {}
+        """What a record says: the mean rate as a share of the scheduled one."""
+        return {"rate_factor": self.taken / self.scheduled} if self.scheduled else {}
 
-    def _next(self, distance: float, step: int, total: int) -> float:
-        left = sum(self.schedule.factor(i, total, self.warmup) for i in range(step, total))
-        room = self.goal - distance
-        if not left or room <= 0 or not self.spent:
-            return self.factor if room > 0 else LEAST
-        spent, before = self.before
-        recent = (distance - before) / (self.spent - spent) if self.spent > spent else 0.0
-        speed = max(recent, distance / self.spent / 2)  # a look's noise must not make it stand still
-        return max(LEAST, min(1.0, GROWTH * self.factor, room / (speed * left))) if speed > 0 else self.factor
+    def _look(self, model: Any) -> dict[str, Seen]:
+        return {KL: Seen(self.steer(model).value)}
+
+
+def started(model: Any, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is trained, by name, as it is now; on the host, from θ⁰ where that has it."""
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    return {name: base[name] if name in base else value.cpu().clone() for name, value in trained.items()}
