@@ -7,11 +7,15 @@ Each measured run is a process of its own that trains twice through `train()`, o
 the process is watched from outside: its resident memory at the peak between the beginning and the end of training,
 above what it held before it loaded the model (a tiny training comes first, so that all libraries are loaded), and, of
 that, what glibc's allocator had handed out and what it kept free for later (`mallinfo2`). The second time torch's own
-allocator is recorded: the most bytes of tensors alive in training, which is what the plan plans, and from the end of
-training to the end of the run, where an adapter is merged into the plain base model. Qwen needs
-GENTLETUNE_ACCEPT_QWEN_PACKAGES=1, and is held and computed in bf16; the others are in fp32. `--only` runs what has the
-word in its name; with `--json` what is in the file already is not run again (but for `--again`), and each run is added
-as it ends.
+allocator is recorded: the most bytes of tensors alive in training, which is what the plan plans.
+
+The merge of an adapter into the plain base model, after a quantised run, is a process of its own, too: the tensors of
+the base model under the adapter, which lie in pages mapped from its file until they are written to, and the most that
+merging has besides; and the growth of the process's anonymous memory.
+
+Qwen needs GENTLETUNE_ACCEPT_QWEN_PACKAGES=1, and is held and computed in bf16; the others are in fp32. `--only` runs
+what has the word in its name; with `--json` what is in the file already is not run again (but for `--again`), and each
+run is added as it ends. The plan beside it is always that of the code at hand.
 
 In the table each device trains on micro-batches of up to 8 rows of 2,048 tokens, half of them label tokens, under bf16
 autocast with AdamW and `evaluate: false`: measuring afterwards wants the whole model on one device.
@@ -79,42 +83,91 @@ def published_config(name: str) -> Any:
 
 
 def child(spec: dict[str, Any]) -> None:
-    """Train twice, the process watched and then torch's allocator recorded, and print what was found."""
+    """Measure a run, or a merge, in this process, and print what was found."""
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = _recipe(Path(scratch), spec["model"], spec["method"], spec["checkpointing"])
+        found = _merging(recipe, Path(scratch)) if spec["merge"] else _training(recipe, Path(scratch))
+    print("@@" + json.dumps(found), flush=True)
+
+
+def _recipe(scratch: Path, model: str, method: str, checkpointing: bool) -> Any:
+    """The recipe of a run whose rows are of like length, written to `scratch`."""
+    import gentletune
+
+    how, data = MODELS[model], scratch / "rows.jsonl"
+    words = " ".join(["river", "stone", "garden", "window", "paper"] * (how["words"] // 10))
+    rows = [{"prompt": f"Say {i:03d}: {words}", "completion": f"It is {words}."} for i in range(100, 140)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    own = {"model": model, "batch_size": how["rows"], "data_path": str(data), "test_rows": 2}
+    own |= {"gradient_checkpointing": checkpointing}
+    return gentletune.Recipe.parse(COMMON | METHODS[method] | how["held"] | own)
+
+
+def _training(recipe: Any, scratch: Path) -> dict[str, int]:
+    """Train twice, the process watched and then torch's allocator recorded."""
     from memory import Peaks
     from transformers.trainer import DEFAULT_CALLBACKS
 
     import gentletune
     from gentletune.cli.common import prepare
     from gentletune.lm.device import give_back_memory
+
+    small = {"model": "lab", "batch_size": 1, "output": str(scratch / "warm"), "max_length": 128}
+    gentletune.train(recipe.override(small))
+    prepare()
+    give_back_memory()
+    watched = _watching(Peaks())
+    DEFAULT_CALLBACKS.append(watched)
+    complete(gentletune.train(recipe.override({"output": str(scratch / "watched")})))
+    DEFAULT_CALLBACKS.remove(watched)
+    give_back_memory()
+    recorded = _recording()
+    DEFAULT_CALLBACKS.append(recorded)
+    complete(gentletune.train(recipe.override({"output": str(scratch / "recorded")})))
+    return watched.found | recorded.found
+
+
+def _merging(recipe: Any, scratch: Path) -> dict[str, int]:
+    """Add a new adapter to the plain base model as a run does after training."""
+    from unittest.mock import patch
+
+    from memory import Peaks
+
+    from gentletune.cli.common import prepare
+    from gentletune.lm.adapters import rounded_away, save_adapter
+    from gentletune.lm.device import give_back_memory
+    from gentletune.runs import adapted
+    from gentletune.runs.inputs import Inputs
+
+    inputs, alive = Inputs(recipe), 0
+    save_adapter(inputs.method.parameterisation.wrap(inputs.base.on_host()), scratch / "adapter")
+    prepare()
+    give_back_memory()
+    peaks, profile = Peaks(), profiler()
+
+    def begins(model: Any) -> float | None:
+        nonlocal alive
+        alive = alive_tensors()
+        profile.start()
+        return rounded_away(model)
+
+    with patch.object(adapted, "rounded_away", begins):
+        model, _ = adapted.unquantised(inputs, scratch / "adapter")
+    tensors = most(profile, alive)
+    del model
+    return {"tensors": tensors} | {kind: peaks.peak[kind] - peaks.base[kind] for kind in ("VmRSS", "RssAnon")}
+
+
+def plan_of(model: str, method: str, checkpointing: bool) -> dict[str, Any]:
+    """What the code at hand plans for a run."""
     from gentletune.lm.setting import Machine, Rows
     from gentletune.runs.inputs import Inputs
     from gentletune.runs.plan import planned
 
     with tempfile.TemporaryDirectory() as scratch:
-        data = Path(scratch) / "rows.jsonl"
-        words = " ".join(["river", "stone", "garden", "window", "paper"] * (spec["words"] // 10))
-        rows = [{"prompt": f"Say {i:03d}: {words}", "completion": f"It is {words}."} for i in range(100, 140)]
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        common = COMMON | spec["recipe"] | {"data_path": str(data), "test_rows": 2}
-        small = {"model": "lab", "batch_size": 1, "output": f"{scratch}/warm", "max_length": 128}
-        gentletune.train(gentletune.Recipe.parse(common | small))
-        prepare()
-        give_back_memory()
-        whole = common | {"model": spec["model"], "batch_size": spec["rows"]}
-        watched = _watching(Peaks())
-        DEFAULT_CALLBACKS.append(watched)
-        first = gentletune.Recipe.parse(whole | {"output": f"{scratch}/watched"})
-        complete(gentletune.train(first))
-        found = watched.found()
-        DEFAULT_CALLBACKS.remove(watched)
-        give_back_memory()
-        recorded = _recording()
-        DEFAULT_CALLBACKS.append(recorded)
-        complete(gentletune.train(first.override({"output": f"{scratch}/recorded"})))
-        found |= recorded.found()
-        inputs = Inputs(first)
-        plan = planned(first, inputs.base.config, Rows.of(inputs.train.rows), Machine.here(first))
-    print("@@" + json.dumps(found | {"plan": plan.memory.as_dict(), "tokens": plan.rows.longest}), flush=True)
+        inputs = Inputs(_recipe(Path(scratch), model, method, checkpointing))
+        plan = planned(inputs.recipe, inputs.base.config, Rows.of(inputs.train.rows), Machine.here(inputs.recipe))
+    return {"plan": plan.memory.as_dict(), "tokens": plan.rows.longest}
 
 
 def complete(record: Any) -> None:
@@ -125,63 +178,52 @@ def _watching(peaks: Any) -> Any:
     from transformers import TrainerCallback
 
     class Watching(TrainerCallback):
-        """The process's peak in training, and after it."""
+        """The process's peak in training."""
 
         def __init__(self) -> None:
-            self.base, self.training = dict(peaks.base), dict[str, int]()
+            self.base, self.found = dict(peaks.base), dict[str, int]()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             peaks.restart()
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.training = dict(peaks.peak)
-            peaks.restart()
-
-        def found(self) -> dict[str, int]:
             names = {"VmRSS": "resident", "RssAnon": "anonymous", "used": "malloc_used", "free": "malloc_free"}
-            above = {of: self.training[kind] - self.base[kind] for kind, of in names.items()}
-            return above | {"resident_afterwards": peaks.peak["VmRSS"] - self.base["VmRSS"]}
+            self.found = {of: peaks.peak[kind] - self.base[kind] for kind, of in names.items()}
 
     return Watching()
 
 
 def _recording() -> Any:
-    import torch
     from transformers import TrainerCallback
 
-    def profiler() -> Any:
-        return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-
-    def most(profile: Any, alive: int) -> int:
-        """The most bytes of tensors while it ran, of which so many were alive before."""
-        profile.stop()
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        return alive + max(0, *accumulate(event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())))
-
     class Recording(TrainerCallback):
-        """Bytes of tensors that torch held at the fullest moment of training, and of what comes after it."""
+        """Bytes of tensors that torch held at the fullest moment of training."""
 
         def __init__(self) -> None:
-            self.tensors, self.before, self.alive = 0, 0, 0
-            self.profile: Any = None
-
-        def _start(self) -> None:
-            self.alive, self.profile = alive_tensors(), profiler()
-            self.profile.start()
+            self.found, self.profile = dict[str, int](), profiler()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._start()
-            self.before = self.alive
+            self.found["weights"] = alive_tensors()
+            self.profile.start()
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.tensors = most(self.profile, self.alive)
-            self._start()
-
-        def found(self) -> dict[str, int]:
-            afterwards = most(self.profile, self.alive)
-            return {"tensors": self.tensors, "weights": self.before, "tensors_afterwards": afterwards}
+            self.found["tensors"] = most(self.profile, self.found["weights"])
 
     return Recording()
+
+
+def profiler() -> Any:
+    """What torch's allocator hands out and takes back."""
+    import torch
+
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+
+
+def most(profile: Any, alive: int) -> int:
+    """The most bytes of tensors while it ran, of which so many were alive before."""
+    profile.stop()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return alive + max(0, *accumulate(event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())))
 
 
 def alive_tensors() -> int:
@@ -195,11 +237,9 @@ def alive_tensors() -> int:
     return sum(storages.values())
 
 
-def measured(model: str, method: str, checkpointing: bool) -> dict[str, Any]:
-    """Peaks and plan of one run, in a process of its own."""
-    how = MODELS[model]
-    recipe = METHODS[method] | how["held"] | {"gradient_checkpointing": checkpointing}
-    spec = {"model": model, "recipe": recipe, "rows": how["rows"], "words": how["words"]}
+def measured(model: str, method: str, checkpointing: bool, *, merge: bool = False) -> dict[str, Any]:
+    """Peaks of one run, or of the merge after it, in a process of its own."""
+    spec = {"model": model, "method": method, "checkpointing": checkpointing, "merge": merge}
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(spec)], capture_output=True, text=True, check=False
     )
@@ -207,14 +247,14 @@ def measured(model: str, method: str, checkpointing: bool) -> dict[str, Any]:
     if not lines:
         raise SystemExit(f"{model}, {method} failed:\n{done.stderr[-2000:]}")
     answer: dict[str, Any] = json.loads(lines[-1][2:])
-    return {"model": model, "method": method, "checkpointing": checkpointing, "rows": how["rows"], **answer}
+    return answer
 
 
 def measure(only: str, path: Path | None, again: bool) -> None:
     import harness
 
-    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path and path.exists() else []
-    rows = {(row["model"], row["method"], row["checkpointing"]): row for row in old}
+    told = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"rows": []}
+    rows = {(row["model"], row["method"], row["checkpointing"]): row for row in told["rows"]}
     for model in MODELS:
         for method in METHODS:
             for checkpointing in (False, True):
@@ -222,21 +262,25 @@ def measure(only: str, path: Path | None, again: bool) -> None:
                 key = (model, method, checkpointing)
                 if only not in name:
                     continue
-                if again or key not in rows:
-                    rows[key] = measured(*key)
+                merges, row = "quantization" in METHODS[method], {} if again else rows.get(key, {})
+                if not row or (merges and "merge" not in row):
+                    told |= {**harness.machine(), "recipe": COMMON, "models": MODELS}
+                if not row:
+                    row = dict(zip(("model", "method", "checkpointing"), key, strict=True)) | measured(*key)
+                if merges and "merge" not in row:
+                    row["merge"] = measured(*key, merge=True)
+                rows[key] = row | plan_of(*key)
                 print(_line(rows[key]), flush=True)
                 if path:
-                    told = {**harness.machine(), "recipe": COMMON, "models": MODELS, "rows": list(rows.values())}
-                    harness.write_json(path, told)
+                    harness.write_json(path, {**told, "rows": list(rows.values())})
 
 
 def _line(row: dict[str, Any]) -> str:
     plan, peak = row["plan"]["training"], row["tensors"]
     kept = "yes" if row["checkpointing"] else "no"
-    work = f"{row['rows']} × {row['tokens']}"
+    work = f"{MODELS[row['model']]['rows']} × {row['tokens']}"
     sizes = f"{plan / 1e6:.1f} | {peak / 1e6:.1f} | {plan / peak - 1:+.1%} | {row['resident'] / 1e6:.0f}"
-    merged = row["plan"]["merging"]
-    after = f"{merged / 1e6:.1f} | {row['tensors_afterwards'] / 1e6:.1f}" if merged else "– | –"
+    after = f"{row['plan']['merging'] / 1e6:.1f} | {row['merge']['tensors'] / 1e6:.1f}" if "merge" in row else "– | –"
     return (
         f"| {row['model']} | {row['method']} | {kept} | {work} | {sizes} | {row['malloc_free'] / 1e6:.0f} | {after} |"
     )
