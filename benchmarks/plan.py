@@ -262,7 +262,8 @@ def measure(only: str, path: Path | None, again: bool) -> None:
                 key = (model, method, checkpointing)
                 if only not in name:
                     continue
-                merges, row = "quantization" in METHODS[method], {} if again else rows.get(key, {})
+                merges = "quantization" in METHODS[method] and not checkpointing  # it would be the same again
+                row = {} if again else rows.get(key, {})
                 if not row or (merges and "merge" not in row):
                     told |= {**harness.machine(), "recipe": COMMON, "models": MODELS}
                 if not row:
