@@ -1,4 +1,4 @@
-"""Mistakes are told, and threads told how to wait, before torch is imported."""
+"""Mistakes are told, and threads told how to wait, before torch is imported; what no step needs is never imported."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 
 from gentletune.core.threads import PASSIVE, VARIABLES, wait_passively
+from tests.cli.test_cli import SMALL
+from tests.helpers import run_cli
 
 Told = tuple[list[Any], dict[str, str], str]
 # Runs `gentletune` with each list of arguments; says after each its code, what it printed, and what is imported.
 MANY = """
 import contextlib, io, json, sys
 from gentletune.cli import main
+NAMES = ("torch", "scipy", "datasets", "lm_eval", "bitsandbytes.functional", "torch._inductor.compile_fx", "matplotlib")
 for arguments in json.load(open(sys.argv[1])):
     sys.argv = ["gentletune", *arguments]
     said, code = io.StringIO(), None
@@ -27,7 +30,7 @@ for arguments in json.load(open(sys.argv[1])):
             main()
         except SystemExit as stop:
             code = stop.code
-    imported = [name for name in ("torch", "scipy", "datasets") if name in sys.modules]
+    imported = [name for name in NAMES if name in sys.modules]
     print(json.dumps([code, said.getvalue(), imported]), flush=True)
 import os, torch
 from gentletune.core.threads import PASSIVE
@@ -144,6 +147,22 @@ def test_help_and_mistakes_need_no_torch(told: Told) -> None:
         assert said.startswith("gentletune: "), (arguments, said)
         assert said.count("\n") == 1, (arguments, said)
         assert words in said, (arguments, said)
+
+
+def test_a_second_start_imports_what_it_needs(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No harness where the scores are there or not asked for, no optimiser in 8 bits that nobody named."""
+    monkeypatch.chdir(tmp_path)
+    Path("good.jsonl").write_text(GOOD, encoding="utf-8")
+    common = ["--model", str(tiny_dir), "--data-path", "good.jsonl", *SMALL]
+    evaluate = ["evaluate", *common, "--base", str(tiny_dir)]
+    assert run_cli(monkeypatch, *evaluate) == 0  # into the cache
+    calls = [["train", *common, "--no-evaluate", "--output", "out"], evaluate]
+    Path("calls.json").write_text(json.dumps(calls))
+    done = subprocess.run([sys.executable, "-c", MANY, "calls.json"], capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines()[: len(calls)]:
+        code, said, imported = json.loads(line)
+        assert code == 0, said
+        assert {"torch", "datasets"} <= set(imported) <= {"torch", "datasets", "scipy"}
 
 
 def test_threads_of_the_command_line_do_not_spin_for_long(told: Told) -> None:
