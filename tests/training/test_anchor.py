@@ -70,9 +70,15 @@ def reference_loss(model: Any, tokenizer: Any, method: str) -> Tensor:
     replayed = [REPLAYED[i] for i in drawn(4, len(REPLAYED), 0, seed=0)]
     match method:
         case "replay(share=0.5, weight=0.5)":
-            return nll.mean() + 0.5 * torch.cat([token_losses(model, row) for row in replayed]).sum() / len(nll)
+            beside = torch.cat([token_losses(model, row) for row in replayed])
+            assert len(beside) > len(nll)  # so that they weigh as much as the domain's together, and no more
+            return nll.mean() + 0.5 * beside.mean()
+        case "replay(share=0.3)":
+            beside = torch.cat([token_losses(model, row) for row in replayed[:2]])
+            assert len(beside) < len(nll)  # so that each weighs as much as one of the domain's
+            return nll.mean() + beside.sum() / len(nll)
         case "replay(share=0.5, loss=kl)":
-            return nll.mean() + token_kls(model, tokenizer, replayed).sum() / len(nll)
+            return nll.mean() + token_kls(model, tokenizer, replayed).mean()
         case "kl(weight=0.3)+talr(tau=3.0)":
             weights = torch.exp(-nll.detach() / 3).clamp_min(0.01)
             return (weights * nll).mean() + 0.3 * token_kls(model, tokenizer, ROWS).mean()
@@ -82,7 +88,8 @@ def reference_loss(model: Any, tokenizer: Any, method: str) -> Tensor:
     return (torch.exp(-nll.detach()) * nll).mean() + 0.05 * token_kls(model, tokenizer, ROWS).mean()
 
 
-METHODS = ["replay(share=0.5, weight=0.5)", "replay(share=0.5, loss=kl)", "kl(weight=0.3)+talr(tau=3.0)",
+METHODS = ["replay(share=0.5, weight=0.5)", "replay(share=0.3)",
+           "replay(share=0.5, loss=kl)", "kl(weight=0.3)+talr(tau=3.0)",
            "kl(target=masked)", "asft"]  # fmt: skip
 
 

@@ -19,10 +19,11 @@ def replay(
     rows: int = 256,
     tokens: int = 64,
 ) -> Method:
-    """L + weight · (1/N) Σ over the replayed tokens of ℓ_t, or of KL(p_θ⁰‖p_θ) (arXiv 2605.26097, 2602.20162).
+    """L + weight · 1/max(N, R) · Σ over R replayed tokens of ℓ_t, or of KL(p_θ⁰‖p_θ) (arXiv 2605.26097, 2602.20162).
 
-    N are the domain's label tokens. The papers' code has the mean over the replayed tokens instead, which few and short
-    rows make a term of a large and noisy gradient (docs/methods.md).
+    N are the step's label tokens of the domain: a replayed token weighs as much as one of them, and all together no
+    more than all of them. The papers' code has the mean over the R, which few and short rows make a term of a large and
+    noisy gradient (docs/methods.md).
 
     Args:
         share: of a step's rows, the domain's included, that are replayed; in (0, 1), at least one row a step.

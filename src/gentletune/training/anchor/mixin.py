@@ -70,16 +70,19 @@ class Anchored:
     def replayed(self, model: Any, scale: Tensor) -> Iterator[dict[str, Any]]:
         """This rank's passes over the replayed rows of a step: in its last micro-batch, before the domain's rows.
 
-        `scale` is what the sum over the domain's label tokens is times: a replayed token weighs `weight` of them.
-        The domain's pass then shares the gradient of all of them with the other ranks.
+        `scale` is what the sum over the domain's label tokens is times: a replayed token weighs `weight` of them, or
+        less where more tokens are replayed than the domain has, so that together they weigh no more than `weight`
+        times theirs. The domain's pass then shares the gradient of all of them with the other ranks.
         """
         if self.replayer is None or not self.accelerator.gradient_state.sync_gradients:
             return
         apart = nullcontext() if self.accelerator.is_fsdp2 else self.accelerator.no_sync(model)
+        step = self.state.global_step
+        each = scale.clamp(max=self.accelerator.num_processes / self.replayer.tokens(step))
         with apart:
-            for batch in self.replayer.passes(self.state.global_step, self.args.per_device_train_batch_size):
+            for batch in self.replayer.passes(step, self.args.per_device_train_batch_size):
                 for group in self._groups(batch):
-                    yield {**group, "replay_scale": scale * self.replayer.replay.weight}
+                    yield {**group, "replay_scale": each * self.replayer.replay.weight}
 
     def replay_loss(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The part that some replayed rows have in the loss of the step."""

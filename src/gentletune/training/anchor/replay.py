@@ -69,6 +69,11 @@ class Replayer:
         parts = [mine[cuts[i] : cuts[i + 1]] for i in range(number)]
         return [self._batch(part) if part else self._empty(chosen[0]) for part in parts]
 
+    def tokens(self, step: int) -> int:
+        """The label tokens that a step replays, over all ranks."""
+        chosen = drawn(self.count, len(self.source.rows), step, self.seed)
+        return sum(self._starts[i + 1] - self._starts[i] for i in chosen)
+
     def _batch(self, places: Sequence[int]) -> dict[str, Any]:
         rows = [self.source.rows[i] for i in places]
         batch = pad_batch(rows, self.source.pad_id)
