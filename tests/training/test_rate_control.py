@@ -90,6 +90,9 @@ def test_the_rate_shrinks_so_that_training_stays_near_four_budgets(tokenizer: An
     logged = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
     assert max(logged) > 2
     assert logged == pytest.approx({step: watch.rates[step] for step in logged})
+    logged = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+    assert max(logged) > 2
+    assert logged == pytest.approx({step: watch.rates[step] for step in logged})
     assert kept.figures["rate_factor"] < 0.9
 
 

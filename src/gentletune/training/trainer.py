@@ -90,6 +90,12 @@ class GentleTrainer(Releasing, MethodMixin, Metered, SFTTrainer):
             logs |= self.lost_updates.take()
         super().log(logs, start_time)
 
+    def _get_learning_rate(self) -> float:
+        """The rate that a step was taken with: where a budget acts on it, not the scheduled one."""
+        if self.method.control is None:
+            return float(super()._get_learning_rate())
+        return float(self.optimizer.param_groups[0]["lr"])
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As transformers makes it, with a decay that is a share of the steps turned into steps."""
         options, args = self.args.lr_scheduler_kwargs or {}, self.args
