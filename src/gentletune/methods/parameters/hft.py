@@ -18,8 +18,8 @@ def hft(share: float = 0.5, seed: int = 0) -> Method:
     """HFT (arXiv 2404.18466): in every layer a random half of the weights is frozen, chosen once, before training.
 
     The half is taken of each category by itself: of four attention weights two, of three feed-forward ones two in a
-    random half of the layers and one in the others. The same of the layer's norms, and that embedding, last norm and
-    head are trained, are choices of ours. A bias goes with its weight.
+    random half of the layers and one in the others, and half of the layer's norms; embedding and head are trained. That
+    the last norm is trained and a bias goes with its weight, and other shares than a half, are choices of ours.
 
     Args:
         share: of the weights of a category that is frozen, in [0, 1).
