@@ -291,6 +291,11 @@ def test_penalties_add() -> None:
     assert none(torch.ones(3))[0].item() == 0.0
 
 
+def test_two_controls_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="'trust_region' and 'trust_region' both control the learning rate; keep one"):
+        compose(parse_method("trust_region"), parse_method("trust_region(budget=1)"))
+
+
 def test_two_parameterisations_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="'lora' and 'lora' both choose the trained parameters"):
         compose(parse_method("lora"), parse_method("lora(r=2)"))

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from gentletune import Recipe, train
-from gentletune.core.errors import UserError
-from gentletune.data.encode import IGNORE
+from gentletune.core.errors import NotFiniteError, UserError
+from gentletune.data.encode import IGNORE, Encoded
 from gentletune.lm.plan import Planner, Setting
 from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
 from gentletune.methods import training_part as trained_as
+from gentletune.runs.anchor import anchors
+from gentletune.runs.base_topk import base_topk
 from gentletune.runs.inputs import Inputs
 from gentletune.sweeps.estimate import probe_trial
 from gentletune.training import MethodMixin, method_loss
@@ -212,6 +215,36 @@ def test_rows_of_a_file_are_replayed_and_their_content_counts(tiny_dir: Path, tm
     assert Inputs(recipe).identity != before
     with pytest.raises(UserError, match="replay"):
         train(recipe)
+
+
+def test_a_packed_row_counts_as_the_rows_in_it(tiny_dir: Path, tmp_path: Path) -> None:
+    """So of a large file as many rows stay as are replayed, where the base model predicts them."""
+    files = [tmp_path / "domain.jsonl", tmp_path / "general.jsonl"]
+    for file in files:
+        rows = [{"prompt": f"Say {i}.", "completion": f"It is {i} {file.stem}."} for i in range(90)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    method = f"replay(source={str(files[1])!r}, loss=kl)"
+    kept = []
+    for packing in (False, True):
+        few = {"data": str(files[0]), "train_rows": 40, "batch_size": 1, "max_steps": 2, "method": method}
+        recipe = small(tiny_dir, tmp_path / f"run-{packing}", packing=packing, max_length=256, **few)
+        replayed, _ = anchors(Inputs(recipe))
+        assert replayed is not None
+        kept.append(len(replayed.rows))
+    assert kept[0] == 2  # one beside one row, twice
+    assert 2 < kept[1] <= 90
+
+
+def test_the_row_that_the_base_model_cannot_predict_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    model, rows = lively_model(tokenizer), [*REPLAYED, Encoded([5, 50, 51], [IGNORE, 50, 51])]
+    model = LlamaForCausalLM(LlamaConfig(**model.config.to_dict() | {"tie_word_embeddings": False})).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[50] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    recipe = small(tmp_path / "model", tmp_path / "run")
+    with pytest.raises(NotFiniteError, match=r"training, row 6: "):
+        base_topk(Inputs(recipe).base, rows, ["rows"], recipe)
 
 
 def test_a_study_times_its_steps_without_a_word_of_the_base_model(

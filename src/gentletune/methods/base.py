@@ -230,7 +230,7 @@ def compose(first: Method, second: Method) -> Method:
     """Both methods at once: weights multiply, penalties and KLs add, merges chain.
 
     Raises:
-        ValueError: both parameterise the weights, or replay, or have an update rule, or another `top_k`.
+        ValueError: both parameterise the weights, or replay, or have an update rule or a control, or another `top_k`.
     """
     both = f"'{first.name}' and '{second.name}' both"
     if first.parameterise and second.parameterise:
@@ -239,6 +239,8 @@ def compose(first: Method, second: Method) -> Method:
         raise ValueError(f"{both} replay rows; keep one")
     if first.update_rule and second.update_rule:
         raise ValueError(f"{both} choose the update rule; keep one")
+    if first.control and second.control:
+        raise ValueError(f"{both} control the learning rate; keep one")
     if first.top_k and second.top_k and first.top_k != second.top_k:
         raise ValueError(f"{both} look at the most probable tokens, {first.top_k} and {second.top_k}; take one number")
     return Method(

@@ -15,7 +15,7 @@ from torch import Tensor
 from gentletune.core.cache import cached_json, digest
 from gentletune.core.errors import UserError, memory_errors
 from gentletune.data import encode_rows
-from gentletune.data.encode import IGNORE, Encoded, encode_prompt, label_counts
+from gentletune.data.encode import IGNORE, Encoded, encode_prompt, label_counts, row_lengths
 from gentletune.evaluation.finite import check_model, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
@@ -26,6 +26,7 @@ from gentletune.methods.base import Replay
 from gentletune.runs.base_topk import BYTES, BaseTopKRows, base_topk
 from gentletune.runs.inputs import Inputs
 from gentletune.training.anchor import Lookup, ReplayRows
+from gentletune.training.packing import pack_length
 
 SEED = 20260926  # the samples are the same in every run
 _FEW = 64  # rows that stand for all where steps are timed
@@ -98,7 +99,10 @@ def _rows(inputs: Inputs, replay: Replay, stage: Stage) -> Sequence[Encoded]:
     assert source is not None
     found = encode_rows(source.rows, base.tokenizer, where=f"replay, {replay.source}", **base.encoding).rows
     recipe = inputs.recipe
-    most = recipe.steps(len(inputs.train.rows), inputs.processes) * replay.beside(recipe.step_rows(inputs.processes))
+    rows, domain = inputs.train.rows, float(recipe.step_rows(inputs.processes))
+    if (packed := pack_length(recipe, rows)) is not None:  # at most so many rows in a packed one, on average
+        domain *= packed * len(rows) / sum(row_lengths(rows))
+    most = recipe.steps(len(rows), inputs.processes) * replay.beside(domain)
     if replay.loss == "kl" and len(found) > most:  # the base model's predictions on the others would go unused
         return [found[i] for i in sorted(Random(f"replay/{recipe.seed}").sample(range(len(found)), most))]
     return found
