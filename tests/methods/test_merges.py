@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from gentletune import train
 from gentletune.core.errors import UserError
+from gentletune.evaluation.steering import steering_answers
 from gentletune.methods import parse_method
 from gentletune.methods import training_part as trained_as
 from gentletune.methods.base import Place, merge_weights, places
+from gentletune.runs.budget import upper_bound
+from gentletune.runs.inputs import Inputs
+from tests.helpers import tiny_recipe
 
 
 def merged(text: str, base: Tensor, tuned: Tensor, place: Place | None = None) -> Tensor:
@@ -137,6 +143,23 @@ def test_what_differs_in_its_merge_alone_is_one_training() -> None:
     assert {trained_as(f"talr+{merge}") for merge in merges} == {"talr"}
     # A training keeps the average in the place of the last weights, so it is another one.
     assert trained_as("ema(decay=0.5)+wise_ft") == "ema(decay=0.5)"
+
+
+def test_a_budget_is_measured_on_the_weights_that_are_saved(tiny_dir: Path, tmp_path: Path) -> None:
+    """bf16 weights are rounded before they are measured: the files give the same KL again."""
+    method = "wise_ft(alpha=auto, budget=0.02)"
+    recipe = tiny_recipe(
+        tiny_dir, tmp_path / "run", method=method, weights="bf16", max_steps=3, evaluate=False, probe_every=0
+    )
+    figures = train(recipe).training
+    assert 0 < figures["alpha"] < 1
+    inputs = Inputs(recipe)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype="auto")
+    assert saved.dtype == torch.bfloat16
+    steering = steering_answers(inputs.base, recipe)
+    again = steering.kl(saved, pad_id=inputs.base.tokenizer.pad_token_id, batch_tokens=recipe.eval_batch_tokens)
+    told = figures[f"kl_upper(alpha={figures['alpha']:.4g})"]
+    assert upper_bound(again) == pytest.approx(told, rel=1e-6)
 
 
 @pytest.mark.parametrize(
