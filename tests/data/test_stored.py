@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 
 from gentletune import Recipe, train
 from gentletune.core.errors import UserError
+from gentletune.core.records import write_text_atomic
 from gentletune.data import Answer, Domain, DomainData, Example, domains, encode, files, load_data, register_domain
-from gentletune.data.disk.stored import Drawn
+from gentletune.data.disk import stored
+from gentletune.data.disk.stored import Drawn, once_on_disk
 from tests.helpers import tiny_recipe
 
 
@@ -142,6 +146,56 @@ def test_what_a_domain_makes_of_a_row_by_more_than_its_code_is_made_anew(
 
     assert made("one").startswith("one")
     assert made("two").startswith("two")
+
+
+def test_what_a_domain_imports_from_beside_it_decides_its_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domains, "_DOMAINS", dict(domains._DOMAINS))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two writes within a second would look alike
+    path = write(tmp_path / "e.jsonl", [esci(i) for i in range(40)])
+    (tmp_path / "asking").mkdir()
+    (tmp_path / "asking" / "__init__.py").write_text("from .words import WORD\n")
+    (tmp_path / "own_rows.py").write_text(
+        "from gentletune.data import Answer, Example\nimport asking\n\n\n"
+        "def example(row, *, cot, where):\n"
+        "    return Example(f\"{asking.WORD} {row['query']}\", 'yes', Answer('exact', 'yes'), group=row['query'])\n"
+    )
+
+    def made(word: str) -> str:
+        (tmp_path / "asking" / "words.py").write_text(f"WORD = {word!r}\n")
+        for name in ("own_rows", "asking", "asking.words"):
+            sys.modules.pop(name, None)
+        register_domain(Domain("asking", example=importlib.import_module("own_rows").example))
+        return str(load_data(Recipe(data="asking", data_path=path)).train[0]["prompt"])
+
+    assert made("one").startswith("one")
+    assert made("two").startswith("two")
+    assert made("one").startswith("one")
+    assert len(list((tmp_path / "cache" / "data").iterdir())) == 2
+
+
+def test_who_has_no_lock_leaves_alone_what_another_may_be_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(key: str) -> bool:
+        """Whether what lay there beforehand, under a hidden name, still does."""
+        scrap = tmp_path / "cache" / "data" / f".{key}.abc"
+        scrap.mkdir(parents=True)
+
+        def read(place: Path) -> str | None:
+            return (place / "found").read_text() if place.exists() else None
+
+        assert once_on_disk("data", key, read, lambda place: write_text_atomic(place / "found", key)) == key
+        return scrap.exists()
+
+    def refused(*_: Any) -> Any:
+        raise UserError("this file system cannot lock")
+
+    assert not made("one")  # a process that was killed left it
+    monkeypatch.setattr(stored, "locked", refused)
+    assert made("two")
 
 
 def test_a_broken_row_is_named_and_nothing_is_kept(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def refused(_model: str, _tokenizer: Any, batch: int, *, kind: type[Exception], 
 def two_helpers() -> Iterator[None]:
     """Two threads that hold models `b` and `c`; they must have ended at the end."""
     store = HashStore()
-    threads = [Thread(target=serve, args=(store, rank, model, None)) for rank, model in ((1, "b"), (2, "c"))]
+    own = {1: lambda: ("b", None), 2: lambda: ("c", None)}
+    threads = [Thread(target=serve, args=(store, rank, own[rank])) for rank in own]
     for thread in threads:
         thread.start()
     with helped(Helpers(store, 3)):

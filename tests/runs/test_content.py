@@ -14,7 +14,8 @@ import pytest
 
 import gentletune.evaluation.harness.own as own
 import gentletune.runs.run as run_module
-from gentletune import Recipe, RunRecord, sweep, train
+from gentletune import Recipe, RunRecord, UserError, sweep, train
+from gentletune.data import load
 from gentletune.evaluation.harness import resolve_tasks
 from gentletune.lm.model_files import model_hash
 from gentletune.sweeps.estimate import estimate
@@ -250,3 +251,18 @@ def test_evaluate_measures_an_edited_file_again(
     assert found[0]["hashes"]["model"] == model_hash(tiny_dir)  # as a record has it
     picks = [next(s for s in one["scores"] if s["task"] == "pick" and s["metric"] == "accuracy") for one in found]
     assert [a + b for a, b in zip(picks[0]["items"], picks[1]["items"], strict=True)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["trust_region(budget=9, answers=4)", "wise_ft(alpha=auto, budget=9)"])
+def test_what_a_budget_is_kept_on_is_part_of_the_run(
+    method: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load.steer_prompts
+    monkeypatch.setattr(load, "steer_prompts", lambda limit: plain(4))
+    changes = {"method": method, "max_steps": 1, "evaluate": False, "probe_every": 0}
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", **changes)
+    assert train(recipe).status == "complete"
+    assert train(recipe).status == "complete"
+    monkeypatch.setattr(load, "steer_prompts", lambda limit: plain(5)[1:])
+    with pytest.raises(UserError, match=r"holds a run of another recipe \(different: steering\)"):
+        train(recipe)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from gentletune.core.devices import check_devices
 from gentletune.core.records import MEAN, read_record
 from gentletune.core.samples import SAMPLES_FILE, Sample, write_samples
 from gentletune.data import encode_rows
-from gentletune.lm import spread
+from gentletune.lm import loaded, spread
+from gentletune.lm.setting import Machine
 from gentletune.methods import parse_method
+from gentletune.runs import ranks
 from gentletune.training import sharding
 from gentletune.training.callbacks import read_metrics
 from tests.cli.test_cli import refused
@@ -44,6 +47,10 @@ def rank_process(rank: int, world: int, folder: Path, arguments: list[str], vari
         sharding.Whole.filled = lambda _self, _trained: os._exit(9)
     if "NOTE_DEALT" in variables:
         note_dealt(folder / "dealt.txt")
+    if "FULL" in variables:  # as where no device holds the whole model
+        ranks.Machine = SimpleNamespace(here=lambda _recipe: Machine(1, 1, False, "this machine"))
+    if rank == 1 and "CANNOT_LOAD" in variables:
+        loaded.load_model = cannot_load
     with (folder / f"said-{rank}.txt").open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
@@ -52,6 +59,10 @@ def rank_process(rank: int, world: int, folder: Path, arguments: list[str], vari
 
     sys.argv = ["gentletune", *arguments]
     main()
+
+
+def cannot_load(directory: Path, *_: Any, **__: Any) -> Any:
+    raise UserError(f"cannot load a causal language model from {directory}")
 
 
 def note_dealt(file: Path) -> None:
@@ -127,8 +138,11 @@ def test_all_ranks_train_and_rank_0_speaks_and_writes(processes: Any, tiny_dir: 
     changes = {"batch_size": 2, "output": str(tmp_path / "two")}
     two = one.override(changes)
     asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    said = launched(processes, two, 2, tmp_path / "launch", **asked)  # as accelerate launch --use_fsdp sets them
+    # As accelerate launch --use_fsdp sets them.
+    said = launched(processes, two, 2, tmp_path / "launch", FULL="1", NOTE_DEALT="1", **asked)
     assert "the tuned model is in" in said[0]
+    assert said[0].count("gentletune: rank 0 measures alone: the whole model takes about ") == 1
+    assert not (tmp_path / "launch" / "ranks" / "dealt.txt").exists()
     assert said[1] == ""
     record = read_record(tmp_path / "two")
     assert record is not None
@@ -143,19 +157,24 @@ def test_all_ranks_train_and_rank_0_speaks_and_writes(processes: Any, tiny_dir: 
     assert record.training["update_norm"] == pytest.approx(float(_norm(one)), rel=1e-5)
 
 
-def test_all_ranks_measure_what_one_process_would_find(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_all_ranks_measure_what_one_process_would_find(
+    strategy: str, processes: Any, tiny_dir: Path, tmp_path: Path
+) -> None:
     """Base and tuned model, calibration, a look and the weights of the rows: by shares, the very scores and samples."""
     fields = {"evaluate": True, "calibration": True, "eval_batch_tokens": 400, "test_rows": 8, "method": "flow",
-              "tasks": ("arithmetic", "grammar"), "limit": 12, "evaluate_every": 6, "evaluate_limit": 4}  # fmt: skip
+              "tasks": ("arithmetic", "grammar"), "limit": 12, "strategy": strategy}  # fmt: skip
+    fields |= {"evaluate_every": 6, "evaluate_limit": 4} if strategy == "ddp" else {}
     recipe = tiny_recipe(tiny_dir, tmp_path / "run", **PLAIN | fields)
     launched(processes, recipe, 2, tmp_path / "launch", GENTLETUNE_CACHE=str(tmp_path / "cache"), NOTE_DEALT="1")
     dealt = (tmp_path / "launch" / "ranks" / "dealt.txt").read_text().split()
     assert {"_answers", "_score", "_of_batch"} == set(dealt)
-    record, alone = read_record(tmp_path / "run"), evaluate(recipe, str(tmp_path / "run" / "model"))
+    one = recipe.override({"strategy": "auto"})
+    record, alone = read_record(tmp_path / "run"), evaluate(one, str(tmp_path / "run" / "model"))
     assert record is not None
     assert record.base_scores == [score for score in alone.base_scores if score.task != MEAN]
     assert record.scores == [score for score in alone.scores if score.task != MEAN]
-    assert "clinic/accuracy" in record.curves
+    assert ("clinic/accuracy" in record.curves) is (strategy == "ddp")
     write_samples(tmp_path, alone.samples, alone.samples, alone.scores)
     assert answers(tmp_path / "run") == answers(tmp_path)
 
@@ -237,6 +256,26 @@ def test_what_stops_rank_0_is_one_line_and_ends_all(processes: Any, tmp_path: Pa
     assert [child.exitcode for child in children] == [2, 0]
     assert said[0].startswith("gentletune: ")
     assert "no such model directory: ./none" in said[0]
+    assert said[1] == ""
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_rank_that_cannot_load_the_model_ends_all(
+    measured: bool, processes: Any, tiny_dir: Path, tmp_path: Path
+) -> None:
+    """Rank 0 hears of it, in the place of what it waits for: a measurement, or the first step."""
+    changes = {"evaluate": measured, "tasks": (), "eval_batch_tokens": 100, "test_rows": 8}
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run", **PLAIN | changes)
+    variables = {"CANNOT_LOAD": "1", "GENTLETUNE_CACHE": str(tmp_path / "cache")}
+    children = start(processes, tmp_path / "ranks", 2, recipe_file(recipe, tmp_path), **variables)
+    for child in children:
+        child.join(50)  # less than a rank waits for the word of rank 0
+    said = [(tmp_path / "ranks" / f"said-{rank}.txt").read_text() for rank in range(2)]
+    codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+    assert codes == [2, 0], said
+    assert said[0].splitlines()[-1].startswith("gentletune: rank 1: cannot load a causal language model from ")
     assert said[1] == ""
 
 

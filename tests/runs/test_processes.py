@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from gentletune import Recipe, UserError, sweep, train
 from gentletune.core import provenance
 from gentletune.core.cache import Shared
 from gentletune.core.records import read_record
+from gentletune.lm.plan import Planner
 from gentletune.runs.launch import command_line
 from gentletune.sweeps.sweep import Queue
 from gentletune.training import TrainingDivergedError
@@ -101,6 +103,31 @@ def test_a_study_may_be_planned_where_it_could_not_train(tiny_dir: Path, tmp_pat
     Queue(study, tmp_path / "study").check(Shared())
     with pytest.raises(UserError, match="3 need as many GPUs, and 2 can be seen"):
         sweep(study, tmp_path / "study")
+
+
+def test_a_trial_is_shared_as_train_would_share_it(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where whole weights do not fit by the plan: shares, in a study as well."""
+    asked: list[str] = []
+
+    def launched(recipe: Recipe, _run: Path, _count: int) -> Any:
+        asked.append(recipe.strategy)
+        raise TrainingDivergedError("stop here")
+
+    def planned(_self: Any, setting: Any) -> Any:
+        return SimpleNamespace(verdict=lambda _has: "fits" if setting.sharded else "too large")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(run_module, "launch", launched)
+    monkeypatch.setattr(Planner, "plan", planned)
+    study = tiny_study(tiny_dir, axes={"method": ["sft"], "learning_rate": [1e-3]}, also=[])
+    study["base"] |= {"processes": 2, "evaluate": False, "probe_every": 0}
+    (record,) = sweep(study, tmp_path / "study")
+    assert record.status == "failed"
+    assert str(record.error).startswith("stop here")
+    assert asked == ["fsdp2"]
+    assert record.recipe["strategy"] == "fsdp2"
 
 
 def test_auto_is_one_process_without_gpus(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

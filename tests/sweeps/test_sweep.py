@@ -129,13 +129,13 @@ def test_weights_go_when_nobody_takes_them_any_more(
 ) -> None:
     study = tiny_study(tiny_dir, keep_models=False)
     seen: list[bool] = []
-    plain = gentletune.runs.run._reused
+    plain = gentletune.runs.run.reused
 
     def looked(inputs: Any, source: Path) -> Any:
         seen.append((source / "model" / "model.safetensors").exists())
         return plain(inputs, source)
 
-    monkeypatch.setattr(gentletune.runs.run, "_reused", looked)
+    monkeypatch.setattr(gentletune.runs.run, "reused", looked)
     records = sweep(study, tmp_path)
     assert seen == [True]
     assert not list(tmp_path.glob("*/model"))

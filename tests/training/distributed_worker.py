@@ -13,13 +13,15 @@ from torch.distributed.tensor import DTensor
 
 from gentletune.training import GentleTrainer
 from tests.conftest import make_tokenizer
-from tests.training.steps import ROWS, first_loss, gradients, lively_model, one_step
+from tests.training.steps import ROWS, first_loss, gradients, lively_model, one_step, short_training
 
 METHODS = [
     "sft", "talr", "talr(tau=3.0)", "talr(tau=lagged_median)", "talr(tau=lagged_median, normalization=simplex)",
     "l2(weight=0.1)+talr(tau=3.0)", "talr(tau=lagged_median)+lora(r=2)", "replay(share=0.4, weight=0.5)",
     "kl(weight=0.3)+replay(share=0.4, loss=kl)",
 ]  # fmt: skip
+# What is more than a loss: another optimiser, frozen halves, projected adapters, a rate that goes by looks.
+FITTED = {"ddp": ["mofo(share=0.1)", "hft", "oplora(k=2, r=2)", "trust_region(budget=0.005, looks=3)"], "fsdp": ["hft"]}
 PACK = 14  # tokens: the four rows fill two
 
 
@@ -73,11 +75,15 @@ def run_rank(rank: int, world: int, kind: str, output: Path) -> None:
         )  # fmt: skip
         result = {"loss": first_loss(trainer), "gradients": gradients(trainer), "seen": gather_object([trainer.seen])}
         found[case] = result
+    strategy = {"ddp": "ddp", "fsdp": "fsdp2"}[kind]
+    updates = {
+        method: short_training(tokenizer, output / method, method, world=world, strategy=strategy)
+        for method in FITTED[kind]
+    }
     if rank == 0:
         sharded = any(isinstance(p, DTensor) for p in trainer.model.parameters())
-        torch.save(
-            {"sharded": sharded, "world": trainer.accelerator.num_processes, "cases": found}, output / "found.pt"
-        )
+        told = {"sharded": sharded, "world": trainer.accelerator.num_processes, "cases": found, "updates": updates}
+        torch.save(told, output / "found.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     # Without this a rank now and then aborts while the interpreter takes gloo's threads down.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from trl import SFTConfig
 
+from gentletune.core.recipe import Recipe
 from gentletune.data import Encoded
 from gentletune.data.encode import IGNORE
+from gentletune.evaluation.steering import steering_of
 from gentletune.losses import BaseTopK
 from gentletune.methods import Method, parse_method
 from gentletune.training.anchor import ReplayRows
 from gentletune.training.packing import Collator, Layout, training_set
-from gentletune.training.trainer import GentleTrainer
+from gentletune.training.trainer import GentleTrainer, fit
 from tests.conftest import make_model
 
 ROWS = [
@@ -84,6 +87,44 @@ def one_step(
     )  # fmt: skip
     trainer.train()
     return trainer, base
+
+
+def whole_and_split(model: Any, tokenizer: Any, output: Path, method: str, micro: int) -> tuple[Any, Any]:
+    """Trainers after one step on the four rows: at once, and `micro` rows at a time on a copy of the model."""
+    twin = copy.deepcopy(model)
+    whole, _ = one_step(model, tokenizer, output / "a", method)
+    split, _ = one_step(
+        twin, tokenizer, output / "b", method,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=len(ROWS) // micro,
+    )  # fmt: skip
+    return whole, split
+
+
+def short_training(
+    tokenizer: Any, run: Path, method: str, *, world: int = 1, strategy: str = "auto"
+) -> dict[str, torch.Tensor]:
+    """θ - θ⁰ after three steps on the four rows as `gentletune train` takes them; empty where this rank has no model.
+
+    SGD, or the method's own optimiser; a budget is of KL on other rows, large enough for fp32 to tell.
+    """
+    parsed, model = parse_method(method), lively_model(tokenizer)
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    recipe = Recipe.parse({
+        "data": "clinic", "method": method, "batch_size": len(ROWS) // world, "strategy": strategy, "max_steps": 3,
+        "optimizer": "adamw_torch" if parsed.update_rule else "sgd", "learning_rate": 1.0 if parsed.control else 0.1,
+        "schedule": "constant", "warmup": 0.0, "max_grad_norm": 1e9, "precision": "fp32", "save_every": 100,
+        "probe_every": 0,
+    })  # fmt: skip
+    steer = None
+    if parsed.control is not None:
+        how = {"pad_id": tokenizer.pad_token_id, "batch_tokens": 100}
+        steering = steering_of(lively_model(tokenizer), REPLAYED, **how)
+        steer = lambda tuned: steering.kl(tuned, **how)  # noqa: E731
+    fitted = fit(recipe, parsed, model, tokenizer, ROWS, run, steer=steer)
+    if parsed.control is not None:
+        assert fitted.figures["rate_factor"] < 1  # else it would be no test of it
+    tuned = dict(fitted.model.named_parameters()) if fitted.model is not None else {}
+    return {name: value.detach() - base[name] for name, value in tuned.items()}
 
 
 def anchors(method: Method, tokenizer: Any, rows: Any, sequences: float = 1.0) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from tests.training.steps import (
     one_step,
     settings,
     token_losses,
+    whole_and_split,
 )
 
 
@@ -117,12 +118,7 @@ def test_accumulation_equals_one_big_batch(
 ) -> None:
     if "talr" in method:
         method = method.replace("talr", "talr(tau=2.0)")
-    twin = copy.deepcopy(tiny_model)
-    whole, _ = one_step(tiny_model, tokenizer, tmp_path / "a", method)
-    split, _ = one_step(
-        twin, tokenizer, tmp_path / "b", method,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=len(ROWS) // micro,
-    )  # fmt: skip
+    whole, split = whole_and_split(tiny_model, tokenizer, tmp_path, method, micro)
     assert distance(gradients(whole), gradients(split)) < EXACT
     assert first_loss(whole) == pytest.approx(first_loss(split), rel=EXACT)
 

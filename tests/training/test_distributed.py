@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.distributed_worker import run_rank
-from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, lively_model, one_step, token_losses
+from tests.training.distributed_worker import FITTED, run_rank
+from tests.training.steps import (
+    EXACT,
+    ROWS,
+    distance,
+    first_loss,
+    gradients,
+    lively_model,
+    one_step,
+    short_training,
+    token_losses,
+)
 
 
 @pytest.fixture(
@@ -18,7 +28,9 @@ from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, l
     params=[("ddp", 2), ("fsdp", 2), *(pytest.param((kind, 4), marks=pytest.mark.slow) for kind in ("ddp", "fsdp"))],
     ids=lambda p: f"{p[0]}{p[1]}",
 )
-def ranks(request: pytest.FixtureRequest, processes: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def launched(
+    request: pytest.FixtureRequest, processes: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What rank 0 found, after all cases in one launch."""
     kind, world = request.param
     output = tmp_path_factory.mktemp(f"{kind}{world}")
@@ -37,7 +49,15 @@ def ranks(request: pytest.FixtureRequest, processes: Any, tmp_path_factory: pyte
     found: dict[str, Any] = torch.load(output / "found.pt", weights_only=False)
     assert found["sharded"] is (kind == "fsdp")
     assert found["world"] == world
-    return found["cases"]
+    assert list(found["updates"]) == FITTED[kind]
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks(launched: dict[str, Any]) -> dict[str, Any]:
+    """Of one step of each case."""
+    cases: dict[str, Any] = launched["cases"]
+    return cases
 
 
 def test_loss_and_update_equal_one_big_batch(ranks: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
@@ -49,6 +69,13 @@ def test_loss_and_update_equal_one_big_batch(ranks: dict[str, Any], tokenizer: A
         own = {name.removeprefix("module."): value for name, value in found["gradients"].items()}
         assert distance(gradients(whole), own) < EXACT, case
         assert found["loss"] == pytest.approx(first_loss(whole), rel=EXACT), case
+
+
+def test_trainings_that_are_more_than_a_loss_end_where_one_process_does(
+    launched: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    for method, update in launched["updates"].items():
+        assert distance(short_training(tokenizer, tmp_path / method, method), update) < EXACT, method
 
 
 def test_the_median_is_of_a_micro_batch_over_all_ranks(ranks: dict[str, Any], tokenizer: Any) -> None:

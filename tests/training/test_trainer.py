@@ -15,7 +15,7 @@ from gentletune.data import Encoded
 from gentletune.data.encode import IGNORE
 from gentletune.methods import method_names
 from gentletune.training import TrainingDivergedError
-from tests.training.steps import EXACT, ROWS, distance, gradients, lively_model, one_step, token_losses
+from tests.training.steps import EXACT, ROWS, distance, gradients, lively_model, one_step, token_losses, whole_and_split
 
 
 @pytest.fixture
@@ -82,12 +82,7 @@ def test_one_step_is_the_definition(method: str, tiny_model: Any, tokenizer: Any
 def test_accumulation_equals_one_big_batch(
     method: str, micro: int, tiny_model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
-    twin = copy.deepcopy(tiny_model)
-    whole, _ = one_step(tiny_model, tokenizer, tmp_path / "a", method)
-    split, _ = one_step(
-        twin, tokenizer, tmp_path / "b", method,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=len(ROWS) // micro,
-    )  # fmt: skip
+    whole, split = whole_and_split(tiny_model, tokenizer, tmp_path, method, micro)
     one, other = gradients(whole), gradients(split)
     assert distance(one, other) < EXACT
     assert whole.state.log_history[0]["loss"] == pytest.approx(split.state.log_history[0]["loss"], rel=EXACT)

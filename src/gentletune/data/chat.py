@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
-import jinja2
-
 from gentletune.core.errors import UserError
 from gentletune.data.forms import tool_name
-from gentletune.data.templates import has_marks, training_template
+from gentletune.data.templates import PROBE, Chat, Form, Message, as_parts, has_marks, training_template, wants_parts
 from gentletune.data.turns import Written, shared, without_texts, without_turns
 
-Message = dict[str, Any]
 Labels = Literal["assistant", "last", "all"]
 _USUAL_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<turn|>", "<|end_of_turn|>")
-_PROBE = "Zq7x"  # a text that no template holds
 _PROBE_CALL: Message = {"name": "zq7x", "arguments": {}}
 
 
@@ -29,24 +25,7 @@ class Said(NamedTuple):
     mask: list[bool]
 
 
-@dataclass(frozen=True)
-class _Form:
-    """How chats are written with a template.
-
-    `text` is the template to train with, `parts` says that contents are lists of parts. `named` holds the tokens of
-    the vocabulary that stand for themselves (`<|im_end|>`), `header` is what asks for an answer. `inner` ends an
-    assistant's turn that another follows, `final` the last one; None where the template refuses so plain a chat.
-    """
-
-    text: str
-    parts: bool
-    named: frozenset[int]
-    header: str = ""
-    inner: int | None = None
-    final: int | None = None
-
-
-_FORMS: WeakKeyDictionary[Any, dict[str, _Form]] = WeakKeyDictionary()
+_FORMS: WeakKeyDictionary[Any, dict[str, Form]] = WeakKeyDictionary()
 
 
 def encode_chat(
@@ -74,7 +53,7 @@ def encode_chat(
         raise UserError(
             "the tokenizer does not say where its tokens stand in a text, so labels cannot be told; give a fast one"
         )
-    chat = _Chat(tokenizer, _form(tokenizer, tools), tools)
+    chat = Chat(tokenizer, _form(tokenizer, tools), tools)
     messages = chat.accepted(messages)
     text = chat.render(messages)
     _check_tools(chat, messages, text)
@@ -94,12 +73,12 @@ def encode_chat(
     return Said(said.ids, [False] * stop + said.mask[stop:])
 
 
-def _answers(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
+def _answers(chat: Chat, messages: Sequence[Message], text: str) -> Said:
     """Labels on what the assistant says, each turn with its end."""
     return _ended(chat, _said(chat, messages, text), messages[-1]["role"] == "assistant")
 
 
-def _less(chat: _Chat, said: Said, messages: Sequence[Message], text: str, silent: set[int]) -> list[bool]:
+def _less(chat: Chat, said: Said, messages: Sequence[Message], text: str, silent: set[int]) -> list[bool]:
     """The labels of `_answers` without the turns at the places `silent`."""
     if not any(messages[i]["role"] == "assistant" for i in silent):
         return said.mask
@@ -107,7 +86,7 @@ def _less(chat: _Chat, said: Said, messages: Sequence[Message], text: str, silen
     return without_turns(said.mask, silent, written, chat.render, _ends(chat))
 
 
-def _every(chat: _Chat, messages: Sequence[Message], text: str, silent: set[int]) -> Said:
+def _every(chat: Chat, messages: Sequence[Message], text: str, silent: set[int]) -> Said:
     """Labels on every token up to the last end, less what the messages at the places `silent` say."""
     ids = list(chat.tokenizer(text, add_special_tokens=False)["input_ids"])
     every = _ended(chat, Said(ids, [True] * len(ids)), messages[-1]["role"] == "assistant")
@@ -134,7 +113,7 @@ def render_prompt(messages: Sequence[Message], tokenizer: Any, tools: Sequence[A
 
 def as_contents(messages: Sequence[Message], tokenizer: Any) -> list[Message]:
     """The messages with text contents as the tokenizer's template takes them: as they are, or as lists of parts."""
-    return _as_parts(messages) if _form(tokenizer, None).parts else list(messages)
+    return as_parts(messages) if _form(tokenizer, None).parts else list(messages)
 
 
 def end_tokens(tokenizer: Any) -> set[int]:
@@ -149,67 +128,7 @@ def end_tokens(tokenizer: Any) -> set[int]:
     return {tokenizer.eos_token_id, *(added[token] for token in _USUAL_ENDS if token in added)}
 
 
-@dataclass(frozen=True)
-class _Chat:
-    """A template at work on chats with the same tools."""
-
-    tokenizer: Any
-    form: _Form
-    tools: Sequence[Any] | None
-
-    def accepted(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages as the template takes them.
-
-        A call of tools without content stays so, as transformers passes it, but for templates that read the content.
-        """
-        messages = _as_parts(messages) if self.form.parts else list(messages)
-        lacking = [m for m in messages if m.get("content") is None]
-        if lacking:
-            try:
-                self._rendered(messages)
-            except jinja2.UndefinedError:
-                return [{**m, "content": ""} if m in lacking else m for m in messages]
-            except (jinja2.TemplateError, TypeError):  # told where it is rendered
-                pass
-        return messages
-
-    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        """The text of a chat; with `prompt`, up to where the assistant begins to answer."""
-        try:
-            return self._rendered(messages, prompt=prompt)
-        except (jinja2.TemplateError, TypeError) as error:
-            # It may refuse a system message, two of one role in a row, arguments of tools as text or as an object.
-            roles = ", ".join(m["role"] for m in messages)
-            reason = " ".join(str(error).split())
-            raise UserError(f"the chat template refuses a row of {roles}: {reason}") from error
-
-    def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        rendered: str = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=prompt, **self._how
-        )
-        return rendered
-
-    def writes(self, messages: Sequence[Message], word: str) -> bool:
-        """Whether the template takes a chat and `word` stands in its text."""
-        try:
-            return word in self.render(messages)
-        except UserError:
-            return False
-
-    def marked(self, messages: Sequence[Message]) -> tuple[Said, list[tuple[int, int]]]:
-        """What the template's marks say, with the place of each token in the text."""
-        out = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True}, **self._how,
-        )  # fmt: skip
-        return Said(list(out["input_ids"]), list(map(bool, out["assistant_masks"]))), list(out["offset_mapping"])
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        return {"chat_template": self.form.text, "tools": list(self.tools) if self.tools else None}
-
-
-def _form(tokenizer: Any, tools: Sequence[Any] | None) -> _Form:
+def _form(tokenizer: Any, tools: Sequence[Any] | None) -> Form:
     """What is known of the tokenizer's template (a tokenizer may have another one for tools); worked out once."""
     template: str = tokenizer.get_chat_template(tools=list(tools) if tools else None)
     known = _FORMS.setdefault(tokenizer, {})
@@ -218,12 +137,12 @@ def _form(tokenizer: Any, tools: Sequence[Any] | None) -> _Form:
     return known[template]
 
 
-def _made(tokenizer: Any, template: str) -> _Form:
+def _made(tokenizer: Any, template: str) -> Form:
     special = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
     named = frozenset(token for token in special if tokenizer.decode([token]).strip())
-    form = _Form(training_template(template), _wants_parts(tokenizer, template), named)
-    user, answer = ({"role": role, "content": _PROBE} for role in ("user", "assistant"))
-    chat = _Chat(tokenizer, form, None)
+    form = Form(training_template(template), wants_parts(tokenizer, template), named)
+    user, answer = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
+    chat = Chat(tokenizer, form, None)
     try:
         bare, prompt = (chat.render(chat.accepted([user]), prompt=prompt) for prompt in (False, True))
         form = replace(form, header=prompt.removeprefix(bare) if prompt.startswith(bare) else "")
@@ -233,30 +152,9 @@ def _made(tokenizer: Any, template: str) -> _Form:
     return replace(form, final=_end(tokenizer, form, [user, answer]))
 
 
-def _wants_parts(tokenizer: Any, template: str) -> bool:
-    """Whether the template shows the text of a message only where its content is a list of parts."""
-    message = {"role": "user", "content": _PROBE}
-    for messages in ([message], _as_parts([message])):
-        try:
-            shown = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template)
-        except (jinja2.TemplateError, TypeError):
-            continue
-        if _PROBE in shown:
-            return messages[0] is not message
-    return False
-
-
-def _as_parts(messages: Sequence[Message]) -> list[Message]:
-    """Text contents as the lists of parts that templates of models with images take."""
-    return [
-        {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
-        for m in messages
-    ]
-
-
-def _end(tokenizer: Any, form: _Form, messages: list[Message]) -> int | None:
+def _end(tokenizer: Any, form: Form, messages: list[Message]) -> int | None:
     """The token that ends the assistant's turn in a plain chat; None where none does or the template refuses it."""
-    chat = _Chat(tokenizer, form, None)
+    chat = Chat(tokenizer, form, None)
     messages = chat.accepted(messages)
     try:
         said = _extended(chat, _said(chat, messages, chat.render(messages)))
@@ -267,13 +165,13 @@ def _end(tokenizer: Any, form: _Form, messages: list[Message]) -> int | None:
     return form.inner if form.inner in tail else tail[-1] if tail else None
 
 
-def _said(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
+def _said(chat: Chat, messages: Sequence[Message], text: str) -> Said:
     """What the template marks, or what assistant messages add, less what the prompt for an answer holds."""
     return _by_marks(chat, messages, text) if has_marks(chat.form.text) else _by_prefixes(chat, messages, text)
 
 
-def _by_marks(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
-    (ids, mask), places = chat.marked(messages)
+def _by_marks(chat: Chat, messages: Sequence[Message], text: str) -> Said:
+    ids, mask, places = chat.marked(messages)
     if not any(mask):
         raise UserError(
             "the chat template's {% generation %} marks give an empty assistant mask, so nothing would be trained; "
@@ -299,7 +197,7 @@ def _by_marks(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
     return Said(ids, mask)
 
 
-def _by_prefixes(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
+def _by_prefixes(chat: Chat, messages: Sequence[Message], text: str) -> Said:
     """The template has no marks: what an assistant message adds to the text rendered before it is said by it.
 
     Where the template rewrites the turn once another follows (it drops a thought, say), it goes to its end token.
@@ -328,17 +226,17 @@ def _by_prefixes(chat: _Chat, messages: Sequence[Message], text: str) -> Said:
     return Said(ids, mask)
 
 
-def _start(chat: _Chat, messages: Sequence[Message], text: str) -> int | None:
+def _start(chat: Chat, messages: Sequence[Message], text: str) -> int | None:
     """Where in a chat's text the last of `messages`, the assistant's, begins; None where what precedes is rewritten."""
     *before, answer = messages
     if before:
         return _given(chat, before, chat.render(before, prompt=True), text)
-    probe = [{**answer, "content": _PROBE}]  # its header is what stands in front of any content
-    header = chat.render(_as_parts(probe) if chat.form.parts else probe).partition(_PROBE)[0]
+    probe = [{**answer, "content": PROBE}]  # its header is what stands in front of any content
+    header = chat.render(as_parts(probe) if chat.form.parts else probe).partition(PROBE)[0]
     return len(header) if text.startswith(header) else None
 
 
-def _given(chat: _Chat, before: Sequence[Message], prompt: str, text: str) -> int | None:
+def _given(chat: Chat, before: Sequence[Message], prompt: str, text: str) -> int | None:
     """How many characters of a chat's text the prompt after the messages `before` holds; None: it rewrites them."""
     if text.startswith(prompt):
         return len(prompt)
@@ -346,7 +244,7 @@ def _given(chat: _Chat, before: Sequence[Message], prompt: str, text: str) -> in
     return held if held >= shared(prompt, chat.render(before)) else None
 
 
-def _tail(chat: _Chat, said: Said, stop: int) -> range:
+def _tail(chat: Chat, said: Said, stop: int) -> range:
     """Where a run of labels that ends at `stop` holds nothing more but named tokens and space."""
     start = stop
     while start and said.mask[start - 1]:
@@ -357,7 +255,7 @@ def _tail(chat: _Chat, said: Said, stop: int) -> range:
     return range(start, stop)
 
 
-def _extended(chat: _Chat, said: Said) -> Said:
+def _extended(chat: Chat, said: Said) -> Said:
     """Some templates leave the end of a turn outside their marks, or to the next message's header: it is a label."""
     ids, mask = said.ids, list(said.mask)
     for stop in _stops(said.mask):
@@ -366,7 +264,7 @@ def _extended(chat: _Chat, said: Said) -> Said:
     return Said(ids, mask)
 
 
-def _ended(chat: _Chat, said: Said, answers: bool) -> Said:
+def _ended(chat: Chat, said: Said, answers: bool) -> Said:
     """Each run of labels up to the token that ends its turn; `answers`: the last message is the assistant's."""
     said = _extended(chat, said)
     ids, mask, named = list(said.ids), list(said.mask), chat.form.named
@@ -384,7 +282,7 @@ def _ended(chat: _Chat, said: Said, answers: bool) -> Said:
     return Said(ids, mask)
 
 
-def _ends(chat: _Chat) -> set[int | None]:
+def _ends(chat: Chat) -> set[int | None]:
     """The tokens that end a turn of the assistant."""
     return {chat.tokenizer.eos_token_id, chat.form.inner, chat.form.final}
 
@@ -394,18 +292,18 @@ def _stops(mask: Sequence[bool]) -> list[int]:
     return [i for i in range(1, len(mask) + 1) if mask[i - 1] and (i == len(mask) or not mask[i])]
 
 
-def _check_tools(chat: _Chat, messages: Sequence[Message], text: str) -> None:
+def _check_tools(chat: Chat, messages: Sequence[Message], text: str) -> None:
     """Refuse to lose tools in silence: a template that does not know them leaves them out.
 
     One that writes calls, but not which tools there are (DeepSeek V3), is let be, as TRL lets it.
     """
     calls = [call for m in messages for call in m.get("tool_calls") or ()]
     lost = next((f"the call of '{name}'" for name in map(tool_name, calls) if str(name) not in text), None)
-    other = [{**m, "content": _PROBE} if m["role"] == "tool" else m for m in messages]
+    other = [{**m, "content": PROBE} if m["role"] == "tool" else m for m in messages]
     if lost is None and other != messages and chat.render(other) == text:
         lost = "what tools answer"
     if lost is None and chat.tools and not calls and replace(chat, tools=None).render(messages) == text:
-        asked = {"role": "user", "content": _PROBE}
+        asked = {"role": "user", "content": PROBE}
         called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": _PROBE_CALL}]}
         lost = None if chat.writes([asked, called], _PROBE_CALL["name"]) else f"the tool '{tool_name(chat.tools[0])}'"
     if lost is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,11 +146,36 @@ def _key(file: RowFile, known: Domain | None, cot: bool, by_column: bool) -> str
             return None
         if any(getattr(known.example, name, None) for name in beside):  # what its file alone does not tell
             return None
-        made = [known.name, cot, file_digest(Path(code.co_filename))]
+        made = [known.name, cot, *map(file_digest, _sources(Path(code.co_filename)))]
     if file.content is None:
         return None
     here = Path(__file__).parent
     return digest([file.content, file.kind, made, by_column, [file_digest(here / name) for name in _CODE]])
+
+
+def _sources(file: Path) -> list[Path]:
+    """A Python file and what it imports from its own directory, by any way of writing that, and what these import."""
+    found, left, home = set[Path](), [file], file.parent
+    while left:
+        if (one := left.pop()) in found:
+            continue
+        found.add(one)
+        for name in _imported(one):
+            parts = name.split(".")
+            ends = [parts[start:stop] for stop in range(1, len(parts) + 1) for start in range(stop)]
+            places = {folder.joinpath(*some) for folder in (home, one.parent) for some in ends}
+            left += [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+            left = [file for file in left if file.is_file()]
+    return sorted(found)
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Dotted names of the modules that a Python file imports, and of what it takes from them."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" if node.module else alias.name for alias in node.names)
 
 
 def _write(place: Path, made: _Shaping) -> None:

@@ -1,11 +1,12 @@
-"""Chat templates: which one a tokenizer renders with, its variant for training, and the day it prints."""
+"""Chat templates: which one a tokenizer renders with, its variant for training, the day it prints, and it at work."""
 
 from __future__ import annotations
 
 import datetime
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from gentletune.core.cache import digest
 from gentletune.core.errors import UserError, unknown
 from gentletune.core.paths import user_path
 
+Message = dict[str, Any]
+PROBE = "Zq7x"  # a text that no template holds
 _TRAINING = "_training"  # how TRL names the variant of a template that marks what the assistant says
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PRELUDE = re.compile(r"\A\{# the recipe's date #\}.*\n")
@@ -158,3 +161,101 @@ def _check_syntax(tokenizer: Any, name: str) -> None:
         raise UserError(f"chat_template {short}: line {error.lineno}: broken Jinja: {error.message}") from error
     except (jinja2.TemplateError, TypeError):  # it may refuse this chat and take those of the rows
         pass
+
+
+@dataclass(frozen=True)
+class Form:
+    """How chats are written with a template.
+
+    `text` is the template to train with, `parts` says that contents are lists of parts. `named` holds the tokens of
+    the vocabulary that stand for themselves (`<|im_end|>`), `header` is what asks for an answer. `inner` ends an
+    assistant's turn that another follows, `final` the last one; None where the template refuses so plain a chat.
+    """
+
+    text: str
+    parts: bool
+    named: frozenset[int]
+    header: str = ""
+    inner: int | None = None
+    final: int | None = None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A template at work on chats with the same tools."""
+
+    tokenizer: Any
+    form: Form
+    tools: Sequence[Any] | None
+
+    def accepted(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as the template takes them.
+
+        A call of tools without content stays so, as transformers passes it, but for templates that read the content.
+        """
+        messages = as_parts(messages) if self.form.parts else list(messages)
+        lacking = [m for m in messages if m.get("content") is None]
+        if lacking:
+            try:
+                self._rendered(messages)
+            except jinja2.UndefinedError:
+                return [{**m, "content": ""} if m in lacking else m for m in messages]
+            except (jinja2.TemplateError, TypeError):  # told where it is rendered
+                pass
+        return messages
+
+    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """The text of a chat; with `prompt`, up to where the assistant begins to answer."""
+        try:
+            return self._rendered(messages, prompt=prompt)
+        except (jinja2.TemplateError, TypeError) as error:
+            # It may refuse a system message, two of one role in a row, arguments of tools as text or as an object.
+            roles = ", ".join(m["role"] for m in messages)
+            reason = " ".join(str(error).split())
+            raise UserError(f"the chat template refuses a row of {roles}: {reason}") from error
+
+    def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        rendered: str = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt, **self._how
+        )
+        return rendered
+
+    def writes(self, messages: Sequence[Message], word: str) -> bool:
+        """Whether the template takes a chat and `word` stands in its text."""
+        try:
+            return word in self.render(messages)
+        except UserError:
+            return False
+
+    def marked(self, messages: Sequence[Message]) -> tuple[list[int], list[bool], list[tuple[int, int]]]:
+        """Token ids, what the template's marks say of each, and its place in the text."""
+        out = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True}, **self._how,
+        )  # fmt: skip
+        return list(out["input_ids"]), list(map(bool, out["assistant_masks"])), list(out["offset_mapping"])
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"chat_template": self.form.text, "tools": list(self.tools) if self.tools else None}
+
+
+def wants_parts(tokenizer: Any, template: str) -> bool:
+    """Whether the template shows the text of a message only where its content is a list of parts."""
+    message = {"role": "user", "content": PROBE}
+    for messages in ([message], as_parts([message])):
+        try:
+            shown = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template)
+        except (jinja2.TemplateError, TypeError):
+            continue
+        if PROBE in shown:
+            return messages[0] is not message
+    return False
+
+
+def as_parts(messages: Sequence[Message]) -> list[Message]:
+    """Text contents as the lists of parts that templates of models with images take."""
+    return [
+        {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
+        for m in messages
+    ]

@@ -161,6 +161,11 @@ class Planner:
         averaged = 4 * sum(p.numel() for p in trained) if parse_method(setting.method).average is not None else 0
         return averaged + optimizer_bytes(setting.optimizer, trained, momentum=setting.momentum)
 
+    def measuring_bytes(self, weights: str, tokens: int, length: int, *, gpu: bool) -> int:
+        """A device that holds the whole model and measures it, in batches of `tokens` and rows of at most `length`."""
+        setting = Setting(Work(1, length, 1, gpu=gpu), weights=weights, eval_tokens=tokens)
+        return self._evaluation(setting, self._of(setting))[0] + (GPU_OVERHEAD if gpu else 0)
+
     def static_bytes(self, setting: Setting) -> int:
         """Weights, gradients and optimiser state, over all devices."""
         held = _weight_bytes(self._of(setting), setting.quantization)

@@ -113,8 +113,11 @@ def spread(work: Work, model: Any, tokenizer: Any, batches: Iterable[Any], /, **
     return helpers.deal(work, model, tokenizer, batches, how)
 
 
-def serve(store: Any, rank: int, model: Any, tokenizer: Any) -> None:
-    """What another rank than 0 does: compute what rank 0 deals it, on its own copy of the model, until that is all."""
+def serve(store: Any, rank: int, own: Callable[[], tuple[Any, Any]]) -> None:
+    """What another rank than 0 does: compute what rank 0 deals it, on its `own` model and tokenizer, until that is all.
+
+    Where it cannot get these, rank 0 hears why in the place of what it waits for.
+    """
     number = 0
     while True:
         key, number = f"{rank}/{number}", number + 1
@@ -125,7 +128,7 @@ def serve(store: Any, rank: int, model: Any, tokenizer: Any) -> None:
             return
         work, batch, how = dealt
         try:
-            found = work(model, tokenizer, batch, **how)
+            found = work(*own(), batch, **how)
         except Exception as error:
             found = _told(error, rank)
         store.set(f"{key}/found", pickle.dumps(found))

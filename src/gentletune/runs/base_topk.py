@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gentletune.core.cache import cache_root, digest, whole_directory
-from gentletune.core.errors import UserError, memory_errors
-from gentletune.core.locks import locked
+from gentletune.core.cache import digest
+from gentletune.core.errors import memory_errors
 from gentletune.core.recipe import Recipe
+from gentletune.data.disk.stored import once_on_disk
 from gentletune.data.encode import Encoded, label_counts
 from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.lm.generate import Progress
@@ -51,29 +50,21 @@ def base_topk(
 
     Where the cache cannot be written they are held in memory: `BYTES` a label token.
     """
-    place = cache_root() / "topk" / digest([_VERSION, TOP_K, base.hash, key])
 
     def compute(make: Callable[..., Any]) -> Arrays:
         mend = f"lower eval_batch_tokens (now {recipe.eval_batch_tokens})"
         with of_model(f"the base model {recipe.model}"), memory_errors("in the base model's predictions", mend):
             return _computed(base, rows, recipe.eval_batch_tokens, make, progress)
 
-    with ExitStack() as stack, suppress(OSError):
-        if (known := _read(place)) is None:
-            with suppress(UserError):  # the cache may never be the reason that a run fails
-                stack.enter_context(locked(cache_root() / "locks" / f"topk-{place.name[:16]}"))
-            known = _read(place)
-        if known is None:
-            with whole_directory(place) as scratch:
+    def write(scratch: Path) -> None:
+        def on_disk(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+            return np.lib.format.open_memmap(scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
 
-                def on_disk(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-                    return np.lib.format.open_memmap(scratch / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        for values in compute(on_disk).values():
+            values.flush()
 
-                for values in compute(on_disk).values():
-                    values.flush()
-            known = _read(place)
-        if known is not None:
-            return BaseTopKRows(known)
+    if (known := once_on_disk("topk", digest([_VERSION, TOP_K, base.hash, key]), _read, write)) is not None:
+        return BaseTopKRows(known)
     return BaseTopKRows(compute(lambda _name, shape, dtype: np.empty(shape, dtype)))
 
 

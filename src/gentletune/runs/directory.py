@@ -57,7 +57,7 @@ def check_directory(run: Path, state: dict[str, Any]) -> None:
 
 
 def _said(state: dict[str, Any]) -> dict[str, Any]:
-    return {**state.get("identity", {}), "method": state.get("method"), "save": state.get("save")}
+    return {**state.get("identity", {}), **{key: value for key, value in state.items() if key != "identity"}}
 
 
 def scraps(run: Path) -> list[Path]:

@@ -19,11 +19,12 @@ from gentletune.core.records import RunRecord
 from gentletune.core.schedule import EarlyStop
 from gentletune.data import DomainData, EncodedRows, encode_rows, load_data
 from gentletune.data.encode import label_counts
-from gentletune.data.load import ReplaySource, replay_source
+from gentletune.data.load import ReplaySource, prompts_for, replay_source
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
 from gentletune.evaluation.harness import code_walls, resolve_tasks
 from gentletune.evaluation.measure import content_hashes
+from gentletune.evaluation.steering import PROMPTS
 from gentletune.lm.held import use_bf16
 from gentletune.lm.loaded import Loaded
 from gentletune.lm.setting import Rows
@@ -114,7 +115,8 @@ class Inputs:
         fields["weights"] = "bf16" if self.base.dtype == torch.bfloat16 else "fp32"  # what auto came to
         for name in ("processes", "strategy"):
             fields.pop(name)
-        return self._spread(fields) | {k: v for k, v in self.hashes.items() if k != "test"} | self._watched
+        steered = self._steering if self.method.control is not None else {}
+        return self._spread(fields) | {k: v for k, v in self.hashes.items() if k != "test"} | self._watched | steered
 
     @property
     def _watched(self) -> dict[str, str]:
@@ -147,7 +149,13 @@ class Inputs:
     def state(self) -> dict[str, Any]:
         """What the files of a run directory are made from."""
         apart = {"save": "adapter"} if self.recipe.save == "adapter" else {}
-        return {"identity": self.identity, "method": self.method.label} | apart
+        merged = self._steering if self.method.budget is not None else {}
+        return {"identity": self.identity, "method": self.method.label} | apart | merged
+
+    @property
+    def _steering(self) -> dict[str, str]:
+        """What a budget of KL is kept on, by content."""
+        return {"steering": digest(prompts_for(self.recipe, "steer", PROMPTS))}
 
     def gave(self, record: RunRecord) -> bool:
         """Whether the record is complete, and has the scores the recipe would give now; of files the content counts."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gentletune.core.cache import Shared
 from gentletune.core.devices import check_devices, launched
 from gentletune.core.errors import OutOfMemoryError, UserError
 from gentletune.core.optimizers import check_installed
@@ -117,18 +118,18 @@ def planned(recipe: Recipe, config: Any, rows: Rows, machine: Machine, processes
     )  # fmt: skip
 
 
-def shared_out(inputs: Inputs) -> Inputs:
+def shared_out(inputs: Inputs, shared: Shared | None = None) -> Inputs:
     """The inputs with `strategy: auto` decided: `ddp` where that fits the devices, `fsdp2` where only that does.
 
     It goes by the whole memory of a device, so that the same recipe is shared alike whenever it is called there. A
-    launcher has decided itself.
+    launcher has decided itself. `shared` is what the inputs were made with.
     """
     recipe = inputs.recipe
     if recipe.strategy != "auto" or inputs.processes == 1 or launched() > 1:
         return inputs
     planner, machine = Planner(inputs.base.config), Machine.here(recipe)
     setting = _shared_out(recipe, planner, inputs.sizes, machine, inputs.processes)
-    return Inputs(recipe.override({"strategy": "fsdp2"})) if setting.sharded else inputs
+    return Inputs(recipe.override({"strategy": "fsdp2"}), shared) if setting.sharded else inputs
 
 
 def _shared_out(recipe: Recipe, planner: Planner, rows: Rows, machine: Machine, processes: int) -> Setting:

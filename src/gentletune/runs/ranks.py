@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -19,7 +20,10 @@ from gentletune.core.devices import launched, rank, sharing
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import RunRecord, Score
+from gentletune.lm.device import give_back_memory
 from gentletune.lm.loaded import Loaded, base_causal_lm
+from gentletune.lm.plan import SURE, SURE_HOST, Planner
+from gentletune.lm.setting import Machine, size
 from gentletune.lm.spread import Helpers, helped, serve
 from gentletune.runs.inputs import processes_here
 from gentletune.runs.launch import helpers_of_our_own
@@ -113,6 +117,7 @@ class Ranks:
                     continue
                 with suppress(TrainingDivergedError):  # all ranks see it at the same step, and rank 0 records it
                     share(Recipe.parse(value["recipe"]), Path(value["run"]))
+                give_back_memory()  # what is measured next may be whole, and a trainer holds on to itself
             except UserError as error:
                 with suppress(torch.distributed.DistStoreError):
                     self.store.wait([str(self.number + 1)], _PATIENCE)
@@ -149,20 +154,28 @@ def measurement(recipe: Recipe, subject: Loaded) -> dict[str, Any]:
 
 def help_measure(order: dict[str, Any], store: Any, number: int) -> None:
     """Load the model of a `measurement`, and compute on it what is dealt."""
-    subject = Loaded.of(Recipe.parse(order["recipe"]), order["model"])
-    subject.dtype = getattr(torch, order["dtype"])
-    serve(store, number, subject.model, subject.tokenizer)
-    subject.forget()
+
+    @cache
+    def own() -> tuple[Any, Any]:
+        try:
+            subject = Loaded.of(Recipe.parse(order["recipe"]), order["model"])
+            subject.dtype = getattr(torch, order["dtype"])
+            return subject.model, subject.tokenizer
+        except UserError as error:
+            raise UserError(f"rank {number}: {error}") from error
+
+    serve(store, number, own)
+    own.cache_clear()
+    give_back_memory()
 
 
 @contextmanager
 def all_ranks(recipe: Recipe, subject: Loaded) -> Iterator[None]:
     """For rank 0 of a run: inside, what is measured on the model is shared out over the launcher's ranks.
 
-    Each has a copy of its own. Without a launcher as in `all_gpus`; not where the weights are shared out (FSDP2), since
-    the host's memory may not hold a copy for each.
+    Each has a copy of its own, which it reads from disk. Without a launcher as in `all_gpus`.
     """
-    if rank() == 0 and launched() > 1 and sharing(recipe) != "fsdp2":
+    if rank() == 0 and launched() > 1 and _each_holds(recipe, subject):
         with helped(ranks().helpers(recipe, subject)):
             yield
     else:
@@ -174,11 +187,66 @@ def all_ranks(recipe: Recipe, subject: Loaded) -> Iterator[None]:
 def all_gpus(recipe: Recipe, subject: Loaded) -> Iterator[None]:
     """Inside, what is measured is shared out over as many processes as the recipe trains in and there are GPUs for."""
     gpus = min(processes_here(recipe.processes), torch.cuda.device_count())
-    if launched() > 1 or gpus < 2 or sharing(recipe) == "fsdp2":
+    if launched() > 1 or gpus < 2 or not _each_holds(recipe, subject):
         yield
         return
     with helpers_of_our_own(measurement(recipe, subject), gpus) as helpers, helped(helpers):
         yield
+
+
+def _each_holds(recipe: Recipe, subject: Loaded) -> bool:
+    """Whether each rank's device takes the whole model, as all do that were trained on whole weights.
+
+    Where those of FSDP2 do not by the plan, it is said, once, that one measures alone.
+    """
+    if sharing(recipe) != "fsdp2":
+        return True
+    machine, weights = Machine.here(recipe), "bf16" if subject.dtype == torch.bfloat16 else "fp32"
+    length = int(subject.encoding["max_length"])
+    needs = Planner(subject.config).measuring_bytes(weights, recipe.eval_batch_tokens, length, gpu=machine.gpu)
+    if needs * (1 + (SURE if machine.gpu else SURE_HOST)) <= machine.has:
+        return True
+    _say_once(
+        f"rank 0 measures alone: the whole model takes about {size(needs)} to measure, and each rank has "
+        f"{size(machine.has)}"
+    )
+    return False
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(f"gentletune: {line}", file=sys.stderr)
+
+
+_trainings = count()
+
+
+@contextmanager
+def all_ready() -> Iterator[None]:
+    """Around what a rank gets for a training, without a collective: rank 0 then waits until all have it.
+
+    Every rank of a launcher must enter it, as often as the others.
+
+    Raises:
+        UserError: on rank 0, what another could not get: it would wait in the first collective for good.
+    """
+    if launched() == 1:
+        yield
+        return
+    store = PrefixStore(f"ready-{next(_trainings)}", _get_default_store())
+    if rank() > 0:
+        try:
+            yield
+        except UserError as error:
+            store.set(str(rank()), str(error))
+            raise
+        store.set(str(rank()), "")
+        return
+    yield
+    for number in range(1, launched()):
+        store.wait([str(number)], _WAIT)
+        if why := store.get(str(number)).decode():
+            raise UserError(f"rank {number}: {why}")
 
 
 _looks = count()
@@ -194,7 +262,7 @@ def looked_at_by_all(look: Callable[[Any], Sequence[Score]], tokenizer: Any) -> 
         if rank() == 0:
             with helped(Helpers(store, launched())):
                 return look(model)
-        serve(store, rank(), base_causal_lm(model).eval(), tokenizer)
+        serve(store, rank(), lambda: (base_causal_lm(model).eval(), tokenizer))
         return []
 
     return shared

@@ -6,42 +6,37 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gentletune.core.cache import digest, whole_directory
+from gentletune.core.cache import digest
 from gentletune.core.devices import check_devices, launched, rank, sharded, sharing
 from gentletune.core.errors import NotFiniteError, RunFailedError, UserError, is_out_of_memory, memory_errors
 from gentletune.core.locks import check_free, holding
-from gentletune.core.provenance import model_card, provenance
+from gentletune.core.provenance import provenance
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import RunRecord, Score, read_record, write_json_atomic, write_record, write_text_atomic
+from gentletune.core.records import RunRecord, read_record, write_json_atomic, write_record, write_text_atomic
 from gentletune.core.samples import write_samples
-from gentletune.data.chat import end_tokens
-from gentletune.data.templates import save_tokenizer
 from gentletune.evaluation.finite import BROKEN, of_model
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import Measured, Reference, TaskLook, measure, probe, reference_answers, silent
 from gentletune.lm.device import collections_spared, device
 from gentletune.lm.export import check_export
-from gentletune.lm.kinds import copy_processor
-from gentletune.lm.loaded import Loaded, stop_at
-from gentletune.lm.model_files import quiet
-from gentletune.methods import method_parts, training_part
+from gentletune.lm.loaded import Loaded
+from gentletune.methods import training_part
 from gentletune.methods.adapted import keeps_adapter
 from gentletune.methods.base import merge_weights
 from gentletune.methods.micro_batch import check_micro_batch
-from gentletune.runs.adapted import adapter_of, keep_adapter, place_adapter, unquantised
+from gentletune.runs.adapted import adapter_of, keep_adapter, unquantised
 from gentletune.runs.anchor import anchors
-from gentletune.runs.budget import BudgetError, before_merge, merge_within, steer, steering_of
+from gentletune.runs.budget import BudgetError, merge_within, steer, steering_of
 from gentletune.runs.directory import (
     FIGURES_FILE,
     STATE_FILE,
     check_directory,
     forget_start,
     has_weights,
-    holds_model,
     holds_results,
     one_line_errors,
     read_curves,
@@ -53,7 +48,8 @@ from gentletune.runs.inputs import Inputs, check_gpus
 from gentletune.runs.launch import launch
 from gentletune.runs.micro_batch import halved, settled
 from gentletune.runs.plan import check_weights_fit, first_lines, shared_out
-from gentletune.runs.ranks import all_ranks, looked_at_by_all, ranks
+from gentletune.runs.ranks import all_ranks, all_ready, looked_at_by_all, ranks
+from gentletune.runs.saved import SourceFailedError, card_text, reused, save
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.attention import check_speed
@@ -61,10 +57,6 @@ from gentletune.training.lost_updates import TOLERATED
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.sharding import called_in_parts, to_share
 from gentletune.training.trainer import last_checkpoint
-
-
-class _SourceFailedError(Exception):
-    """The run that was to train the weights failed, so this one does."""
 
 
 def train(
@@ -198,7 +190,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         if reuse is None and not has_weights(run):
             anchors(inputs, stage=stage)  # told as it is made; who trains finds it in the cache
         tuned = _tuned_model(inputs, run, reference, reuse)
-    except (_SourceFailedError, BudgetError) as error:
+    except (SourceFailedError, BudgetError) as error:
         return failed(str(error))
     except TrainingDivergedError as error:
         kept = f" (the last good checkpoint is kept in {run / CHECKPOINTS})" if last_checkpoint(run) else ""
@@ -217,7 +209,7 @@ def _run(inputs: Inputs, run: Path, reuse: Path | None, stage: Stage) -> RunReco
         timings["evaluate"] = time.perf_counter() - begun
         write_samples(run, base.samples, measured.samples, measured.scores)
         if has_weights(run):
-            card = _card(inputs, inputs.method.label, measured.scores, base.scores)
+            card = card_text(inputs, inputs.method.label, measured.scores, base.scores)
             write_text_atomic(run / "model" / "README.md", card)
     figures = read_json(run / FIGURES_FILE)
     if "train_seconds" in figures:  # training ended in an earlier call
@@ -251,7 +243,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
         _ = inputs.base.weights
     if reuse is not None:
         inputs.base.forget()
-        tuned, figures = _reused(inputs, reuse)
+        tuned, figures = reused(inputs, reuse)
         adapter = adapter_of(reuse) if recipe.save == "adapter" else None
     else:
         with memory_errors("in training", lambda: _less_memory(inputs, run)):
@@ -270,7 +262,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
         figures["tuned_norm"] = figures["update_norm"]  # for trials that take the weights before the merge
         if math.isfinite(figures["tuned_norm"]):
             write_json_atomic(run / FIGURES_FILE, figures)  # theirs even where this one's budget cannot be kept
-        _save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
+        save(tuned, inputs, run / "tuned", training_part(inputs.method.label))
         if inputs.method.budget is None:
             figures["update_norm"] = merge_weights(tuned, inputs.base.weights, inputs.method.merge)
         else:
@@ -278,7 +270,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
     if not all(map(math.isfinite, figures.values())):
         raise TrainingDivergedError("the weights are not finite after the last step")
     write_json_atomic(run / FIGURES_FILE, figures)
-    _save(tuned, inputs, target, inputs.method.label, adapter if recipe.save == "adapter" else None)
+    save(tuned, inputs, target, inputs.method.label, adapter if recipe.save == "adapter" else None)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     return inputs.base.with_model(tuned if tuned is None else tuned.to(inputs.base.dtype), target)
 
@@ -344,14 +336,35 @@ def _led(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, d
 
 def share(recipe: Recipe, run: Path) -> tuple[Any, dict[str, float]]:
     """`fit_weights` as one of several ranks, when what it takes of the base model has been measured and cached."""
-    inputs, reference = Inputs(recipe), None
-    if recipe.probe_every:
-        reference = reference_answers(inputs.base, recipe)
-    return fit_weights(inputs, run, reference)
+    with all_ready():
+        inputs, reference = Inputs(recipe), None
+        if recipe.probe_every:
+            reference = reference_answers(inputs.base, recipe)
+        start = _start(inputs)
+    return _fitted(inputs, run, reference, start)
 
 
 def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple[Any, dict[str, float]]:
     """Tuned weights before any merge, and figures of their training; in this process alone or as one of several."""
+    with all_ready():
+        start = _start(inputs)
+    return _fitted(inputs, run, reference, start)
+
+
+def _start(inputs: Inputs) -> dict[str, Any]:
+    """What `fit` takes of the base model, by its names there; the model and θ⁰ not where ranks will share them."""
+    (replay, base_kl), needs_base = anchors(inputs), inputs.method.parameterisation.needs_base
+    start: dict[str, Any] = {"sequence_weights": inputs.sequence_weights(), "steer": steer(inputs)}
+    start |= {"replay": replay, "base_kl": base_kl}
+    if sharded(inputs.recipe):
+        return start
+    base = inputs.base.weights if needs_base else None
+    return start | {"base": base, "model": inputs.trainable()}
+
+
+def _fitted(
+    inputs: Inputs, run: Path, reference: Reference | None, start: dict[str, Any]
+) -> tuple[Any, dict[str, float]]:
     recipe, method, tokenizer = settled(inputs, run), inputs.method, inputs.base.tokenizer
 
     def look(model: Any) -> dict[str, float]:
@@ -362,18 +375,13 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
     evaluate = None
     if recipe.evaluate_every:
         evaluate = looked_at_by_all(TaskLook(inputs.base, inputs.data, inputs.test.kept, recipe), tokenizer)
-    weights, (replay, base_kl) = inputs.sequence_weights(), anchors(inputs)
-    needs_base = method.parameterisation.needs_base
     if sharded(recipe):
-        model, base = to_share(inputs.base, needs_base, trust_remote_code=recipe.trust_remote_code)
-    else:
-        base = inputs.base.weights if needs_base else None
-        model = inputs.trainable()
+        needs_base, trust = method.parameterisation.needs_base, recipe.trust_remote_code
+        start["model"], start["base"] = to_share(inputs.base, needs_base, trust_remote_code=trust)
     fitted = fit(
-        recipe, method, model, tokenizer, inputs.train.rows, run,
-        base=base, replay=replay, base_kl=base_kl, sequence_weights=weights,
+        recipe, method, start.pop("model"), tokenizer, inputs.train.rows, run,
         probe=look if recipe.probe_every else None, evaluate=evaluate,
-        steer=steer(inputs), title=f"{method.label} lr {recipe.learning_rate:g}",
+        title=f"{method.label} lr {recipe.learning_rate:g}", **start,
     )  # fmt: skip
     return fitted.model, fitted.figures | _chosen(inputs, recipe)
 
@@ -381,37 +389,3 @@ def fit_weights(inputs: Inputs, run: Path, reference: Reference | None) -> tuple
 def _chosen(inputs: Inputs, recipe: Recipe) -> dict[str, float]:
     """The rows of a micro-batch, for the record, where `global_batch` left them open."""
     return {"micro_batch": float(recipe.batch_size)} if inputs.recipe.global_batch else {}
-
-
-def _reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
-    """Tuned weights of another run of the same training, before its merge, and figures of their training."""
-    failed = read_record(source)
-    if failed and failed.status == "failed" and not holds_model(source / "tuned"):
-        raise _SourceFailedError(f"{source.name}, whose weights it takes, failed")
-    state = read_json(source / STATE_FILE)
-    if state.get("identity") != inputs.identity:
-        raise UserError(f"{source} was not trained by the same recipe, so its weights cannot be reused")
-    tuned = source / "tuned" if (source / "tuned").is_dir() else source / "model"
-    if not holds_model(tuned):
-        raise UserError(f"{source} holds no tuned model yet; let it complete first")
-    figures = before_merge(read_json(source / FIGURES_FILE))
-    if "tuned_norm" in figures:
-        figures["update_norm"] = figures.pop("tuned_norm")
-    return inputs.base.with_model(directory=tuned).model, figures
-
-
-def _save(model: Any, inputs: Inputs, target: Path, method: str, adapter: Path | None = None) -> None:
-    """Write the model, whole or as the adapter alone, with its tokenizer and card."""
-    with whole_directory(target) as scratch, quiet():
-        if adapter is not None:
-            place_adapter(adapter, inputs, scratch)
-        else:
-            stop_at(model, end_tokens(inputs.base.tokenizer))
-            model.save_pretrained(scratch, max_shard_size=inputs.recipe.shard_size)
-        save_tokenizer(inputs.base.tokenizer, scratch)
-        copy_processor(inputs.base.directory, scratch)
-        (scratch / "README.md").write_text(_card(inputs, method), encoding="utf-8")
-
-
-def _card(inputs: Inputs, method: str, scores: Sequence[Score] = (), base: Sequence[Score] = ()) -> str:
-    return model_card(inputs.recipe, method, inputs.hashes, method_parts(method), scores, base)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def main(run: Path) -> None:
     except Exception as error:
         if is_out_of_memory(error):  # the launcher says what to do
             write_json_atomic(exchange.answer, {"memory": str(error)})
-        raise
+        traceback.print_exc()
+        leave(1)  # at once: the others wait for it in a collective
     if rank() == 0:
         with whole_directory(exchange.model) as scratch, quiet():
             if keeps_adapter(recipe):

@@ -7,6 +7,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gentletune.core.cache import Shared
 from gentletune.core.errors import RunFailedError, UserError, memory_errors
@@ -20,6 +21,7 @@ from gentletune.lm.device import give_back_memory
 from gentletune.methods import parse_method
 from gentletune.runs.directory import RunDirectoryError, has_weights
 from gentletune.runs.inputs import Inputs
+from gentletune.runs.plan import shared_out
 from gentletune.runs.run import train_held
 from gentletune.sweeps.plan import Trial
 
@@ -88,9 +90,14 @@ def settled(job: Job) -> RunRecord | None:
     An older one counts only where `train_held` finds it to be up to date: a file it was measured on may have changed.
     """
     record = read_record(job.run)
-    if record is None or Recipe.parse(record.recipe).result_fields() != job.trial.recipe.result_fields():
+    if record is None or _results(Recipe.parse(record.recipe)) != _results(job.trial.recipe):
         return None
     return record if (job.run / RECORD_FILE).stat().st_mtime >= job.begun else None
+
+
+def _results(recipe: Recipe) -> dict[str, Any]:
+    """What determines weights and scores, by whatever strategy `auto` came to."""
+    return {key: value for key, value in recipe.result_fields().items() if key != "strategy"}
 
 
 def _run(job: Job, shared: Shared, stage: Stage) -> RunRecord:
@@ -99,7 +106,8 @@ def _run(job: Job, shared: Shared, stage: Stage) -> RunRecord:
         return done
     try:
         with memory_errors("in this trial"):
-            return train_held(Inputs(job.trial.recipe, shared), job.run, _source(job), stage)
+            inputs = shared_out(Inputs(job.trial.recipe, shared), shared)
+            return train_held(inputs, job.run, _source(job), stage)
     except RunDirectoryError:
         raise
     except RunFailedError as error:

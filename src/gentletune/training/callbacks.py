@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from gentletune.lm.adapters import rounded_away
 
 
 def progress_bar(console: Console) -> Progress:
@@ -107,6 +110,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 break
     return lines
+
+
+def figures_of(trainer: Any, metrics: Path) -> dict[str, float]:
+    """What a record says of a training that has ended, by its trainer and the lines of its log."""
+    lines = [line for line in read_metrics(metrics) if "nll" in line]
+    figures = {"steps": float(trainer.state.global_step), "update_norm": trainer.update_norm()}
+    if (share := rounded_away(trainer.model)) is not None:
+        figures["merge_rounding"] = share
+    if lines:
+        figures |= {"first_nll": lines[0]["nll"], "last_nll": lines[-1]["nll"]}
+        figures["label_tokens"] = sum(line["label_tokens"] for line in lines)
+    if timed := [line for line in lines if line.get("tokens_per_second")]:
+        tokens, seconds = (sum(values) for values in zip(*map(_work, timed), strict=True))
+        figures["tokens_per_second"] = tokens / seconds
+        figures["peak_memory_gib"] = max(line["peak_memory_gib"] for line in timed)
+    if known := [(line["mfu"], _work(line)[1]) for line in timed if "mfu" in line]:
+        figures["mfu"] = sum(mfu * spent for mfu, spent in known) / sum(spent for _, spent in known)
+    if lost := [line["lost_updates"] for line in lines if "lost_updates" in line]:
+        figures["lost_updates"] = sum(lost) / len(lost)
+    if trainer.lost_updates is not None and trainer.optimizer is not None:
+        figures |= trainer.lost_updates.waiting(trainer.optimizer, figures["update_norm"])
+    return figures
+
+
+def _work(line: Mapping[str, float]) -> tuple[float, float]:
+    """Tokens and seconds of a line of metrics."""
+    return line["tokens"], line["tokens"] / line["tokens_per_second"]
 
 
 def _finite(value: Any) -> bool:

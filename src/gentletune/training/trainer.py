@@ -23,7 +23,6 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import Schedule
 from gentletune.data import Encoded
-from gentletune.lm.adapters import rounded_away
 from gentletune.lm.base_weights import base_weights
 from gentletune.lm.device import give_back_memory
 from gentletune.lm.model_files import quiet
@@ -34,7 +33,7 @@ from gentletune.methods.token_weights.talr import talr
 from gentletune.training.anchor import Lookup, ReplayRows
 from gentletune.training.arguments import CHECKPOINTS, optimizer_rate, rate_in_words, training_arguments
 from gentletune.training.attention import at_own, attending
-from gentletune.training.callbacks import MetricsCallback, ProgressCallback, read_metrics
+from gentletune.training.callbacks import MetricsCallback, ProgressCallback, figures_of
 from gentletune.training.control.average import Average
 from gentletune.training.control.rate import RateControl, Steer, started
 from gentletune.training.early_stop import StopEarly
@@ -331,7 +330,8 @@ def fit(
                 stop.give_best()
             if average is not None:
                 average.give(trainer.model)
-            figures = _figures(trainer, run) | (stop.figures() if stop else {}) | (rate.figures() if rate else {})
+            figures = figures_of(trainer, run / METRICS_FILE)
+            figures |= (stop.figures() if stop else {}) | (rate.figures() if rate else {})
             if (used := optimizer_rate(recipe, method)) != recipe.learning_rate:
                 figures["optimizer_rate"] = used
             if plain is not None:
@@ -387,29 +387,3 @@ def last_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run. Checkpoints are renamed into place whole, so the newest is good."""
     found = {int(m[1]): p for p in (run / CHECKPOINTS).glob("checkpoint-*") if (m := re.search(r"-(\d+)$", p.name))}
     return found[max(found)] if found else None
-
-
-def _figures(trainer: GentleTrainer, run: Path) -> dict[str, float]:
-    lines = [line for line in read_metrics(run / METRICS_FILE) if "nll" in line]
-    figures = {"steps": float(trainer.state.global_step), "update_norm": trainer.update_norm()}
-    if (share := rounded_away(trainer.model)) is not None:
-        figures["merge_rounding"] = share
-    if lines:
-        figures |= {"first_nll": lines[0]["nll"], "last_nll": lines[-1]["nll"]}
-        figures["label_tokens"] = sum(line["label_tokens"] for line in lines)
-    if timed := [line for line in lines if line.get("tokens_per_second")]:
-        tokens, seconds = (sum(values) for values in zip(*map(_work, timed), strict=True))
-        figures["tokens_per_second"] = tokens / seconds
-        figures["peak_memory_gib"] = max(line["peak_memory_gib"] for line in timed)
-    if known := [(line["mfu"], _work(line)[1]) for line in timed if "mfu" in line]:
-        figures["mfu"] = sum(mfu * spent for mfu, spent in known) / sum(spent for _, spent in known)
-    if lost := [line["lost_updates"] for line in lines if "lost_updates" in line]:
-        figures["lost_updates"] = sum(lost) / len(lost)
-    if trainer.lost_updates is not None and trainer.optimizer is not None:
-        figures |= trainer.lost_updates.waiting(trainer.optimizer, figures["update_norm"])
-    return figures
-
-
-def _work(line: Mapping[str, float]) -> tuple[float, float]:
-    """Tokens and seconds of a line of metrics."""
-    return line["tokens"], line["tokens"] / line["tokens_per_second"]

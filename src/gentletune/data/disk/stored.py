@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -21,7 +22,23 @@ T = TypeVar("T")
 _BATCH = 500
 
 
-class Column(Sequence[T]):
+class _OneByOne(Sequence[T]):
+    """A sequence whose values are got one at a time; a slice of it is a list."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._at(i) for i in range(*index.indices(len(self)))]
+        return self._at(index)
+
+    @abstractmethod
+    def _at(self, index: int) -> T: ...
+
+
+class Column(_OneByOne[T]):
     """A column of an Arrow file, one value read when it is asked for; `decode` makes it of the text there.
 
     `key` names what is in it, by content.
@@ -37,13 +54,7 @@ class Column(Sequence[T]):
         """What stands in the file."""
         return self._chunks[index].as_py()
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _at(self, index: int) -> T:
         return self._made(self.text(index))
 
     def __iter__(self) -> Iterator[T]:
@@ -55,7 +66,7 @@ class Column(Sequence[T]):
         return found
 
 
-class Drawn(Sequence[T]):
+class Drawn(_OneByOne[T]):
     """Values of several sequences, in any order: `places` count through the sequences, one behind the other."""
 
     def __init__(self, parts: Sequence[Sequence[T]], places: Sequence[int]) -> None:
@@ -76,13 +87,7 @@ class Drawn(Sequence[T]):
         part, place = self._find(index)
         return row_text(part, place)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _at(self, index: int) -> T:
         part, place = self._find(index)
         return part[place]
 
@@ -149,10 +154,10 @@ def once_on_disk(kind: str, key: str, read: Callable[[Path], T | None], make: Ca
         if (known := read(place)) is None:
             with suppress(UserError):
                 stack.enter_context(locked(cache_root() / "locks" / f"{kind}-{key[:16]}"))
+                for scrap in place.parent.glob(f".{place.name}.*"):  # whoever is at work here holds the lock
+                    shutil.rmtree(scrap, ignore_errors=True)
             known = read(place)
         if known is None:
-            for scrap in place.parent.glob(f".{place.name}.*"):  # of a process that was killed at the same
-                shutil.rmtree(scrap, ignore_errors=True)
             with whole_directory(place) as scratch:
                 make(scratch)
             known = read(place)
