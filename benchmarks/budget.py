@@ -149,7 +149,7 @@ def best_fixed(rows: list[dict[str, Any]], row: dict[str, Any], budget: float) -
 def show(rows: list[dict[str, Any]]) -> None:
     """Whether the budget is kept, and the domain beside the best fixed rate, as Markdown."""
     columns = (
-        "part", "way", "runs", "failed", "`kl` within", "`kl_sampled` within", "mean `kl` / budget", "seconds more",
+        "part", "way", "runs", "failed", "`kl` within", "`kl_sampled` within", "mean `kl` / budget",
         "domain, points more than the best fixed rate",
     )  # fmt: skip
     print("| " + " | ".join(columns) + " |")
@@ -163,22 +163,10 @@ def show(rows: list[dict[str, Any]]) -> None:
         done = [row for row in mine if row["status"] == "complete"]
         used = mean([row["kl"]["value"] / row["budget"] for row in done])
         kept = [within(done, key) for key in ("kl", "kl_sampled")]
-        cells = (part, way, len(mine), len(mine) - len(done), *kept, f"{used:.2f}", f"{extra(rows, done):.1f}")
+        cells = (part, way, len(mine), len(mine) - len(done), *kept, f"{used:.2f}")
         print("| " + " | ".join(map(str, (*cells, gain(rows, mine)))) + " |")
     for part in sorted({row["part"] for row in rows}):
         against(part, rows)
-
-
-def extra(rows: list[dict[str, Any]], done: list[dict[str, Any]]) -> float:
-    """Mean seconds of training and merging beyond the plain run at the same rate."""
-    plain = {
-        name(row): row["timings"]["train"] for row in rows if row["way"] == "fixed" and row["status"] == "complete"
-    }
-    spent = []
-    for row in done:
-        if (before := plain.get(name(row, "fixed"))) is not None:  # of `auto` it is the merge alone
-            spent.append(row["timings"]["train"] - (0.0 if row["way"] == "auto" else before))
-    return mean(spent)
 
 
 def gain(rows: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str:

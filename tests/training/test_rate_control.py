@@ -90,9 +90,6 @@ def test_the_rate_shrinks_so_that_training_stays_near_four_budgets(tokenizer: An
     logged = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
     assert max(logged) > 2
     assert logged == pytest.approx({step: watch.rates[step] for step in logged})
-    logged = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
-    assert max(logged) > 2
-    assert logged == pytest.approx({step: watch.rates[step] for step in logged})
     assert kept.figures["rate_factor"] < 0.9
 
 
@@ -163,8 +160,8 @@ def test_a_resumed_training_has_the_same_rates(more: str, tokenizer: Any, tmp_pa
 def test_a_run_on_the_lab_keeps_its_budget_on_other_prompts_and_uses_most_of_it(tmp_path: Path) -> None:
     recipe = Recipe(
         model="lab", data="lab(hard=1)", method="trust_region(budget=0.05, looks=8)", lr=8e-3, train_rows=320,
-        max_steps=40, batch_size=16, precision="fp32", test_rows=30, tasks=(), general_prompts=300, general_tokens=32,
-        probe_every=0, output=str(tmp_path / "run"),
+        max_steps=40, batch_size=16, precision="fp32", test_rows=8, domain_tokens=48, tasks=(), general_prompts=300,
+        general_tokens=32, probe_every=0, output=str(tmp_path / "run"),
     )  # fmt: skip
     record = train(recipe)
     assert record.training["rate_factor"] < 0.8

@@ -26,7 +26,7 @@ class RateControl(ProbeCallback, ExportableState):
 
     The ceiling begins at the recipe's rate. Within four budgets it rises by √(4·budget/KL), a quarter at the most.
     Beyond them it comes down by that from the rate in force, to half at the least, and the update is cut back to the
-    share (4·budget/KL)^¼, since KL grows with the fourth power of it and more. The looks come evenly, and before the
+    share (4·budget/KL)^¼, as KL grows about with the fourth power of it. The looks come evenly, and before the
     first of them after 1, 2, 4, … steps. The ceiling goes into each checkpoint, so a resumed training goes on under it.
 
     `start` is what is trained, by name, as it was before training.
