@@ -29,10 +29,10 @@ def mean(values: dict[int, float]) -> Change | None:
 
 
 def told(change: Change | None) -> str:
-    """A mean with its interval, which seeds that agree to the last digit do not have."""
+    """A mean with its interval, which seeds that agree do not have."""
     if change is None:
         return "–"
-    if change.low is None and change.seeds > 1:
+    if change.seeds > 1 and (change.stderr or 0.0) < 1e-9:
         return f"{number(change.value)} in each seed"
     return with_interval(change).replace("+", "")
 

@@ -108,11 +108,11 @@ def at_gain(frame: pd.DataFrame, gain: float) -> dict[tuple[float, int], float]:
     return found
 
 
-def gain_table(frame: pd.DataFrame, targets: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """The rise at half of the target's gain, by rate, and the largest rate against the smallest."""
+def gain_table(frame: pd.DataFrame, targets: dict[str, dict[str, Any]], share: float = 0.5) -> pd.DataFrame:
+    """The rise at a share of the target's gain, by rate, and the largest rate against the smallest."""
     lines, changes = [], []
     for name, mine in frame.groupby("condition", sort=False):
-        gain, seeds = targets[name]["gain"] / 2, set(mine["seed"])
+        gain, seeds = share * targets[name]["gain"], set(mine["seed"])
         found = at_gain(mine, gain) if gain > 0 else {}
         rates = [lr for lr in sorted(set(mine["rate"])) if all((lr, seed) in found for seed in seeds)]
         values = {lr: {int(seed): found[lr, seed] for seed in seeds} for lr in rates}
@@ -129,15 +129,19 @@ def gain_table(frame: pd.DataFrame, targets: dict[str, dict[str, Any]]) -> pd.Da
 # ------------------------------------------------------------------------------------------ safe ranges
 
 
-def ranges(frame: pd.DataFrame) -> dict[str, dict[str, dict[int, tuple[float, bool]]]]:
-    """Where the rise first exceeds the budget, by condition, place and seed, and whether it never did."""
-    found: dict[str, dict[str, dict[int, tuple[float, bool]]]] = {}
+def ranges(frame: pd.DataFrame) -> dict[str, dict[str, dict[int, tuple[float, str]]]]:
+    """Where the rise first exceeds the budget, by condition, place and seed.
+
+    It is marked > where it never does, and ~ where the first point does: then it lies on the line from the base model.
+    """
+    found: dict[str, dict[str, dict[int, tuple[float, str]]]] = {}
     for (name, seed), mine in frame.groupby(["condition", "seed"], sort=False):
         ends = mine[mine["step"] == mine.groupby("rate")["step"].transform("max")]
         ways = {"rate": (ends, "rate"), "λ̂ general": (mine, "lambda_general"), "λ̂ domain": (mine, "lambda_domain")}
         for place, (rows, column) in ways.items():
             edge = safe_edge(zip(rows[column], rows["rise"], rows["gain"], strict=True), BUDGET)
-            found.setdefault(str(name), {}).setdefault(place, {})[int(seed)] = (edge.at, edge.open)
+            mark = "> " if edge.open else "~ " if edge.at < rows.loc[rows[column] > 0, column].min() else ""
+            found.setdefault(str(name), {}).setdefault(place, {})[int(seed)] = (edge.at, mark)
     return found
 
 
@@ -148,8 +152,9 @@ def range_tables(frame: pd.DataFrame, targets: dict[str, dict[str, Any]]) -> tup
     for name, places in found.items():
         line = {"condition": name, "hard": f"{targets[name]['hard_share']:.0%}"}
         for place, seeds in places.items():
-            mark = "> " if any(left for _, left in seeds.values()) else ""
-            line[place] = mark + told(mean({seed: at for seed, (at, _) in seeds.items()}))
+            line[place] = max(mark for _, mark in seeds.values()) + told(
+                mean({seed: at for seed, (at, _) in seeds.items()})
+            )
         line["λ, the tilt's own"] = number(targets[name]["safe_tilt"])
         line["λ, guaranteed"] = number(targets[name]["safe_guaranteed"])
         lines.append(line)
@@ -170,6 +175,29 @@ def range_tables(frame: pd.DataFrame, targets: dict[str, dict[str, Any]]) -> tup
             pairs.append({"place": place, "fewer hard": "few", "more hard": "heart (ten times the labels)",
                           "difference": with_interval(change), "fewer hard tokens": "–"})  # fmt: skip
     return pd.DataFrame(lines), pd.DataFrame(pairs)
+
+
+def rise_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rise at the end of each rate: that with more hard tokens over that with fewer, which needs no line drawn."""
+    ends = frame[frame["step"] == frame["step"].max()].set_index(["condition", "rate", "seed"])["rise"]
+    lines = []
+    for few, many in (*PAIRS, ("heart", "few")):
+        if not {few, many} <= set(frame["condition"]):
+            continue
+        line = {
+            "fewer hard": few,
+            "more hard": f"{many} (equally hard, a tenth of the labels)" if many == "few" else many,
+        }
+        for lr in sorted(set(frame["rate"])):
+            logs = [{int(k): float(np.log(v)) for k, v in ends[name, lr].items() if v > 0} for name in (many, few)]
+            change = (
+                compare(measured(logs[0]), measured(logs[1])) if logs[0].keys() == logs[1].keys() != set() else None
+            )
+            line[rate(lr)] = "–" if change is None or change.low is None or change.high is None else (
+                "{:.2f} [{:.2f}, {:.2f}]".format(*np.exp([change.value, change.low, change.high]))
+            )  # fmt: skip
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 # ------------------------------------------------------------------------------------------ what is written
@@ -199,7 +227,9 @@ def show(files: Sequence[dict[str, Any]], targets: dict[str, dict[str, Any]], wo
     parts = {
         "Targets": target_table(targets), "How far a tilt": fit_table(frame), "Bounds": bound_table(frame),
         "Rise at a fixed gain": gain_table(frame, targets), "Safe ranges": reached, "Safe ranges compared": pairs,
-        "Shape of token losses": shaped,
+        "Shape of token losses": shaped, "Added after the plan: the rise at nine tenths of the target's gain":
+        gain_table(frame, targets, 0.9), "Added after the plan: the rise at the end of a run, how many times as large":
+        rise_table(frame),
     }  # fmt: skip
     text = "\n\n".join(f"## {title}\n\n{_markdown(part)}" for title, part in parts.items())
     first, seconds = next(iter(targets.values())), sum(file["seconds"] for file in files)
@@ -264,6 +294,7 @@ def _safe(axes: Axes, frame: pd.DataFrame, targets: dict[str, dict[str, Any]]) -
             axes.plot([change.low, change.high], [place] * 2, color=f"C{place}", lw=1.5)
     axes.set_yticks(range(len(targets)), [f"{name} ({t['hard_share']:.0%} hard)" for name, t in targets.items()])
     axes.invert_yaxis()
+    axes.set_xscale("log")
     dress(axes, title=f"Largest rate with a rise of at most {BUDGET:g} bits", x="learning rate")
 
 
