@@ -1,135 +1,331 @@
-"""The advisor's learning rate against the one a finished sweep chose, and the time of each.
+"""The score card of `gentletune advise`: its proposal beside a full sweep, for many pairs of a base model and a domain.
 
-    python benchmarks/advisor.py STUDY [-c recipe.yaml] [--domain KEY --general KEY] [--candidates grid] [--json PATH]
+    python benchmarks/advisor.py --runs RUNS --base lab --base lab-1=DIR --base lab-small=DIR --json CARD.json
+    python benchmarks/advisor.py --study DIR --json CARD.json
 
-STUDY is a study directory with finished records. The recipe is that of its first complete run, unless one is given. The
-sweep's choice is `report.recommend`'s over all its runs, and over its plain runs alone: the advisor proposes
-the rate of plain training first. Distances are in steps of the sweep's own grid of rates.
+A pair is a base model and one of CONDITIONS; its sweep is `gentletune compare` with plain SFT, in
+RUNS/adv-BASE-CONDITION. Missing sweeps are run, missing proposals made, and what there is is kept: run it again and it
+goes on. `--study` adds any finished study, whose recipe is then that of its first complete run. `--pairs` picks the
+development or the held-out ones (`docs/results/advisor.md` says what each may be used for), `--again` makes their
+proposals anew.
+
+Seconds are those of the processor, after the imports, of the sweep's process and of a process that only advises, with
+an empty cache; of a `--study` those that its records tell, by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
+import resource
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gentletune import Recipe, UserError, load_recipe, load_records
-from gentletune.advice import Proposal, advise
-from gentletune.advice.method import base_method
+from harness import machine
+from scipy.stats import binomtest
+
+from gentletune import Recipe, UserError, load_records
+from gentletune.advice import advise
 from gentletune.core.records import RunRecord, write_json_atomic
 from gentletune.lm.device import settle_memory
-from gentletune.reporting import recommend
-from gentletune.reporting.axes import both_axes
+from gentletune.reporting.axes import both_axes, overlapping
+from gentletune.reporting.choice import Choice, oriented
+from gentletune.reporting.recommend import default_margin
+from gentletune.reporting.settings import settings_of
 
-# What a record's recipe has of its own run, and an advisor must not know.
-_OF_THE_RUN = ("output", "learning_rate", "method")
+RATES, SEEDS = (2.5e-4, 5e-4, 1e-3, 1.5e-3, 3e-3, 6e-3, 1e-2), (0, 1)
+# The set that a condition is of, chosen before any result, and how it differs from the ready study of the lab.
+CONDITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "default": ("development", ("--data", "lab")),
+    "label": ("development", ("--data", "lab", "--no-cot")),
+    "wrong": ("development", ("--data", "lab(wrong=0.3)")),
+    "long": ("development", ("--data", "lab", "--max-steps", "200")),
+    "hard": ("held out", ("--data", "lab(hard=1)")),
+    "easy": ("held out", ("--data", "lab(hard=0)")),
+    "noise": ("held out", ("--data", "lab(noise=0.3)")),
+    "formulas": ("held out", ("--data", "lab(formulas=5)")),
+    "epochs": ("held out", ("--data", "lab", "--train-rows", "80")),
+    "short": ("held out", ("--data", "lab", "--max-steps", "50")),
+    "batch": ("held out", ("--data", "lab", "--batch-size", "8")),
+}
+SHARE = 0.1  # of the sweep's seconds
+_OF_THE_RUN = ("output", "learning_rate", "method", "seed")  # what an advisor must not know
 
 
-def grid_steps(grid: Sequence[float], proposed: float, chosen: float) -> float:
-    """How many steps of the grid lie from the chosen rate (on it) to the proposed one, parts of a step counted.
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
-    >>> grid_steps([1e-5, 1e-4, 1e-3], 1e-5, 1e-3), round(grid_steps([1e-5, 1e-4], 3e-5, 1e-4), 2)
-    (-2.0, -0.52)
+
+# --- judging a proposal
+
+
+def place(grid: Sequence[float], rate: float) -> float:
+    """Where a rate lies on an ascending grid, in steps from its first, parts of a step by the logarithm.
+
+    >>> place([1e-5, 1e-4, 1e-3], 1e-4), round(place([1e-5, 1e-4], 3e-5), 2), round(place([1e-5, 1e-4], 1e-6), 2)
+    (1.0, 0.48, -1.0)
     """
-
-    def place(rate: float) -> float:
-        ordered = sorted(grid)
-        i = min(max(sum(r <= rate for r in ordered) - 1, 0), max(len(ordered) - 2, 0))
-        if len(ordered) < 2:
-            return 0.0
-        return i + math.log(rate / ordered[i]) / math.log(ordered[i + 1] / ordered[i])
-
-    return place(proposed) - place(chosen)
+    if len(grid) < 2:
+        return 0.0
+    i = min(max(sum(r <= rate for r in grid) - 1, 0), len(grid) - 2)
+    return i + math.log(rate / grid[i]) / math.log(grid[i + 1] / grid[i])
 
 
-def sweep_seconds(records: Sequence[RunRecord]) -> float:
-    """Seconds of training and measuring in the records; runs that share a training count it once, by its time."""
-    trained = {(r.learning_rate, r.seed, r.label.partition("+wise_ft")[0], r.timings.get("train")): r for r in records}
-    training = math.fsum(r.timings.get("train", 0.0) for r in trained.values())
-    return training + math.fsum(r.timings.get("evaluate", 0.0) + r.timings.get("base", 0.0) for r in records)
+def between(values: Sequence[Any], where: float) -> Any:
+    """Linear between two values of the grid, constant beyond it: numbers, or tuples of numbers."""
+    i = min(max(math.floor(where), 0), max(len(values) - 2, 0))
+    part = min(max(where - i, 0.0), 1.0) if len(values) > 1 else 0.0
+    low, high = values[i], values[min(i + 1, len(values) - 1)]
+    if isinstance(low, tuple):
+        return tuple(a + part * (b - a) for a, b in zip(low, high, strict=True))
+    return low + part * (high - low)
 
 
-def compare(records: Sequence[RunRecord], found: Proposal, options: argparse.Namespace) -> dict[str, Any]:
-    """The proposal beside what the sweep chose among all runs and among plain ones."""
-    base = base_method(found.method)
-    plain = [r for r in records if r.label == base]
-    domain, general = both_axes(records, options.domain, options.general)
-    took = sweep_seconds(records)
-    row: dict[str, Any] = {
-        "proposal": found.as_dict(),
-        "domain": domain.key if domain else None,
-        "general": general.key if general else None,
-        "sweep_seconds": took,
-        "share_of_sweep": found.seconds / took if took else None,
+def judge(records: Sequence[RunRecord], rate: float, method: str) -> dict[str, Any]:
+    """The rate beside the sweep's choice among the plain runs: grid steps off, true general loss, domain gain lost.
+
+    The interval of the loss is that of a setting by itself, linear between two rates as the loss is: too wide rather
+    than too narrow.
+    """
+    domain, general = both_axes(records, None, None)
+    if domain is None or general is None:
+        raise UserError("the study has no complete run with both a domain and a general score")
+    settings = sorted(settings_of(records, domain, general), key=lambda s: s.learning_rate)
+    settings = [s for s in settings if s.label == method]
+    blind = set(general.sources) <= set(overlapping(records))
+    choice = Choice(records, domain, general, settings, default_margin(general), blind)
+    grid = [s.learning_rate for s in settings]
+    losses = [_loss(choice, i) for i in range(len(grid))]
+    gains = [oriented(domain, change)[0] if (change := choice.gains[i]) else 0.0 for i in range(len(grid))]
+    where = place(grid, rate)
+    loss = between(losses, where)
+    found: dict[str, Any] = {
+        "grid": grid,
+        "gains": gains,
+        "losses": [value for value, _, _ in losses],
+        "margin": choice.margin,
+        "advised": rate,
+        "loss": loss[0],
+        "loss_interval": loss[1:],
+        "harmful": loss[0] > 2 * choice.margin,
+        "gain": between(gains, where),
+        "chosen": None,
+        "steps_off": None,
+        "gain_lost": None,
     }
-    for name, runs in (("all", list(records)), ("plain", plain)):
-        advice = recommend(runs, margin=options.margin, domain=options.domain, general=options.general)
-        chosen = runs[advice.safe.index] if advice.safe else None
-        grid = sorted({r.learning_rate for r in runs if r.status == "complete"})
-        steps = grid_steps(grid, found.learning_rate, chosen.learning_rate) if chosen else None
-        row[name] = {
-            "grid": grid,
-            "chosen": chosen and {"label": chosen.label, "learning_rate": chosen.learning_rate, "seed": chosen.seed},
-            "reason": advice.reason,
-            "grid_steps": steps,
-            "within_one": None if steps is None else abs(steps) <= 1 + 1e-9,
-            "same_method": chosen and chosen.label == found.method,
+    if choice.safe is not None:
+        chosen = grid[choice.safe]
+        found |= {
+            "chosen": chosen,
+            "claim": choice.claims[choice.safe],
+            "steps_off": where - place(grid, chosen),
+            "gain_lost": gains[choice.safe] - found["gain"],
         }
-    return row
+    return found
 
 
-def recipe_of(records: Sequence[RunRecord], path: Path | None, method: str) -> Recipe:
-    """The recipe given, or that of the first complete run, with plain training for its method."""
-    if path is not None:
-        return load_recipe(path, {"output": None})
+def _loss(choice: Choice, i: int) -> tuple[float, float, float]:
+    """General loss of a setting with the ends of its 95 % interval, larger is worse."""
+    change = choice.cost(i)
+    if change is None:
+        return math.nan, math.nan, math.nan
+    value, low, high = oriented(choice.general, change)
+    return -value, -high, -low
+
+
+# --- making what is missing
+
+
+def processor(run: Callable[[], object]) -> float:
+    """Processor seconds of the child processes that `run` waits for."""
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = spent()
+    run()
+    return spent() - before
+
+
+def sweep(base: str, condition: str, folder: Path) -> None:
+    """The pair's runs in `folder`; their processor seconds are added up in `processor.json` there."""
+    command = [sys.executable, "-m", "gentletune", "compare", *CONDITIONS[condition][1], "--model", base]
+    command += ["--methods", "sft", "--rates", ",".join(f"{r:g}" for r in RATES)]
+    command += ["--seeds", ",".join(map(str, SEEDS)), "--output", str(folder)]
+    seconds = processor(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+    before = read_json(path)["seconds"] if (path := folder / "processor.json").exists() else 0.0
+    write_json_atomic(path, {"seconds": before + seconds})
+
+
+def recipe_of(records: Sequence[RunRecord]) -> Recipe:
+    """The recipe of the first complete run, with plain training for its method."""
     done = [r for r in records if r.status == "complete"]
     if not done:
-        raise UserError("the study has no complete run; let it finish, or give a recipe with -c")
+        raise UserError("the study has no complete run; let it finish")
     fields = {key: value for key, value in done[0].recipe.items() if key not in _OF_THE_RUN}
-    return Recipe.parse({**fields, "method": method})
+    return Recipe.parse({**fields, "method": "sft"})
+
+
+def propose(folder: Path, runs: int) -> dict[str, Any]:
+    """The proposal of a process of its own, for the recipe of the study in `folder`, a sweep of so many runs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "proposal.json"
+        spec = json.dumps({"folder": str(folder.resolve()), "runs": runs, "out": str(out)})
+        # Weights that a hub gave are no part of the time; what was computed of them is.
+        environment = os.environ | {"GENTLETUNE_CACHE": str(Path(scratch) / "cache")}
+        subprocess.run([sys.executable, "-X", "faulthandler", __file__, "--child", spec], check=True, env=environment)
+        answer: dict[str, Any] = read_json(out)
+        return answer
+
+
+def child(spec: dict[str, Any]) -> None:
+    """The process that only advises."""
+    settle_memory()
+    recipe = recipe_of(load_records([Path(spec["folder"])]))
+    start, begun = time.process_time(), time.perf_counter()
+    try:
+        found = advise(recipe, sweep_runs=spec["runs"]).as_dict()
+    except UserError as error:
+        found = {"refused": str(error)}
+    seconds = {"start": start, "processor": time.process_time() - start, "clock": time.perf_counter() - begun}
+    write_json_atomic(Path(spec["out"]), {"proposal": found, "seconds": seconds})
+
+
+def sweep_seconds(records: Sequence[RunRecord], folder: Path, start: float) -> tuple[float, str]:
+    """Seconds of the sweep, and by which clock."""
+    if (path := folder / "processor.json").exists():
+        return float(read_json(path)["seconds"]) - start, "processor"
+    return math.fsum(math.fsum(r.timings.values()) for r in records), "clock"
+
+
+# --- the card
+
+
+def row(records: Sequence[RunRecord], folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """One line of the card."""
+    proposal, seconds = made["proposal"], made["seconds"]
+    total, clock = sweep_seconds(records, folder, seconds["start"])
+    spent = {"seconds": seconds[clock], "sweep_seconds": total, "share": seconds[clock] / total, "clock": clock}
+    if "refused" in proposal:
+        return {**spent, "refused": proposal["refused"]}
+    return {**judge(records, proposal["learning_rate"], "sft"), **spent, "method": proposal["method"]}
+
+
+def wilson(good: int, of: int) -> dict[str, Any]:
+    """Successes of n and their share with its 95 % interval."""
+    if not of:
+        return {"good": 0, "of": 0, "share": None, "interval": None}
+    interval = binomtest(good, of).proportion_ci(method="wilson")
+    return {"good": good, "of": of, "share": good / of, "interval": [float(interval.low), float(interval.high)]}
+
+
+def card(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The three criteria over some pairs; a refusal is neither close nor harmful."""
+    chosen = [r for r in rows if r.get("chosen") is not None or "refused" in r]
+    close = sum(r.get("steps_off") is not None and abs(r["steps_off"]) <= 1 + 1e-9 for r in chosen)
+    return {
+        "close": wilson(close, len(chosen)),
+        "harmless": wilson(sum(not r.get("harmful") for r in rows), len(rows)),
+        "cheap": wilson(sum(r["share"] <= SHARE for r in rows), len(rows)),
+        "without_choice": len(rows) - len(chosen),
+        "refused": sum("refused" in r for r in rows),
+        "methods": sorted({r["method"] for r in rows if "method" in r}),
+        "mean_gain_lost": _mean([r["gain_lost"] for r in rows if r.get("gain_lost") is not None]),
+        "mean_share": _mean([r["share"] for r in rows]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The pairs as Markdown."""
+    lines = ["| pair | sweep's choice | advised | steps off | general loss | domain gain (lost) | time |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    for name, r in rows.items():
+        if "refused" in r:
+            lines.append(f"| {name} | | refused | | | | {r['share']:.1%} |")
+            continue
+        low, high = r["loss_interval"]
+        choice, off = (f"{r['chosen']:g}", f"{r['steps_off']:+.2f}") if r["chosen"] is not None else ("none", "–")
+        lost = f" ({r['gain_lost']:+.3f})" if r["gain_lost"] is not None else ""
+        lines.append(
+            f"| {name} | {choice} | {r['advised']:g} | {off} | {r['loss']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            f"{' **harmful**' if r['harmful'] else ''} | {r['gain']:.3f}{lost} | {r['share']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def words(found: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    lines = []
+    for name in ("close", "harmless", "cheap"):
+        one = found[name]
+        if one["of"]:
+            low, high = one["interval"]
+            lines.append(
+                f"- {name}: {one['good']} of {one['of']} ({one['share']:.0%}; 95 % interval {low:.0%} to {high:.0%})"
+            )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("-c", "--config", type=Path)
-    parser.add_argument("--method", default="sft", help="what the probes train, where the recipe is the study's")
-    parser.add_argument("--domain", help="score of the domain axis")
-    parser.add_argument("--general", help="score of the general axis")
-    parser.add_argument("--margin", type=float, help="general skill that may be lost, for the sweep's choice")
-    parser.add_argument("--steps", type=int, help="optimiser steps of each probe")
-    parser.add_argument(
-        "--candidates", choices=("half-decades", "grid"), default="half-decades",
-        help="rates that may be proposed: the advisor's own, or the study's grid",
-    )  # fmt: skip
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/advisor"), help="directory of the pairs' sweeps")
+    parser.add_argument("--base", action="append", default=[], metavar="NAME[=MODEL]", help="base model, repeatable")
+    parser.add_argument("--study", action="append", default=[], type=Path, help="a finished study, repeatable")
+    parser.add_argument("--pairs", choices=("development", "held out"), help="only the pairs of this set")
+    parser.add_argument("--again", action="store_true", help="make the proposals of these pairs anew")
+    parser.add_argument("--run", action=argparse.BooleanOptionalAction, default=True, help="off: finished sweeps only")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    if "--child" in sys.argv:
+        child(json.loads(sys.argv[sys.argv.index("--child") + 1]))
+        return
     options = parser.parse_args()
-    settle_memory()
-    try:
-        records = load_records([options.study])
-        recipe = recipe_of(records, options.config, options.method)
-        grid = sorted({r.learning_rate for r in records}) if options.candidates == "grid" else None
-        say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-        found = advise(recipe, candidates=grid, steps=options.steps, sweep_runs=len(records), say=say)
-        row = compare(records, found, options)
-    except UserError as error:
-        sys.exit(f"advisor: {error}")
-    for line in found.reasons:
-        print(line)
-    for name in ("all", "plain"):
-        mine = row[name]
-        chosen = mine["chosen"]
-        what = f"{chosen['label']} at {chosen['learning_rate']:g}" if chosen else f"none ({mine['reason']})"
-        far = "" if chosen is None else f"; advisor {found.learning_rate:g}, {mine['grid_steps']:+.2f} grid steps"
-        print(f"sweep's choice, {name} runs: {what}{far}")
-    share = f"{row['share_of_sweep']:.1%}" if row["share_of_sweep"] else "unknown"
-    print(f"advisor {found.seconds:.0f} s, sweep {row['sweep_seconds']:.0f} s: {share}")
-    if options.json:
-        write_json_atomic(options.json, row)
+    bases = dict((*given.split("=", 1), given)[:2] for given in options.base)
+    pairs = [
+        (f"{name}-{condition}", kind, model, condition)
+        for kind in ("development", "held out") if options.pairs in (None, kind)
+        for name, model in bases.items()
+        for condition, (its, _) in CONDITIONS.items() if its == kind
+    ]  # fmt: skip
+    pairs += [(path.name, "other", "", "") for path in options.study]
+    folders = {path.name: path for path in options.study}
+    state: dict[str, Any] = read_json(options.json) if options.json.exists() else {"pairs": {}}
+    for name, kind, model, condition in pairs:
+        folder = folders.get(name, options.runs / f"adv-{name}")
+        if condition and not (folder / "compare.csv").exists():
+            if not options.run:
+                continue
+            sweep(model, condition, folder)
+        records = [r for r in load_records([folder]) if r.status == "complete"]
+        made = None if options.again else state["pairs"].get(name)
+        made = made or propose(folder, len(records))
+        state["pairs"][name] = {"set": kind, **{key: made[key] for key in ("proposal", "seconds")}}
+        state["pairs"][name]["row"] = row(records, folder, made)
+        write_json_atomic(options.json, state)
+        print(table({name: state["pairs"][name]["row"]}).splitlines()[-1], file=sys.stderr)
+    for kind in ("development", "held out", "other"):
+        rows = {name: pair["row"] for name, pair in state["pairs"].items() if pair["set"] == kind}
+        if rows:
+            found = card(list(rows.values()))
+            state.setdefault("cards", {})[kind] = found
+            print(f"\n{kind}:\n\n{words(found)}\n\n{table(rows)}")
+    write_json_atomic(options.json, {**machine(), **state})
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"advisor: {error}")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .points import point
 def tiny(model: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "model": str(model), "data": "clinic", "train_rows": 24, "max_steps": 40, "batch_size": 2, "test_rows": 8,
-        "general_prompts": 6, "general_tokens": 6, "precision": "fp32",
+        "general_prompts": 6, "general_tokens": 6, "precision": "fp32", "tasks": (),
     }  # fmt: skip
     return Recipe.parse(fields | changes)
 
@@ -35,33 +35,49 @@ def proposal(tiny_dir: Path) -> Proposal:
 
 
 def test_the_curve_it_was_read_from(proposal: Proposal) -> None:
-    sft = [p for p in proposal.points if p.method == "sft"]
-    assert [(p.learning_rate, p.steps) for p in sft] == [(r, k) for r in (1e-4, 1e-3, 1e-2) for k in (3, 6)]
-    assert [p.method for p in proposal.points if p.method != "sft"] == ["talr", "talr"]
-    ends = {p.learning_rate: p for p in sft}
-    assert ends[1e-4].gain.value < ends[1e-3].gain.value < ends[1e-2].gain.value
-    for p in sft:
+    assert [(p.method, p.learning_rate, p.steps) for p in proposal.points] == [
+        ("sft", rate, 6) for rate in (1e-4, 1e-3, 1e-2)
+    ]
+    gains = [p.gain.value for p in proposal.points]
+    assert gains == sorted(gains)
+    for p in proposal.points:
         assert p.gain.stderr is not None
         assert p.kl.stderr is not None
+        assert p.general is None  # no general task
         assert math.fsum(p.gain.items) / p.gain.n == pytest.approx(p.gain.value)
-    # A warm-up of one step does not move.
-    assert ends[1e-3].movement == pytest.approx(5e-3)
 
 
 def test_the_proposal_is_one_of_the_forecasts_and_says_why(proposal: Proposal) -> None:
     assert proposal.learning_rate in [f.learning_rate for f in proposal.forecasts]
     assert proposal.learning_rate <= 1e-2
     assert proposal.reasons[0].startswith(f"Learning rate {proposal.learning_rate:g}: ")
+    assert "KL from base in bits per token, as the recipe has no general task" in proposal.reasons[1]
+    assert (proposal.general, proposal.margin) == (None, 0.05)
     assert proposal.full_steps == 40
     assert proposal.seconds > 0
     assert 0 < proposal.share_of_sweep < math.inf
     json.dumps(proposal.as_dict(), allow_nan=False)
 
 
-def test_an_untrained_model_finds_all_tokens_hard_and_gets_plain_sft(proposal: Proposal) -> None:
-    assert proposal.hard_share > 0.9
-    if proposal.method != "sft":  # only a probe that shows it may speak for TALR here
-        assert "significantly more" in proposal.reasons[-1]
+def test_general_loss_is_measured_where_the_recipe_has_tasks() -> None:
+    recipe = Recipe.parse({
+        "model": "lab", "data": "lab", "train_rows": 200, "max_steps": 100, "batch_size": 16, "precision": "fp32",
+        "tasks": ["lab_add", "lab_largest", "lab_reverse"], "general_rows": 100, "general_prompts": 9,
+        "general_tokens": 24, "limit": 20,
+    })  # fmt: skip
+    found = advise(recipe, rates=[5e-4, 2e-2], steps=8, candidates=[5e-4, 2e-2])
+    assert found.general is not None
+    assert found.general.details["tasks"] == ["lab_largest", "lab_reverse"]  # lab_add is trained by the domain
+    assert found.general.n == 40
+    gentle, rough = found.points
+    assert gentle.general is not None
+    assert rough.general is not None
+    assert found.general.value - gentle.general.value < 0.1
+    assert found.general.value - rough.general.value > 0.3
+    assert found.learning_rate == 5e-4
+    assert found.margin == 0.02
+    assert "mean accuracy over 2 of the recipe's tasks (40 questions)" in found.reasons[1]
+    assert "smallest rate that lost more than the margin was 0.02" in found.reasons[1]
 
 
 def test_the_same_seed_says_the_same_and_leaves_nothing_behind(
@@ -84,13 +100,14 @@ def test_a_rate_that_diverges_is_named_and_not_proposed(tiny_dir: Path) -> None:
         advise(tiny(tiny_dir, max_grad_norm=1e9), rates=[1e30], steps=3)
 
 
-def test_lora_is_probed_as_itself_and_at_larger_rates(tiny_dir: Path) -> None:
+def test_lora_is_probed_as_itself_and_at_larger_rates_and_talr_where_the_recipe_has_it(tiny_dir: Path) -> None:
     found = advise(tiny(tiny_dir, method="talr+lora(r=2)", max_steps=None, processes=2), steps=2)
     assert found.full_steps == 6  # 24 rows, two at a time in each of two processes
     assert {p.method for p in found.points} == {"lora(r=2)", "talr+lora(r=2)"}
     assert found.method in ("lora(r=2)", "talr+lora(r=2)")
+    assert "equal KL from base" in found.reasons[-1] or "nothing to compare" in found.reasons[-1]
     # 1e-3 at 32 hidden units, as of whole weights: the optimiser has ten times that.
-    assert min(p.learning_rate for p in found.points) == pytest.approx(1e-3)
+    assert found.points[0].learning_rate >= 1e-3
 
 
 def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -110,15 +127,16 @@ def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
 ) -> None:
     seen, proposal = trained_rows(monkeypatch), tmp_path / "proposal.json"
     call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--batch-size", "1"]
-    call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3"]
+    call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3", "--margin", "9"]
     assert run_cli(monkeypatch, *call, "--json", str(proposal)) == 0
-    assert seen == [36, 36]  # one plain probe, one with TALR
+    assert seen == [36]
     found = json.loads(proposal.read_text(encoding="utf-8"))
     assert found["probe_rows"] == 36
-    assert [p["steps"] for p in found["points"]] == [18, 36, 18, 36]
+    assert [p["steps"] for p in found["points"]] == [36]
+    assert found["margin"] == 9.0
     assert found["grid_ends"] == ["largest probe"]
     out = capfd.readouterr().out
-    assert "The grid ends here: the gain still rose at 0.001, the largest rate probed" in out
+    assert "The grid ends here: nothing above 0.001 was probed" in out
     assert "go on with --rates 0.001,0.003,0.01." in out
 
 
@@ -127,71 +145,75 @@ def test_where_there_are_fewer_rows_it_trains_on_all_that_are_not_held(
 ) -> None:
     seen = trained_rows(monkeypatch)
     found = advise(tiny(tiny_dir, train_rows=8), rates=[1e-3], steps=9)
-    assert seen == [6, 6]
+    assert seen == [6]
     assert found.probe_rows == 6
-    assert [p.steps for p in found.points if p.method == "sft"] == [5, 9]  # half way and at the end
-
-
-def test_a_long_run_gets_a_smaller_rate_than_the_usual_candidates(tiny_dir: Path) -> None:
-    found = advise(tiny(tiny_dir, max_steps=100_000), rates=[1e-3, 1e-2], steps=6)
-    rates = [f.learning_rate for f in found.forecasts]
-    assert min(rates) < found.learning_rate < 1e-4  # 1e-4 is a tenth of the prior rate, the smallest usual candidate
-    assert not next(f for f in found.forecasts if f.learning_rate == found.learning_rate).beyond
-    assert "smallest candidate" not in found.grid_ends
+    assert [p.steps for p in found.points] == [9]
 
 
 def test_given_candidates_are_kept_and_their_end_is_told(tiny_dir: Path) -> None:
-    found = advise(tiny(tiny_dir, max_steps=100_000), rates=[1e-3, 1e-2], candidates=[1e-4, 1e-3], steps=6)
-    assert found.learning_rate == 1e-4
-    assert "smallest candidate" in found.grid_ends
-    assert any("0.0001 is the smallest candidate" in reason for reason in found.reasons)
+    found = advise(tiny(tiny_dir), rates=[1e-3, 3e-2], candidates=[1e-3, 1e-2], margin=9.0, steps=6)
+    assert found.learning_rate == 1e-2
+    assert found.grid_ends == ("largest candidate",)
+    assert any("0.01 is the largest candidate" in reason for reason in found.reasons)
     with pytest.raises(UserError, match=r"all candidates lie above 0.01, .*; give smaller candidates"):
         advise(tiny(tiny_dir), rates=[1e-2], candidates=[3e-2], steps=2)
 
 
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], list[float]]:
+    """Probes of a model that is harmed above a rate and diverges from another on; the rates asked for."""
+
+    def probes(harmed_above: float, diverges: float) -> list[float]:
+        asked = list[float]()
+
+        def probe(_: Bench, method: str, rate: float, steps: int) -> ProbePoint | None:
+            asked.append(rate)
+            kl = min(1e-3 * (rate / 1e-4) ** 2, 0.04) if rate <= harmed_above else 5.0
+            gain = 1 + math.log10(rate / 1e-5)
+            return None if rate >= diverges else point(rate, gain, kl, steps=steps)
+
+        monkeypatch.setattr(Bench, "probe", probe)
+        return asked
+
+    return probes
+
+
 @pytest.mark.parametrize(
-    ("tops_out", "diverges", "probed", "ends"),
+    ("harmed_above", "diverges", "probed", "most"),
     [
-        (1e-2, math.inf, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], ()),
-        (3e-1, math.inf, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0], ()),
-        (1e1, math.inf, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0], ("largest probe",)),
-        (1e1, 3e-1, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1], ()),
+        (4e-3, math.inf, [3e-3, 1e-2, 5e-3], 3e-3),  # up, then between
+        (2e-4, math.inf, [3e-3, 1e-3, 3e-4, 1e-4, 1.5e-4], 2e-4),  # down, then between
+        (1e9, 2e-2, [3e-3, 1e-2, 3e-2, 1.5e-2], 2e-2),
+        (1e9, math.inf, [3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0], 1.0),  # no end in sight
+        (0.0, math.inf, [3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5], 1e-5),
     ],
 )
-def test_larger_rates_are_probed_while_the_best_is_the_largest(
+def test_probes_look_for_the_edge_of_harm(
     tiny_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tops_out: float,
+    made: Callable[[float, float], list[float]],
+    harmed_above: float,
     diverges: float,
     probed: list[float],
-    ends: tuple[str, ...],
+    most: float,
 ) -> None:
-    asked = list[float]()
-
-    def probe(_: Bench, method: str, rate: float, steps: int) -> list[ProbePoint] | None:
-        if method == "sft":
-            asked.append(rate)
-        gain = 1 + math.log10(min(rate, tops_out) / 1e-3)
-        return None if rate >= diverges else [point(rate, gain, 10 * rate, steps=steps, method=method)]
-
-    monkeypatch.setattr(Bench, "probe", probe)
+    asked = made(harmed_above, diverges)
     found = advise(tiny(tiny_dir))
-    assert asked == probed
-    assert found.grid_ends == ends
-    assert any("go on with --rates 1,3,10" in reason for reason in found.reasons) == bool(ends)
-    if diverges < math.inf:
-        assert any("0.3 was not stable" in reason for reason in found.reasons)
+    assert asked == pytest.approx(probed)
+    assert found.learning_rate <= most
+    assert found.safe == (harmed_above > 0)
+    if not found.safe:
+        assert "no rate is forecast to keep to the margin of 0.05" in found.reasons[0]
+        assert "replay" in found.reasons[0]
 
 
-def test_a_tight_budget_gets_a_smaller_rate_not_a_refusal(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def probe(_: Bench, method: str, rate: float, steps: int) -> list[ProbePoint]:
-        return [point(rate, 1 + math.log10(rate / 1e-3), 10 * rate, steps=steps, method=method)]
-
-    monkeypatch.setattr(Bench, "probe", probe)
-    found = advise(tiny(tiny_dir), steps=10, budget=1e-5)
-    # A run of 20 units moves by 20 times its rate.
-    assert found.learning_rate == 3e-7
-    assert found.grid_ends == ()
+def test_a_tight_budget_gets_a_smaller_rate_not_a_refusal(
+    tiny_dir: Path, made: Callable[[float, float], list[float]]
+) -> None:
+    made(1e9, math.inf)
+    free, tight = advise(tiny(tiny_dir), steps=10), advise(tiny(tiny_dir), steps=10, budget=5e-3)
+    assert tight.learning_rate < free.learning_rate
+    mine = next(f for f in tight.forecasts if f.learning_rate == tight.learning_rate)
+    assert mine.kl <= 5e-3
 
 
 @pytest.mark.parametrize(
@@ -202,6 +224,7 @@ def test_a_tight_budget_gets_a_smaller_rate_not_a_refusal(tiny_dir: Path, monkey
         ({"candidates": [math.nan]}, "candidates must be numbers above 0"),
         ({"steps": 1}, "steps must be 2 or more"),
         ({"budget": -1.0}, "budget must be a number of bits per token above 0"),
+        ({"margin": 0.0}, "margin must be a number above 0"),
         ({"sweep_runs": 0}, "sweep_runs must be 1 or more"),
     ],
 )

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import torch
 
 from gentletune.advice.curve import (
     Choice,
@@ -17,46 +14,49 @@ from gentletune.advice.curve import (
     Forecast,
     ProbePoint,
     choose,
-    half_decades,
-    nearest_half_decade,
+    nearest,
     prior_rate,
+    rates_between,
     stable_points,
-    unit_movement,
 )
-from gentletune.advice.method import FEW_HARD, HARD, advise_method, base_method, edge_at_equal_kl, talr_method
-from gentletune.advice.probes import Bench, split_rows
+from gentletune.advice.harm import Accuracy, Dose, FromBase, Harm
+from gentletune.advice.method import advise_method, base_method, edge_at_equal_kl, talr_method
+from gentletune.advice.probes import Bench, GeneralLook, split_rows
 from gentletune.advice.reasons import nothing_to_propose, rate_facts, told
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
+from gentletune.core.records import Score
 from gentletune.data import Encoded, encode_rows, load_data
 from gentletune.evaluation.measure import reference_answers
-from gentletune.lm.label_tokens import label_nll
 from gentletune.lm.loaded import Loaded
 from gentletune.methods import parse_method
 from gentletune.methods.parameters.peft import RATE_SCALE
+from gentletune.reporting.recommend import MARGIN_BITS, MARGIN_SHARE
 from gentletune.runs.inputs import processes_here
 from gentletune.training.packing import rows_to_draw
 
-FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)  # of the prior rate: probes move as far as full runs at smaller rates
-MORE_FACTORS = (300.0, 1000.0)  # probed too, one by one, where the best rate lies at the upper end of those
-_LOWER = 1e-4  # how far below the usual candidates to look where the best lies at their lower end: no probe needed
-STATISTICS_ROWS = 64  # training rows whose tokens are looked at
-HELD_ROWS, OWN_ANSWERS = 32, 64  # what a probe is measured on
+FIRST = 3.0  # times the prior rate: the first probe
+PROBES = 6  # at most
+CLOSE = 2.05  # the largest harmless and the smallest harmful probe are not to lie further apart, as a factor
+HELD_ROWS, OWN_ANSWERS, GENERAL_ITEMS = 32, 64, 128  # what a probe is measured on
 STEPS, LEAST_STEPS = 24, 6
 SWEEP_RUNS = 24  # six methods at four rates
-_SHARE = 0.06  # of the sweep's steps: looks and the base model's answers take the rest of a tenth
+_SHARE, _USUAL = 0.06, 4  # of the sweep's steps, in so many probes: looks and the base model's answers take as much
+_LOWER = 0.1  # of the smallest rate probed: the smallest that may be proposed
 
 
 @dataclass(frozen=True)
 class Proposal:
     """What to train with, why, and the curve it was read from.
 
-    `points` are the probes (bits per token, paired against the base model, errors by sequence), `forecasts` the
-    full runs they foretell, `diverged` the rates at which a probe was no longer finite. `grid_ends` are the ends of the
-    grid beyond which a rate may be better (`curve.Choice`); a reason then says what to do. `probe_rows` is how many
-    training rows the probes trained on, `hard_share` the share of training labels below p = 0.1 under the base
-    model. `seconds` is all the time taken, `share_of_sweep` that over the training time of a sweep of `sweep_runs` such
-    runs, at the probes' own seconds a step (its measuring not counted).
+    `points` are the probes (bits per token and accuracy, errors by item), `forecasts` the full runs they foretell,
+    `diverged` the rates at which a probe was no longer finite. `general` is the base model's accuracy on the items that
+    the probes were asked; None where the recipe has no such tasks, so that KL from base stands for general loss.
+    `margin` is the loss that may be overlooked, in accuracy or bits per token; `safe` whether the rate is forecast
+    to keep to it. `grid_ends` are the ends of the grid beyond which a rate may be better (`curve.Choice`).
+    `probe_rows` is how many training rows the probes trained on. `seconds` is all the time taken, `share_of_sweep` that
+    over the training time of a sweep of `sweep_runs` such runs, at the probes' own seconds a step (its measuring
+    not counted).
     """
 
     learning_rate: float
@@ -66,25 +66,28 @@ class Proposal:
     forecasts: tuple[Forecast, ...]
     diverged: tuple[float, ...]
     grid_ends: tuple[End, ...]
+    general: Score | None
+    margin: float
+    safe: bool
     probe_rows: int
-    hard_share: float
     full_steps: int
     sweep_runs: int
     seconds: float
     share_of_sweep: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON; of a point's scores, value and standard error."""
+        """Fit for JSON; of scores, value and standard error."""
 
         def flat(point: ProbePoint) -> dict[str, Any]:
-            scores = {"gain": point.gain, "kl": point.kl}
-            plain = {k: getattr(point, k) for k in ("method", "learning_rate", "steps", "movement")}
-            values = {k: s.value for k, s in scores.items()} | {f"{k}_stderr": s.stderr for k, s in scores.items()}
-            return plain | values
+            scores = {"gain": point.gain, "kl": point.kl, "general": point.general}
+            plain = {k: getattr(point, k) for k in ("method", "learning_rate", "steps")}
+            values = {k: s and s.value for k, s in scores.items()}
+            return plain | values | {f"{k}_stderr": s and s.stderr for k, s in scores.items()}
 
-        made = ("points", "forecasts")
+        made = ("points", "forecasts", "general")
         return {
             **{name: value for name, value in vars(self).items() if name not in made},
+            "general": self.general and self.general.value,
             "points": [flat(p) for p in self.points],
             "forecasts": [asdict(f) for f in self.forecasts],
         }
@@ -97,19 +100,22 @@ def advise(
     candidates: Sequence[float] | None = None,
     steps: int | None = None,
     budget: float | None = None,
+    margin: float | None = None,
     sweep_runs: int = SWEEP_RUNS,
     say: Callable[[str], None] = lambda _: None,
 ) -> Proposal:
     """Propose a learning rate and a method for the recipe's full training from short probes.
 
-    Plain training is probed at each of `rates` for `steps` steps, TALR once. Without `rates` they are five around
-    `prior_rate` (with LoRA, as the optimiser has it, around ten times that), and up to two larger ones where the best
-    lies at the upper end of those.
-    Probes train on `steps` batches of training rows (on all there are, again and again, where those are fewer) and are
-    measured on training rows apart from them; the held-out rows are never looked at. The rule is `curve.choose`'s: the
-    least KL from base among `candidates` (default: half decades, as far down as it takes) whose forecast gain is
-    as good as the best; `budget` is the most KL from base that may come of it, bits per token. By default `steps` are
-    from 6 to 24, so many that the probes, larger rates aside, take about 6 % of the steps of `sweep_runs` full runs.
+    Plain training is probed at each of `rates`; without them at a rate near `prior_rate`, and up or down from there
+    until one probe loses more than `margin` and one at half its rate or more does not. TALR is probed, once, only
+    where the recipe has it. Probes train on `steps` batches of training rows (on all there are, again and again, where
+    those are fewer) and are measured on training rows apart from them; the held-out rows are never looked at. General
+    loss is measured on some items of the recipe's general tasks, and by KL from base where it has none. By default
+    `steps` are from 6 to 24, so many that four probes take about 6 % of the steps of `sweep_runs` full runs.
+
+    The rule is `curve.choose`'s: of the `candidates` (default: round rates up to the largest probed) that are forecast
+    to keep to `margin` (default: 0.02 of accuracy, or 0.05 bits of KL from base per token) and to `budget`, the most
+    KL from base that may come of it, the smallest whose gain is as good as the best.
 
     Raises:
         UserError: bad input, fewer than 4 training rows, no rate at which a probe stayed finite or within budget.
@@ -118,7 +124,7 @@ def advise(
     0.0001
     """
     begun = time.perf_counter()
-    _check(rates, candidates, steps, budget, sweep_runs)
+    _check(rates, candidates, steps, budget, margin, sweep_runs)
     data, loaded = load_data(recipe), Loaded.of(recipe)
     where = f"{data.name}, training"
     rows = encode_rows(data.train, loaded.tokenizer, where=where, **loaded.encoding).rows
@@ -126,101 +132,115 @@ def advise(
     prior = prior_rate(int(loaded.config.get_text_config().hidden_size))
     if (how := parse_method(base).parameterisation).adapter:
         prior *= RATE_SCALE / how.rate_scale  # rates are the recipe's, and the optimiser's are so much larger
-    probed = sorted(rates or [nearest_half_decade(prior * f) for f in FACTORS])
     full = recipe.steps(rows_to_draw(recipe, rows), processes_here(recipe.processes))
-    count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / (len(probed) + 1))))
-    bench, hard_share = _bench(recipe, loaded, rows, count, say)
-    units = unit_movement(full, full, recipe.warmup, recipe.schedule) or 1.0  # one step may be all warm-up
-    search = _RateSearch(bench, base, count, units, min(prior / 10, *probed), candidates, budget, say)
-    choice = search.run(probed, () if rates else [nearest_half_decade(prior * f) for f in MORE_FACTORS])
-    stable = stable_points(search.points, search.diverged)
-    equal = _equal_rate(stable, choice, units)
-    say(f"probing {talr} at learning rate {equal:g} for {count} steps")
-    other = bench.probe(talr, equal, count)
-    edge = edge_at_equal_kl(other[-1], stable) if other else None
-    better, why = advise_method(hard_share, edge) if other else (False, "diverged")
-    facts = {"units": units, "steps": count, "full": full, "budget": budget}
+    count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / _USUAL)))
+    bench, general = _bench(recipe, loaded, rows, count, say)
+    margin = margin if margin is not None else MARGIN_BITS if general is None else MARGIN_SHARE
+    search = _Search(bench, base, count, general, margin, full / count, say)
+    if rates is None:
+        search.look_for_the_edge(nearest(prior * FIRST))
+    for rate in sorted(rates or ()):
+        search.probe(rate)
+    choice = search.choose(candidates, budget)
+    stable, other = stable_points(search.points, search.diverged), None
+    why, better, edge = "not asked", False, None
+    if talr is not None:
+        nearby = min(stable, key=lambda p: abs(math.log(p.learning_rate / choice.learning_rate)))
+        say(f"probing {talr} at learning rate {nearby.learning_rate:g} for {count} steps")
+        other = bench.probe(talr, nearby.learning_rate, count)
+        edge = edge_at_equal_kl(other, stable) if other else None
+        better, why = advise_method(edge) if other else (False, "diverged")
+    harmful = min((p.learning_rate for p in search.points if search.loss(p) > margin), default=None)
+    facts = {"steps": count, "harmful": harmful, "full": full, "budget": budget, "general": general, "margin": margin}
     reasons = [
         *told("rate", **rate_facts(choice, search.points, search.diverged), **facts),
-        *told("method", why=why, base=base, talr=talr, hard_share=hard_share, few=FEW_HARD, edge=edge),
+        *(told("method", why=why, base=base, talr=talr, edge=edge) if talr else ()),
     ]
     seconds = time.perf_counter() - begun
     a_step = bench.seconds / max(bench.steps, 1)
     return Proposal(
-        choice.learning_rate,
-        talr if better else base,
-        tuple(reasons),
-        (*search.points, *(other or [])),
-        choice.forecasts,
-        tuple(search.diverged),
-        choice.ends,
-        len(bench.train),
-        hard_share,
-        full,
-        sweep_runs,
-        seconds,
-        seconds / (sweep_runs * full * a_step) if a_step else math.inf,
+        learning_rate=choice.learning_rate,
+        method=talr if better and talr else base,
+        reasons=tuple(reasons),
+        points=(*search.points, *([other] if other else [])),
+        forecasts=choice.forecasts,
+        diverged=tuple(search.diverged),
+        grid_ends=choice.ends,
+        general=general,
+        margin=margin,
+        safe=choice.safe,
+        probe_rows=len(bench.train),
+        full_steps=full,
+        sweep_runs=sweep_runs,
+        seconds=seconds,
+        share_of_sweep=seconds / (sweep_runs * full * a_step) if a_step else math.inf,
     )
 
 
 @dataclass
-class _RateSearch:
+class _Search:
     """Plain probes of one rate after another, and the choice they lead to.
 
-    `low` is the smallest usual candidate, `units` the full run's movement at rate 1.
+    `general` is the base model's accuracy, `longer` how many times as long the full run is.
     """
 
     bench: Bench
     method: str
     steps: int
-    units: float
-    low: float
-    candidates: Sequence[float] | None
-    budget: float | None
+    general: Score | None
+    margin: float
+    longer: float
     say: Callable[[str], None]
     points: list[ProbePoint] = field(default_factory=list)
     diverged: list[float] = field(default_factory=list)
 
-    def run(self, rates: Sequence[float], more: Sequence[float]) -> Choice:
-        """The choice after probing `rates`, and after as many of `more` as the upper end of the grid asks for.
+    def look_for_the_edge(self, rate: float) -> None:
+        """Probe from `rate` up or down by half decades to both sides of the edge of harm, then between them."""
+        for _ in range(PROBES):
+            self.probe(rate)
+            harmful = [*self.diverged, *(p.learning_rate for p in self.points if self.loss(p) > self.margin)]
+            above = min(harmful, default=math.inf)
+            below = max((p.learning_rate for p in self.points if p.learning_rate < above), default=0.0)
+            if math.isinf(above):
+                rate = nearest(below * math.sqrt(10))
+            elif not below:
+                rate = nearest(above / math.sqrt(10))
+            elif above / below > CLOSE:
+                rate = nearest(math.sqrt(above * below))
+            else:
+                return
 
-        Raises `UserError` where no rate can be proposed.
-        """
-        for rate in rates:
-            self._probe(rate)
-        choice = self._choose()
-        for rate in more:
-            if "largest probe" not in choice.ends:
-                break
-            self.say(f"the best rate lies at the upper end of those probed, {choice.largest_stable:g}; going on")
-            self._probe(rate)
-            choice = self._choose()
-        return choice
-
-    def _probe(self, rate: float) -> None:
+    def probe(self, rate: float) -> None:
+        """Probe a rate; one that diverges is kept apart."""
         self.say(f"probing {self.method} at learning rate {rate:g} for {self.steps} steps")
         found = self.bench.probe(self.method, rate, self.steps)
-        self.points += found or []
         if found is None:
             self.diverged.append(rate)
+        else:
+            self.points = sorted([*self.points, found], key=lambda p: p.learning_rate)
 
-    def _choose(self) -> Choice:
-        """The choice among the candidates; the usual ones go on downwards while the best lies at their lower end.
-
-        A smaller rate needs no probe: its full run is read off the curve nearer to its start.
-        """
-        low, high = self.low, max([*(p.learning_rate for p in self.points), *self.diverged])
-        while True:
-            options = self.candidates or half_decades(low, high)
-            known: dict[str, Any] = {"units": self.units, "test_rows": self.bench.recipe.test_rows}
-            choice = choose(self.points, self.diverged, candidates=options, budget=self.budget, **known)
-            open_below = choice is None or ("smallest candidate" in choice.ends and choice.best > choice.tolerance)
-            if self.candidates or not self.points or not open_below or low <= self.low * _LOWER:
-                break
-            low /= 10
+    def choose(self, candidates: Sequence[float] | None, budget: float | None) -> Choice:
+        """The choice among the candidates. Raises `UserError` where no rate can be proposed."""
+        if not self.points:
+            raise nothing_to_propose(self.points, self.diverged, candidates or (), budget)
+        ends = self.points[0].learning_rate * _LOWER, self.points[-1].learning_rate
+        options = candidates or rates_between(*ends)
+        kl = Harm(FromBase([Dose(p.learning_rate, p.kl.value) for p in self.points]), self.margin, self.longer)
+        harm = kl
+        if self.general is not None:
+            doses = [Dose(p.learning_rate, self.loss(p)) for p in self.points]
+            harm = Harm(Accuracy(doses, self.general.value, self.general.n), self.margin, self.longer)
+        rows = self.bench.recipe.test_rows
+        choice = choose(self.points, self.diverged, harm=harm, kl=kl, test_rows=rows, candidates=options, budget=budget)
         if choice is None:
-            raise nothing_to_propose(self.points, self.diverged, options, self.budget)
+            raise nothing_to_propose(self.points, self.diverged, options, budget)
         return choice
+
+    def loss(self, point: ProbePoint) -> float:
+        """General loss of a probe in the margin's unit."""
+        if self.general is None or point.general is None:
+            return point.kl.value
+        return self.general.value - point.general.value
 
 
 def _check(
@@ -228,6 +248,7 @@ def _check(
     candidates: Sequence[float] | None,
     steps: int | None,
     budget: float | None,
+    margin: float | None,
     sweep_runs: int,
 ) -> None:
     for name, given in (("rates", rates), ("candidates", candidates)):
@@ -237,29 +258,24 @@ def _check(
         raise UserError(f"steps must be 2 or more, got {steps}: the first step of a warm-up moves nothing")
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise UserError(f"budget must be a number of bits per token above 0, got {budget:g}")
+    if margin is not None and not (math.isfinite(margin) and margin > 0):
+        raise UserError(f"margin must be a number above 0, got {margin:g}")
     if sweep_runs < 1:
         raise UserError(f"sweep_runs must be 1 or more, got {sweep_runs}")
 
 
 def _bench(
     recipe: Recipe, loaded: Loaded, rows: Sequence[Encoded], steps: int, say: Callable[[str], None]
-) -> tuple[Bench, float]:
-    """What probes of `steps` steps train and are measured on, and the share of hard tokens."""
+) -> tuple[Bench, Score | None]:
+    """What probes of `steps` steps train and are measured on, and the base model's general accuracy, if it has any."""
     model, tokenizer = loaded.model, loaded.tokenizer
     train, held = split_rows(rows, HELD_ROWS, steps * recipe.step_rows(), recipe.seed)
-    say("token statistics of the training rows under the base model")
-    looked_at = random.Random(recipe.seed).sample(rows, min(STATISTICS_ROWS, len(rows)))
-    tokens = {"pad_id": tokenizer.pad_token_id, "batch_tokens": recipe.eval_batch_tokens}
-    probability = torch.exp(-torch.cat(label_nll(model, looked_at, **tokens)))
-    hard = float((probability < HARD).double().mean())
     say("the base model's own answers (shared with any run of the recipe)")
     reference = reference_answers(loaded, recipe)
+    look = GeneralLook(loaded, recipe, GENERAL_ITEMS)
+    general = look(model)
+    if general is not None and general.value <= 2 * (general.stderr or 0.0):
+        general = None  # as the report, which takes KL from base where accuracy is at the floor
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")
-    return Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS)), hard
-
-
-def _equal_rate(stable: Sequence[ProbePoint], choice: Choice, units: float) -> float:
-    """The stable probed rate whose probe moved most nearly as far as the full run at the chosen rate."""
-    ends = {p.learning_rate: p for p in stable}  # by movement, so the last of each rate
-    target = choice.learning_rate * units
-    return min(ends.values(), key=lambda p: abs(math.log(p.movement / target))).learning_rate
+    asked = look if general is not None else lambda _: None
+    return Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS), asked), general

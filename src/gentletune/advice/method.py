@@ -1,4 +1,4 @@
-"""Whether to reweight tokens (TALR) or not: what a probe of it gains against plain training at equal KL from base."""
+"""Whether to keep a recipe's TALR: what a probe of it gains against plain training at equal KL from base."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from gentletune.core.records import Score
 from gentletune.methods import parse_method
 from gentletune.stats import Change, Run, compare, zero_of
 
-HARD = 0.1  # a token is hard below this probability
-FEW_HARD = 0.05  # share of hard tokens up to which the paper's regime is taken to hold: few of them, most near 1
 _PART = re.compile(r"\+(?=[a-z_])")  # a sign within an argument, as in 1e+3, is no joint
 _UNPROBED = ("talr", "flow", "wise_ft")
 
 
 Verdict = Literal["better", "worse", "no_difference", "unknown"]
-Why = Literal["better", "worse", "few hard tokens", "no advantage", "nothing moved", "diverged"]
+Why = Literal["better", "worse", "no advantage", "nothing moved", "diverged", "not asked"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,14 @@ def base_method(method: str) -> str:
     return "+".join(p for p in parts if p.partition("(")[0] not in _UNPROBED) or "sft"
 
 
-def talr_method(method: str) -> str:
-    """The same with TALR: the recipe's own if it has one.
+def talr_method(method: str) -> str | None:
+    """What is probed as well, where the recipe has TALR: the same with it.
 
-    >>> talr_method("lora"), talr_method("talr(tau=1.0)")
-    ('talr+lora', 'talr(tau=1.0)')
+    >>> talr_method("lora"), talr_method("talr(tau=1.0)+lora(r=8)")
+    (None, 'talr(tau=1.0)+lora(r=8)')
     """
     own = [p for p in _PART.split(parse_method(method).label) if p.partition("(")[0] == "talr"]
-    return parse_method("+".join([*(own or ["talr"]), base_method(method)])).label
+    return parse_method("+".join([*own, base_method(method)])).label if own else None
 
 
 def edge_at_equal_kl(talr: ProbePoint, plain: Sequence[ProbePoint]) -> Edge | None:
@@ -96,17 +94,12 @@ def edge_at_equal_kl(talr: ProbePoint, plain: Sequence[ProbePoint]) -> Edge | No
     return Edge(_edge(talr, gain, kl, slope))
 
 
-def advise_method(hard_share: float, edge: Edge | None) -> tuple[bool, Why]:
-    """Whether to take TALR, and why: only where a probe shows it, or hard tokens are few and it does not speak against.
-
-    `hard_share` is the share of hard training labels; with no edge, plain training.
-    """
+def advise_method(edge: Edge | None) -> tuple[bool, Why]:
+    """Whether to take TALR, and why: only where its probe shows it; with no edge, plain training."""
     if edge is None:
         return False, "nothing moved"
     if edge.verdict in ("better", "worse"):
         return edge.verdict == "better", edge.verdict
-    if hard_share <= FEW_HARD and edge.verdict == "no_difference" and edge.value >= 0:
-        return True, "few hard tokens"
     return False, "no advantage"
 
 

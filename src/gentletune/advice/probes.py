@@ -5,19 +5,50 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gentletune.advice.curve import ProbePoint, unit_movement
+from gentletune.advice.curve import ProbePoint
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
-from gentletune.core.records import Score
+from gentletune.core.records import MEAN, Score
 from gentletune.data import Encoded
+from gentletune.data.domains import domain
 from gentletune.evaluation.code_length import SequenceNLL, rise_score, sequence_nll
-from gentletune.evaluation.measure import OwnAnswers
+from gentletune.evaluation.harness import resolve_tasks, run_tasks
+from gentletune.evaluation.measure import OwnAnswers, silent
+from gentletune.lm.loaded import Loaded, base_causal_lm
 from gentletune.methods import parse_method
+from gentletune.stats import mean_over_tasks
 from gentletune.training.looks import train_copy
+
+
+class GeneralLook:
+    """The recipe's general accuracy of a model in memory, on about `items` questions in all, shared among the tasks.
+
+    Tasks of the domain's own skill say nothing of general skill, and those that run generated programs take too long:
+    neither is asked. `scores` is False where no task is left.
+    """
+
+    def __init__(self, base: Loaded, recipe: Recipe, items: int) -> None:
+        trained = set(domain(recipe.data).skills) if recipe.data else set()
+
+        def asked(its: Recipe) -> list[Any]:
+            found = resolve_tasks(its)
+            return [t for t in found if t.side == "general" and not t.runs_code and not trained & set(t.skills)]
+
+        each = math.ceil(items / max(len(asked(recipe)), 1))
+        limit = each if recipe.limit is None else min(each, recipe.limit)
+        self.base, self.recipe = base, recipe.override({"limit": limit, "backend": "gentletune"})
+        self.tasks = asked(self.recipe)
+
+    def __call__(self, model: Any) -> Score | None:
+        """The mean accuracy over the tasks; None where none has one."""
+        subject = self.base.with_model(base_causal_lm(model), known_as="a model in training")
+        results = run_tasks(subject, self.tasks, self.recipe, silent, keep=False) if self.tasks else []
+        scores = [s for result in results for s in result.scores if s.metric == "accuracy"]
+        return mean_over_tasks(scores, task=MEAN, side="general") if scores else None
 
 
 @dataclass
@@ -30,42 +61,40 @@ class Bench:
     train: Sequence[Encoded]
     held: Sequence[Encoded]
     own: OwnAnswers
+    general: Callable[[Any], Score | None]
     seconds: float = 0.0
     steps: int = 0
     _base: list[SequenceNLL] = field(default_factory=list)
 
-    def probe(self, method: str, rate: float, steps: int) -> list[ProbePoint] | None:
-        """Points after half and all of `steps` steps at a constant rate; None where the training diverged.
+    def probe(self, method: str, rate: float, steps: int) -> ProbePoint | None:
+        """A run of `steps` steps at this peak rate, with the recipe's schedule; None where the training diverged.
 
         The base model stays as it is: each probe trains a copy in memory.
         """
-        recipe = self.recipe.override({
-            "method": method, "learning_rate": rate, "max_steps": steps, "schedule": "constant",
-        })  # fmt: skip
+        recipe = self.recipe.override({"method": method, "learning_rate": rate, "max_steps": steps})
         found: list[ProbePoint] = []
         looking, begun = 0.0, time.perf_counter()
 
-        def look(model: Any, done: int) -> None:
+        def look(model: Any, _: int) -> None:
             nonlocal looking
             started = time.perf_counter()
-            found.append(self._point(model, method, recipe, done, steps))
+            found.append(self._point(model, method, rate, steps))
             looking += time.perf_counter() - started
 
-        wanted, half = parse_method(method), math.ceil(steps / 2)
         title = f"{method} at {rate:g}"
-        if not train_copy(self.model, recipe, wanted, self.tokenizer, self.train, look, every=half, title=title):
+        if not train_copy(
+            self.model, recipe, parse_method(method), self.tokenizer, self.train, look, every=0, title=title
+        ):
             return None
         self.seconds += time.perf_counter() - begun - looking
         self.steps += steps
-        finite = all(math.isfinite(s.value) for point in found for s in (point.gain, point.kl))
-        # A first look may come before the warm-up has moved anything.
-        return [point for point in found if point.movement > 0] if finite else None
+        point = found[-1]
+        return point if math.isfinite(point.gain.value) and math.isfinite(point.kl.value) else None
 
-    def _point(self, model: Any, method: str, recipe: Recipe, done: int, steps: int) -> ProbePoint:
-        before, movement = self.base, unit_movement(done, steps, recipe.warmup, "constant") * recipe.learning_rate
-        rise = rise_score(self._nll(model, self.held), before, task="domain_gain")
+    def _point(self, model: Any, method: str, rate: float, steps: int) -> ProbePoint:
+        rise = rise_score(self._nll(model, self.held), self.base, task="domain_gain")
         kl = rise_score(self._nll(model, self.own.rows), self.own.base, task="kl_sampled")
-        return ProbePoint(method, recipe.learning_rate, done, movement, _gain(rise), kl)
+        return ProbePoint(method, rate, steps, _gain(rise), kl, self.general(model))
 
     @property
     def base(self) -> SequenceNLL:

@@ -27,7 +27,7 @@ def rate_facts(choice: Choice, points: Sequence[ProbePoint], diverged: Sequence[
         "top": max(stable, key=lambda p: p.gain.value),
         "unstable": min((rate for rate in probed if rate > largest), default=None),
         "gained": any_gain(stable) is not False,
-        "more": half_decades(largest, 10 * largest),
+        "more": half_decades(3, largest),
     }
 
 

@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, Command] = {
         "The safe choice and the most domain gain, each with its price, and why the other settings are out.",
     ),
     "advise": Command(
-        "runs", "Propose a learning rate and a method from short probes: domain bits gained against KL from base."
+        "runs", "Propose a learning rate and a method from short probes: domain gain against general loss."
     ),
     "inspect": Command(
         "inspect",

@@ -230,13 +230,17 @@ def advise_command(
     rates: Annotated[
         str, typer.Option(help="Learning rates to probe, such as 1e-5,1e-4; by default by the model's size.")
     ] = "",
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Loss of general skill that may be overlooked: 0.02 of accuracy or 0.05 bits per token."),
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="Highest KL from base allowed, bits per token.")] = None,
     sweep_runs: Annotated[
         int, typer.Option(min=1, help="Runs of the sweep whose cost the probes are compared with.")
     ] = 24,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the proposal to this file, too.")] = None,
 ) -> None:
-    """Propose a learning rate and a method from short probes: domain bits gained against KL from base.
+    """Propose a learning rate and a method from short probes: domain gain against general loss.
 
     [bold]Examples[/bold]
 
@@ -250,7 +254,9 @@ def advise_command(
     from gentletune.advice import advise, print_proposal
 
     prepare()
-    found = advise(recipe, rates=probed or None, steps=steps, budget=budget, sweep_runs=sweep_runs, say=say)
+    found = advise(
+        recipe, rates=probed or None, steps=steps, budget=budget, margin=margin, sweep_runs=sweep_runs, say=say
+    )
     print_proposal(stdout, found)
     if json_path:
         write_json_atomic(json_path, found.as_dict())
