@@ -75,7 +75,7 @@ def test_tables_say_what_the_runs_say(script: Any) -> None:
     assert gains.loc["given", "largest - smallest"].startswith("+0.12")
     reached, pairs = read.range_tables(frame, targets)
     reached = reached.set_index("condition")
-    assert reached.loc["given", "rate"].startswith("0.00061")
+    assert reached.loc["given", "rate"].startswith("~ 0.00061")  # on the line from the base model
     rates = pairs[pairs["place"] == "rate"].set_index("fewer hard")
     assert rates.loc["heart", "fewer hard tokens"] == "wider"
 
