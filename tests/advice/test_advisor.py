@@ -144,7 +144,7 @@ def test_where_there_are_fewer_rows_it_trains_on_all_that_are_not_held(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = trained_rows(monkeypatch)
-    found = advise(tiny(tiny_dir, train_rows=8), rates=[1e-3], steps=9)
+    found = advise(tiny(tiny_dir, train_rows=8), rates=[1e-3, 1e-3], steps=9)  # the same rate once
     assert seen == [6]
     assert found.probe_rows == 6
     assert [p.steps for p in found.points] == [9]

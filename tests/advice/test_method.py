@@ -26,6 +26,7 @@ def test_what_is_probed_of_a_method() -> None:
         "sft", "sft", "sft", "sft", base_method("l2(weight=0.01)"),
     ]  # fmt: skip
     assert base_method("talr(tau=1.0)+lora+wise_ft(alpha=0.7)") == "lora"
+    assert base_method("l2+trust_region(budget=0.1)") == "l2"  # a probe has no budget to keep
     assert talr_method("talr(tau=2.0)+lora") == "talr(tau=2.0)+lora"
     assert talr_method("talr") == "talr"
     assert talr_method("sft") is None

@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune import UserError, sweep, train
+from gentletune import Recipe, UserError, sweep, train
 from gentletune.methods import parse_method, training_part
+from gentletune.methods.controlled import check_controlled
 from gentletune.runs.budget import MOST, BudgetError, largest_share
 from tests.helpers import run_cli, saved_weights, tiny_recipe
 
@@ -165,6 +166,12 @@ def test_what_cannot_be_kept_is_refused(keys: dict[str, Any], line: str, tiny_di
         train(tiny_recipe(tiny_dir, tmp_path / "run", **keys))
     assert line in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_in_training_is_not_kept_by_a_quantised_model() -> None:
+    recipe = Recipe.parse({"model": "lab", "data": "lab", "method": "lora+trust_region", "quantization": "4bit"})
+    with pytest.raises(UserError, match=r"measures the model in training, which quantization 4bit takes away"):
+        check_controlled(recipe, parse_method(recipe.method))
 
 
 def test_a_budget_in_training_is_another_training(tiny_dir: Path) -> None:

@@ -53,13 +53,16 @@ def score(value: float) -> Score:
     return Score(value=value, stderr=0.0, n=4, items=(value,) * 4, higher_is_better=False, **kind)
 
 
-def fitted(tokenizer: Any, run: Path, watch: Watch, steer: Any = None, method: str = "sft", **changes: Any) -> Any:
+def fitted(
+    tokenizer: Any, run: Path, watch: Watch, steer: Any = None, method: str = "sft", probe: Any = None, **changes: Any
+) -> Any:
     fields: dict[str, Any] = {"data": "clinic", "train_rows": 4, "batch_size": 2, "max_steps": STEPS, "lr": 1e-2}
     recipe = Recipe.parse(fields | {"save_every": 3, "method": method} | changes)
     rows = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows
     return fit(
-        recipe, parse_method(method), make_model(len(tokenizer)), tokenizer, rows, run, callbacks=[watch], steer=steer
-    )
+        recipe, parse_method(method), make_model(len(tokenizer)), tokenizer, rows, run, callbacks=[watch], steer=steer,
+        probe=probe,
+    )  # fmt: skip
 
 
 def moved(tokenizer: Any) -> Any:
@@ -139,6 +142,18 @@ def test_an_update_that_went_too_far_is_cut_back(more: str, tokenizer: Any, tmp_
     for name, value in found[-1].named_parameters():
         if name in first:
             torch.testing.assert_close(value, first[name].lerp(watch.weights[STEPS][name], 0.5), rtol=1e-6, atol=1e-8)
+
+
+def test_what_is_looked_at_is_the_update_as_it_was_cut_back(tokenizer: Any, tmp_path: Path) -> None:
+    steer, seen = moved(tokenizer), list[float]()
+
+    def probe(model: Any) -> dict[str, float]:
+        seen.append(steer(model).value)
+        return {"domain_nll": 1.0}
+
+    how = {"schedule": "constant", "warmup": 0, "probe_every": STEPS}
+    kept = fitted(tokenizer, tmp_path, Watch(), steer, "trust_region(budget=1e-3, looks=7)", probe, **how)
+    assert seen[-1] == pytest.approx(steer(kept.model).value)
 
 
 @pytest.mark.parametrize("more", ["", "+lora(r=2)"])

@@ -139,7 +139,7 @@ def advise(
     search = _Search(bench, base, count, general, margin, full / count, say)
     if rates is None:
         search.look_for_the_edge(nearest(prior * FIRST))
-    for rate in sorted(rates or ()):
+    for rate in sorted(set(rates or ())):
         search.probe(rate)
     choice = search.choose(candidates, budget)
     stable, other = stable_points(search.points, search.diverged), None

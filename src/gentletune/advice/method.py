@@ -13,7 +13,7 @@ from gentletune.methods import parse_method
 from gentletune.stats import Change, Run, compare, zero_of
 
 _PART = re.compile(r"\+(?=[a-z_])")  # a sign within an argument, as in 1e+3, is no joint
-_UNPROBED = ("talr", "flow", "wise_ft")
+_UNPROBED = ("talr", "flow", "wise_ft", "trust_region")  # a probe has no budget to keep
 
 
 Verdict = Literal["better", "worse", "no_difference", "unknown"]

@@ -82,9 +82,10 @@ def _say_what_next(record: RunRecord, run: Path) -> None:
     if "best_step" in record.training:
         score, trained = str(record.recipe["early_stop"]).partition("(")[0], record.training
         early = ", where training ended early" if trained["stopped_early"] else ""
+        cut = "" if alpha is None or alpha == 1 else f", of whose update {alpha:.0%} is kept"
         say(
             f"{score} was best, {trained['best_score']:.4g}, after step {trained['best_step']:.0f} of "
-            f"{trained['steps']:.0f}{early}: the model is that of step {trained['best_step']:.0f}"
+            f"{trained['steps']:.0f}{early}: the model is that of step {trained['best_step']:.0f}{cut}"
         )
     if record.recipe.get("push_to_hub"):
         say(f"uploaded to {record.recipe['push_to_hub']} on the hub")

@@ -171,7 +171,11 @@ def _sources(file: Path) -> list[Path]:
 
 def _imported(file: Path) -> Iterator[str]:
     """Dotted names of the modules that a Python file imports, and of what it takes from them."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # Python says so itself where it imports the file
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

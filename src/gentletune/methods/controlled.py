@@ -12,7 +12,8 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
     """Refuse what would leave the recipe's method without the weights that it is to end with.
 
     Raises:
-        UserError: an average or a budget where ranks hold shares of the weights; an average beside early stopping, or
+        UserError: an average or a budget where ranks hold shares of the weights; a budget in training beside
+            quantisation; an average beside early stopping, or
             an optimiser that averages already.
     """
     if method.average is None and method.control is None:
@@ -23,6 +24,11 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
     if method.control is not None and recipe.optimizer.startswith("schedule_free"):
         raise UserError(
             f"{name} cuts updates back, and optimizer {recipe.optimizer} holds weights of its own; take another one"
+        )
+    if method.control is not None and recipe.quantization:
+        raise UserError(
+            f"{name} measures the model in training, which quantization {recipe.quantization} takes away from the base "
+            "model before the first step; take +wise_ft(alpha=auto, budget=…), which measures what is saved"
         )
     if method.average is None:
         return

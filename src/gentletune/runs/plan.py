@@ -24,6 +24,7 @@ from gentletune.lm.plan import MemoryPlan, Planner, Setting
 from gentletune.lm.setting import Machine, Rows, setting_of, size
 from gentletune.methods import parse_method
 from gentletune.methods.adapted import check_adapted, keeps_adapter
+from gentletune.methods.controlled import check_controlled
 from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.runs.anchor import anchor_lines
 from gentletune.runs.inputs import Inputs
@@ -165,6 +166,7 @@ def _trains(recipe: Recipe, changes: Changes, processes: int, machine: Machine) 
         check_devices(changed, method, processes)
         check_adapted(changed, method, here=not machine.elsewhere)
         check_micro_batch(changed, method, processes)
+        check_controlled(changed, method)
         if not machine.elsewhere:
             check_installed(changed.optimizer)
     except UserError:

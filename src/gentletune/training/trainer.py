@@ -279,16 +279,16 @@ def fit(
     progress = ProgressCallback(title)
     lost = LostUpdates(recipe, progress.console)
     called: list[Any] = [Meter(), MetricsCallback(run / METRICS_FILE), progress, lost, *callbacks]
-    looked, stop = looks(recipe, run / CHECKPOINTS, at_own(wrapped, probe), at_own(wrapped, evaluate))
-    called += looked
-    average = None if method.average is None else Average(method.average)
-    called += [] if average is None else [average]
     rate, steer = None, at_own(wrapped, steer)
     if method.control is not None:
         if steer is None:
             raise UserError("a budget of KL from base is kept by gentletune train alone; leave it out here")
         rate = RateControl(method.control, steer, started(wrapped, base or {}))
-        called.append(rate)
+        called.append(rate)  # before the looks, which see the update as it is cut back
+    looked, stop = looks(recipe, run / CHECKPOINTS, at_own(wrapped, probe), at_own(wrapped, evaluate))
+    called += looked
+    average = None if method.average is None else Average(method.average)
+    called += [] if average is None else [average]
     dtype = trained_dtype(wrapped)
     arguments = training_arguments(recipe, run, dtype, method)
     plain = Whole(wrapped) if arguments.fsdp else None

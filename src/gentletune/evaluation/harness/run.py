@@ -56,10 +56,10 @@ def run_tasks(
     for task in tasks:
         loaded = functools.cache(functools.partial(_load, task))
         documents: list[str] = []  # one of ours is known by its content
-        if task.own is None:
+        if task.own is None and keep:
             # The hash has what lm-eval's dump of a task leaves out, such as the rest of a module a function is from.
             documents = [_task_hash(leaf, recipe) for leaf in _leaves(loaded())]
-        elif not task.own.items:
+        elif task.own is not None and not task.own.items:
             raise UserError(f"task '{task.name}' has no documents")
         run = functools.partial(_run, task, loaded, lm, subject, recipe, stage, keep)
         with _named(task, recipe):

@@ -100,6 +100,8 @@ def place_at(line: Sequence[Setting], by: Axis, target: float) -> Place | None:
             if not known:
                 return Place(None, setting, 1.0)
             below, low = known[-1]
+            if below is None and low >= sign * target:
+                return None  # the base model is there already: the line leads away from it
             return Place(below, setting, 1.0 if value == low else (sign * target - low) / (value - low))
         known.append((setting, value))
     return None
