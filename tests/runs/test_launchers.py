@@ -17,14 +17,14 @@ import yaml
 from safetensors.torch import load_file
 
 from gentletune import Recipe, UserError, evaluate, train
-from gentletune.core.devices import check_devices
+from gentletune.core.devices import check_devices, leave
 from gentletune.core.records import MEAN, read_record
 from gentletune.core.samples import SAMPLES_FILE, Sample, write_samples
 from gentletune.data import encode_rows
 from gentletune.lm import loaded, spread
 from gentletune.lm.setting import Machine
 from gentletune.methods import parse_method
-from gentletune.runs import ranks
+from gentletune.runs import ranks, run
 from gentletune.training import sharding
 from gentletune.training.callbacks import read_metrics
 from tests.cli.test_cli import refused
@@ -38,10 +38,18 @@ PLAIN: dict[str, Any] = {
 LORA = "l2(weight=0.1)+talr(tau=lagged_median)+lora(r=2, rate_scale=1)"
 
 
-def rank_process(rank: int, world: int, folder: Path, arguments: list[str], variables: dict[str, str]) -> None:
-    """What a launcher's child is: `python -m gentletune ARGUMENTS`; the ranks meet in a file, which needs no port."""
+def be_rank(rank: int, world: int, folder: Path) -> None:
+    """Become a launcher's child; the ranks meet in a file, which needs no port."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     os.environ.update(zip(names, map(str, (rank, rank, world, world)), strict=True))
+    with (folder / f"said-{rank}.txt").open("w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+
+
+def rank_process(rank: int, world: int, folder: Path, arguments: list[str], variables: dict[str, str]) -> None:
+    """A child that does `python -m gentletune ARGUMENTS`."""
     os.environ.update(variables)
     if "DIE_WHEN_TRAINED" in variables:  # what a kill would do before the weights are written
         sharding.Whole.filled = lambda _self, _trained: os._exit(9)
@@ -51,14 +59,32 @@ def rank_process(rank: int, world: int, folder: Path, arguments: list[str], vari
         ranks.Machine = SimpleNamespace(here=lambda _recipe: Machine(1, 1, False, "this machine"))
     if rank == 1 and "CANNOT_LOAD" in variables:
         loaded.load_model = cannot_load
-    with (folder / f"said-{rank}.txt").open("w") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    be_rank(rank, world, folder)
     from gentletune.cli import main
 
     sys.argv = ["gentletune", *arguments]
     main()
+
+
+def script_process(rank: int, world: int, folder: Path, recipes: list[Recipe], broken: int, error: Exception) -> None:
+    """A child whose script trains one recipe after the other; one rank cannot get what the first needs."""
+    be_rank(rank, world, folder)
+    plain, left = run._start, [error] if rank == broken else []
+
+    def started(inputs: Any) -> dict[str, Any]:
+        if left:
+            raise left.pop()
+        return plain(inputs)
+
+    run._start = started
+    told = []
+    for recipe in recipes:
+        try:
+            told.append(train(recipe).status)
+        except UserError as refused:
+            told.append(str(refused))
+    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+    leave(0)
 
 
 def cannot_load(directory: Path, *_: Any, **__: Any) -> Any:
@@ -277,6 +303,32 @@ def test_a_rank_that_cannot_load_the_model_ends_all(
     assert codes == [2, 0], said
     assert said[0].splitlines()[-1].startswith("gentletune: rank 1: cannot load a causal language model from ")
     assert said[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "line"),
+    [
+        (1, UserError("no such file"), "rank 1: no such file"),
+        (0, UserError("no such file"), "no such file"),
+        (2, torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), "out of memory in training (another 2.00 GiB was"),
+    ],
+)
+def test_what_one_rank_lacks_all_ranks_of_a_script_hear_and_train_the_next(
+    broken: int, error: Exception, line: str, processes: Any, tiny_dir: Path, tmp_path: Path
+) -> None:
+    """None is left behind in the first step of a training that the others have given up."""
+    recipes = [tiny_recipe(tiny_dir, tmp_path / name, **PLAIN | {"max_steps": 1}) for name in ("one", "two")]
+    children = [
+        processes.Process(target=script_process, args=(rank, 3, tmp_path, recipes, broken, error)) for rank in range(3)
+    ]
+    for child in children:
+        child.start()
+    codes = finish(children)
+    assert codes == [0] * 3, [(tmp_path / f"said-{rank}.txt").read_text() for rank in range(3)]
+    told = [json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in range(3)]
+    assert told == [told[0]] * 3
+    assert told[0][0].startswith(line)
+    assert told[0][1] == "complete"
 
 
 def test_a_divergence_of_one_rank_ends_all(processes: Any, tiny_dir: Path, tmp_path: Path) -> None:

@@ -130,12 +130,12 @@ def serve(store: Any, rank: int, own: Callable[[], tuple[Any, Any]]) -> None:
         try:
             found = work(*own(), batch, **how)
         except Exception as error:
-            found = _told(error, rank)
+            found = told(error, rank)
         store.set(f"{key}/found", pickle.dumps(found))
 
 
-def _told(error: Exception, rank: int) -> Exception:
-    """An error as rank 0 is to raise it: not every class can be sent."""
+def told(error: Exception, rank: int) -> Exception:
+    """A rank's error as another is to raise it: not every class can be sent."""
     if isinstance(error, UserError):
         return error
     kind = MemoryError if is_out_of_memory(error) else RuntimeError

@@ -13,7 +13,7 @@ from typing import Any
 from gentletune.core.recipe import groups
 from gentletune.core.records import RunRecord, Score
 from gentletune.reporting.axes import Axis, Point, Verdict, is_distance
-from gentletune.stats import Change, Pool, Run, average, compare, holm, mean_of, seed_pool, zero_of
+from gentletune.stats import Change, Family, Pool, Run, average, benjamini_hochberg, compare, holm, mean_of, seed_pool, zero_of
 from gentletune.stats.numbers import rate
 
 # Recipe fields in which runs of one setting may differ: the seed, and what changes neither weights nor scores.
@@ -186,7 +186,7 @@ def plain_twin(setting: Setting, others: Sequence[Setting]) -> int | None:
 def verdict(axis: Axis, change: Change | None) -> Verdict:
     """What a change means: `no_difference` where it is not significant, `unknown` where nothing can be said.
 
-    What speaks for a setting must hold among all the comparisons of its family (Holm); what speaks against it need only
+    What speaks for a setting must hold among all the comparisons of its family; what speaks against it need only
     leave 0 out of its own 95 % interval, since a warning missed costs more than one too many (ours).
     """
     if change is None or change.excludes_zero is None:
@@ -240,13 +240,14 @@ def _at_base(record: RunRecord, key: str) -> Score | None:
 
 
 # ------------------------------------------------------------------------------------------ what settings changed
-# Each function answers for a whole family of comparisons, which Holm's correction holds together.
+# Each function answers for a whole family of comparisons. Against the base model settings are screened for what they
+# changed (Benjamini and Hochberg); a claim that one is better than another must stand among all such claims (Holm).
 
 
 def of_runs(records: Sequence[RunRecord], axis: Axis) -> list[Change | None]:
     """Each run minus its base model; None where a score is missing."""
     settings = [Setting((record,), (place,)) for place, record in enumerate(records)]
-    return holm([_from_base(setting, setting.reading(axis), axis) for setting in settings])
+    return benjamini_hochberg([_from_base(setting, setting.reading(axis), axis) for setting in settings])
 
 
 def from_base(
@@ -257,7 +258,7 @@ def from_base(
     `readings` are the settings' scores where they are known already; those that are None there are left out.
     """
     known = read_all(settings, axis) if readings is None else readings
-    return holm([_from_base(s, reading, axis, null) for s, reading in zip(settings, known, strict=True)])
+    return benjamini_hochberg([_from_base(s, reading, axis, null) for s, reading in zip(settings, known, strict=True)])
 
 
 def from_plain(settings: Sequence[Setting], axis: Axis) -> list[Change | None]:
@@ -268,10 +269,12 @@ def from_plain(settings: Sequence[Setting], axis: Axis) -> list[Change | None]:
     return [None if twin is None else found[place, twin] for place, twin in enumerate(twins)]
 
 
-def between(readings: Sequence[Reading | None], pairs: Sequence[tuple[int, int]]) -> list[Change | None]:
+def between(
+    readings: Sequence[Reading | None], pairs: Sequence[tuple[int, int]], family: Family = holm
+) -> list[Change | None]:
     """The first reading of each pair minus the second, by their places; None where one is missing."""
     found = [(readings[a], readings[b]) for a, b in pairs]
-    return holm([mine.change(other) if mine and other else None for mine, other in found])
+    return family([mine.change(other) if mine and other else None for mine, other in found])
 
 
 def _from_base(setting: Setting, reading: Reading | None, axis: Axis, null: float = 0.0) -> Change | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from gentletune.lm.device import give_back_memory
 from gentletune.lm.loaded import Loaded, base_causal_lm
 from gentletune.lm.plan import SURE, SURE_HOST, Planner
 from gentletune.lm.setting import Machine, size
-from gentletune.lm.spread import Helpers, helped, serve
+from gentletune.lm.spread import Helpers, helped, serve, told
 from gentletune.runs.inputs import processes_here
 from gentletune.runs.launch import helpers_of_our_own
 from gentletune.training import TrainingDivergedError
@@ -118,7 +119,7 @@ class Ranks:
                 with suppress(TrainingDivergedError):  # all ranks see it at the same step, and rank 0 records it
                     share(Recipe.parse(value["recipe"]), Path(value["run"]))
                 give_back_memory()  # what is measured next may be whole, and a trainer holds on to itself
-            except UserError as error:
+            except (UserError, MemoryError) as error:  # torch's own, of a step, is neither: rank 0 is mute then
                 with suppress(torch.distributed.DistStoreError):
                     self.store.wait([str(self.number + 1)], _PATIENCE)
                     continue
@@ -223,30 +224,36 @@ _trainings = count()
 
 @contextmanager
 def all_ready() -> Iterator[None]:
-    """Around what a rank gets for a training, without a collective: rank 0 then waits until all have it.
+    """Around what a rank gets for a training, without a collective: each then waits until all have it.
 
     Every rank of a launcher must enter it, as often as the others.
 
     Raises:
-        UserError: on rank 0, what another could not get: it would wait in the first collective for good.
+        UserError: what another rank could not get: this one would wait in the first collective for good.
+        MemoryError: this rank's memory, or another's, is full.
+        RuntimeError: what else another rank raised.
     """
     if launched() == 1:
         yield
         return
     store = PrefixStore(f"ready-{next(_trainings)}", _get_default_store())
-    if rank() > 0:
-        try:
-            yield
-        except UserError as error:
-            store.set(str(rank()), str(error))
-            raise
-        store.set(str(rank()), "")
-        return
-    yield
-    for number in range(1, launched()):
+    try:
+        yield
+    except Exception as error:
+        why = told(error, rank())
+        store.set(str(rank()), pickle.dumps(why))
+        store.wait(["0"], _WAIT)  # soon after, rank 0 tells what became of the run
+        if isinstance(why, MemoryError):
+            raise why from error
+        raise
+    store.set(str(rank()), pickle.dumps(None))
+    for number in range(launched()):
         store.wait([str(number)], _WAIT)
-        if why := store.get(str(number)).decode():
+        why = pickle.loads(store.get(str(number)))
+        if isinstance(why, UserError):
             raise UserError(f"rank {number}: {why}")
+        if why is not None:
+            raise why
 
 
 _looks = count()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gentletune.stats.change import LEVEL, Change, Mean, SeedEffect, average, compare, mean_of
-from gentletune.stats.family import adjusted, holm, seed_pool
+from gentletune.stats.family import Family, adjusted, benjamini_hochberg, holm, seed_pool
 from gentletune.stats.pool import Pool
 from gentletune.stats.runs import Run, measured
 from gentletune.stats.scores import (
@@ -19,6 +19,7 @@ from gentletune.stats.scores import (
 __all__ = [
     "LEVEL",
     "Change",
+    "Family",
     "Mean",
     "Pool",
     "Run",
@@ -27,6 +28,7 @@ __all__ = [
     "adjusted",
     "average",
     "balanced_accuracy_score",
+    "benjamini_hochberg",
     "breakdown",
     "compare",
     "holm",
