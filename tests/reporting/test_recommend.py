@@ -216,8 +216,21 @@ def test_nothing_safe_names_the_least_harmful_and_what_to_try() -> None:
     assert found.try_next == (
         "a learning rate below the smallest tried, such as 3e-6",
         "averaging with the base model, wise_ft(alpha=0.3)",
+        "trust_region(budget=0.05), which keeps KL from the base model within that many bits per token",
         "general data mixed into the training rows",
     )
+    kept = items("trust_region", 1e-4, (150, 0), (0, 90), label="trust_region(budget=0.5)")
+    assert not any("trust_region" in idea for idea in recommend([*records, kept]).try_next)
+
+
+def test_where_more_is_to_be_gained_than_the_safe_choice_does_it_says_with_what() -> None:
+    safe, more = items("sft", 1e-5, (40, 0), (1, 1)), items("sft", 1e-4, (150, 0), (0, 90))
+    (idea,) = recommend([safe, more]).try_next
+    assert idea.startswith("mofo or l2 at learning rates of 2e-5 to 4e-5, where more is gained")
+    assert f"For more, try {idea}." in answer(recommend([safe, more]))
+    assert recommend([safe]).try_next == ()  # nothing has gained more
+    assert recommend([safe, more, items("mofo", 3e-5, (40, 0), (0, 90))]).try_next == ()  # it was tried
+    assert recommend([items("lora", 1e-5, (40, 0), (1, 1)), more]).try_next == ()  # mofo trains no adapter
 
 
 def test_a_merge_that_was_tried_is_halved_and_a_rate_that_did_not_gain_is_a_bound() -> None:
@@ -495,11 +508,8 @@ def test_what_is_named_keeps_to_the_rules(
     found = recommend(records, margin=margin, domain="clinic/accuracy", general="arithmetic/accuracy")
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False)) == found.as_dict()
     assert len(found.excluded) + (found.safe is not None) == found.settings
-    assert (
-        (found.least_harmful is not None)
-        == (found.reason == "nothing_safe")
-        == bool(found.try_next and found.most_gain)
-    )
+    assert (found.least_harmful is not None) == (found.reason == "nothing_safe")
+    assert found.safe is not None or bool(found.try_next) == (found.reason in ("nothing_safe", "no_gain", "unknown"))
     if found.most_gain is None:
         assert found.safe is None
         return

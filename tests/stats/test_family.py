@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentletune.stats import Change, Run, adjusted, compare, holm, seed_pool
+from gentletune.stats import Change, Run, adjusted, benjamini_hochberg, compare, holm, seed_pool
 from gentletune.stats.pool import pool_of
 from tests.stats.made_scores import accuracy, mean
 
@@ -40,6 +40,18 @@ def test_changes_of_a_family() -> None:
     assert none is not None
     assert not none.significant
     assert holm([]) == []
+
+
+def test_screened_changes_go_by_the_false_discovery_rate() -> None:
+    base = accuracy([1, 0] * 50)
+    found = [compare(accuracy([1] * k + [1, 0] * ((100 - k) // 2)), base) for k in (0, 12, 12, 40)]
+    screened = [change for change in benjamini_hochberg([*found, None]) if change]
+    assert [change.family for change in screened] == [4] * 4
+    ps = [change.p or 0.0 for change in found]
+    # the k-th smallest of m goes up by m/k, and none beyond a larger one's
+    assert [change.p_family for change in screened] == pytest.approx([1.0, ps[1] * 4 / 3, ps[2] * 4 / 3, ps[3] * 4])
+    assert [change.significant for change in screened] == [False, True, True, True]
+    assert [change and change.significant for change in holm(found)] == [False, False, False, True]
 
 
 def test_all_of_one_family_hold_together_and_each_by_itself_does_not() -> None:
@@ -91,7 +103,7 @@ def test_settings_with_unlike_variances_lend_less() -> None:
     assert known[0] > 10 > 4 > known[1]
     # The quiet ones are most: what is lent is far below the mean of all, which the wild ones make
     assert unlike.scale < 0.1
-    assert unlike.cautious.scale == 1
+    assert unlike.cautious.scale == unlike.scale
     assert alike.cautious.moderated(1.0, 2, 3, 0.0, paired=False)[1] < known[0]
 
 

@@ -1,4 +1,4 @@
-"""What to try where nothing is safe, or nothing gained: from what was tried, and how much it lost."""
+"""What to try next: from what was tried, how much it lost, and what paid in our measurements (docs/choosing.md)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,25 @@ _LEAST, _MOST = 0.1, 0.9
 
 
 def try_next(choice: Choice) -> tuple[str, ...]:
-    """What is most likely to help, in words; nothing where there is a safe choice."""
+    """What is most likely to help, in words; nothing where the safe choice has the most domain gain."""
     if choice.safe is not None:
-        return ()
-    ideas = _gentler(choice) if choice.gained else _stronger(choice)
+        ideas = _further(choice, choice.safe)
+    else:
+        ideas = _gentler(choice) if choice.gained else _stronger(choice)
     return tuple(say("advice", kind, facts) for kind, facts in ideas)
+
+
+def _further(choice: Choice, safe: int) -> Iterator[Idea]:
+    """What kept more than SFT at larger rates on the lab, where more is to be gained than the safe choice does."""
+    setting = choice.settings[safe]
+    rate = setting.learning_rate
+    tried = [s.label for s in choice.settings if s.learning_rate > rate]
+    if setting.plain and choice.most_gain != safe and not any(_has(label, "mofo", "l2") for label in tried):
+        yield "steadier", {"low": _round(2 * rate), "high": _round(4 * rate)}
+
+
+def _has(label: str, *parts: str) -> bool:
+    return any(re.search(rf"\b{part}\b", label) for part in parts)
 
 
 def _stronger(choice: Choice) -> Iterator[Idea]:
@@ -60,6 +74,8 @@ def _gentler(choice: Choice) -> Iterator[Idea]:
     yield _rate(choice)
     if alpha := _alpha(choice):
         yield "average", {"alpha": alpha}
+    if not any(_has(s.label, "trust_region") for s in choice.settings):
+        yield "budget", {}
     yield "replay", {}
 
 

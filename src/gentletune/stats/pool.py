@@ -50,9 +50,9 @@ class Pool:
     def cautious(self) -> Pool:
         """For a family of comparisons, where the one whose variance is most underrated decides.
 
-        Settings are taken to be as unlike as they may well be, and the scale to be no less than the plain mean.
+        Settings are taken to be as unlike as they may well be.
         """
-        return replace(self, spread=self.wary_spread, scale=max(self.scale, 1.0))
+        return replace(self, spread=self.wary_spread)
 
     def moderated(self, seen: float, df: float, seeds: int, noise: float, paired: bool) -> tuple[float, float]:
         """M of an arm of so many seeds and its degrees of freedom, from what was `seen` with `df`, and the pool."""
