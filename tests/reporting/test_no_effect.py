@@ -31,8 +31,8 @@ def settings(count: int) -> list[tuple[str, float]]:
 
 
 def study(
-    rng: np.random.Generator, count: int, seeds: int, items: int, *, seed: float | Sequence[float] = 0.0, shift: Shift = "own",
-    effects: Mapping[int, tuple[float, float]] | None = None, tasks: int = 2,
+    rng: np.random.Generator, count: int, seeds: int, items: int, *, seed: float | Sequence[float] = 0.0,
+    shift: Shift = "own", effects: Mapping[int, tuple[float, float]] | None = None, tasks: int = 2,
 ) -> list[RunRecord]:  # fmt: skip
     """Runs of so many settings; `effects` are what those at some places gain on the domain, and lose elsewhere.
 

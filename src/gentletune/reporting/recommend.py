@@ -26,9 +26,9 @@ def recommend(
     """What the runs of one base model on one data set show: `safe` and `most_gain`, each with its price, and the rest.
 
     A setting is a method at a learning rate, over its seeds. It is safe where its domain gain is significant among all
-    settings (Benjamini and Hochberg) and its general change against the base model is shown to be no larger loss than `margin` (by
-    default 0.02 of accuracy or 0.05 bits per token, in the general axis's unit); where the data are too few to show
-    that, where no loss is seen (`choice` has the rules). `domain` and `general` choose the axes by score
+    settings (Benjamini and Hochberg) and its general change against the base model is shown to be no larger loss than
+    `margin` (by default 0.02 of accuracy or 0.05 bits per token, in the general axis's unit); where the data are too
+    few to show that, where no loss is seen (`choice` has the rules). `domain` and `general` choose the axes by score
     key (`clinic/accuracy`).
 
     Raises `UserError` on a margin below 0 or not finite, an unknown key, and runs that are of several base models or

@@ -13,7 +13,19 @@ from typing import Any
 from gentletune.core.recipe import groups
 from gentletune.core.records import RunRecord, Score
 from gentletune.reporting.axes import Axis, Point, Verdict, is_distance
-from gentletune.stats import Change, Family, Pool, Run, average, benjamini_hochberg, compare, holm, mean_of, seed_pool, zero_of
+from gentletune.stats import (
+    Change,
+    Family,
+    Pool,
+    Run,
+    average,
+    benjamini_hochberg,
+    compare,
+    holm,
+    mean_of,
+    seed_pool,
+    zero_of,
+)
 from gentletune.stats.numbers import rate
 
 # Recipe fields in which runs of one setting may differ: the seed, and what changes neither weights nor scores.

@@ -100,9 +100,9 @@ def _scaled(method: Method, alpha: float) -> Callable[[Place, Any, Any], Any]:
 def largest_share(at: Callable[[float], float], budget: float, most: int = MOST) -> tuple[float, dict[float, float]]:
     """The largest α in (0, 1] found whose upper bound `at(α)` is within the budget, and that bound of each α tried.
 
-    The whole update first; then a bracket is narrowed, by interpolation of the square root, which is straight
-    in α where the update is small (it is KL's leading term), and farther towards an end that stays where it is. It ends within 5 % of the budget, or after
-    `most` measurements.
+    The whole update first; then a bracket is narrowed, by interpolation of the square root, which is straight in α
+    where the update is small (it is KL's leading term), and farther towards an end that stays where it is. It ends
+    within 5 % of the budget, or after `most` measurements.
 
     Raises:
         BudgetError: none of them is within it.

@@ -35,9 +35,9 @@ class Change:
     another seed may do better or worse by an amount that the data do not show. `seed_share` is the share of stderr²
     that more seeds would make smaller.
 
-    `p_family` is `p` adjusted for `family` comparisons (`holm`, `benjamini_hochberg`); None outside a family. It starts from
-    `p_cautious`, which is `p` but where seeds are borrowed from a pool: the most underrated variance of many decides
-    there, so the pool is trusted less (`Pool.cautious`).
+    `p_family` is `p` adjusted for `family` comparisons (`holm`, `benjamini_hochberg`); None outside a family. It starts
+    from `p_cautious`, which is `p` but where seeds are borrowed from a pool: the most underrated variance of many
+    decides there, so the pool is trusted less (`Pool.cautious`).
     """
 
     value: float

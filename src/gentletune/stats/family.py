@@ -10,7 +10,6 @@ from gentletune.stats.evidence import find
 from gentletune.stats.pool import Pool, pool_of
 from gentletune.stats.runs import Run, design
 
-
 Family = Callable[[Sequence[Change | None]], list[Change | None]]
 
 
