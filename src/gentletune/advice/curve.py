@@ -23,7 +23,7 @@ _HALVES = (1.0, 3.0)  # rates of a decade that are probed
 _SIXTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)  # and those that are proposed
 _WIDE = NormalDist().inv_cdf((1 + LEVEL) / 2)  # standard errors of half an interval over many rows
 SLACK = 0.02  # of the best gain: so much less counts as the same
-RISK = 0.1  # of a loss above two margins: a rate with more is not proposed
+RISK = 0.05  # of a loss above two margins: a rate with more is not proposed
 
 End = Literal["smallest candidate", "largest candidate", "largest probe"]
 

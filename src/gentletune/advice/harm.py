@@ -18,7 +18,9 @@ from scipy.stats import norm
 # A full run m times as long as the probe loses as much as a probe at FURTHER · m^LENGTH times the rate.
 FURTHER, LENGTH = 1.4, 0.2
 BRIDGE = 0.3  # standard deviation of that factor's logarithm
-SLOPE = (4.0, 0.35)  # of the logistic curve in the logarithm of the rate: median, and the spread of its logarithm
+# Of the logistic curve in the logarithm of the rate: median, and the spread of its logarithm. Where half is lost it is
+# 2.5 to 5 steep, but a weak base model loses a few points already at small rates, which only a flat curve allows for.
+SLOPE = (2.0, 0.5)
 KL_SLOPE = 2.0  # KL from base goes with the square of small movements
 HARMFUL = 2.0  # margins
 _FLOOR = 1e-6  # bits per token: a KL from base below 0 is noise
