@@ -19,7 +19,7 @@ from gentletune.core import optimizers
 from gentletune.core.devices import check_devices
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import read_record
-from gentletune.methods import adapted, parse_method
+from gentletune.methods import parse_method
 from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.runs.inputs import Inputs
 from gentletune.training.trainer import GentleTrainer
@@ -196,8 +196,7 @@ def test_plan_counts_the_longest_row_and_what_is_on_disk(
 def test_a_plan_for_another_machine_needs_no_bitsandbytes_here(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (adapted, optimizers):
-        monkeypatch.setattr(module, "find_spec", lambda _: None)
+    monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
     out = tmp_path / "plan.json"
     call = ["plan", "--model", str(tiny_dir), "--no-evaluate", "--json", str(out)]
     more = ["--method", "lora(r=2)", "--quantization", "4bit", "--optimizer", "paged_adamw_8bit"]

@@ -148,26 +148,38 @@ def test_what_a_domain_makes_of_a_row_by_more_than_its_code_is_made_anew(
     assert made("two").startswith("two")
 
 
-def test_what_a_domain_imports_from_beside_it_decides_its_entry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "statement", "package"),
+    [
+        ("own_rows", "import asking", "asking"),
+        ("own_rows", "import asking", "elsewhere/asking"),
+        ("mine.domains.rows", "from mine import asking", "mine/asking"),
+        ("mine.domains.rows", "from .. import asking", "mine/asking"),
+    ],
+)
+def test_what_a_domain_imports_of_the_users_own_decides_its_entry(
+    module: str, statement: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(domains, "_DOMAINS", dict(domains._DOMAINS))
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two writes within a second would look alike
     path = write(tmp_path / "e.jsonl", [esci(i) for i in range(40)])
-    (tmp_path / "asking").mkdir()
-    (tmp_path / "asking" / "__init__.py").write_text("from .words import WORD\n")
-    (tmp_path / "own_rows.py").write_text(
-        "from gentletune.data import Answer, Example\nimport asking\n\n\n"
+    (tmp_path / package).mkdir(parents=True)
+    (tmp_path / package / "__init__.py").write_text("from .words import WORD\n")
+    file = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        f"from gentletune.data import Answer, Example\n{statement}\n\n\n"
         "def example(row, *, cot, where):\n"
         "    return Example(f\"{asking.WORD} {row['query']}\", 'yes', Answer('exact', 'yes'), group=row['query'])\n"
     )
 
     def made(word: str) -> str:
-        (tmp_path / "asking" / "words.py").write_text(f"WORD = {word!r}\n")
-        for name in ("own_rows", "asking", "asking.words"):
-            sys.modules.pop(name, None)
-        register_domain(Domain("asking", example=importlib.import_module("own_rows").example))
+        (tmp_path / package / "words.py").write_text(f"WORD = {word!r}\n")
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("own_rows", "asking", "mine")]:
+            del sys.modules[name]
+        register_domain(Domain("asking", example=importlib.import_module(module).example))
         return str(load_data(Recipe(data="asking", data_path=path)).train[0]["prompt"])
 
     assert made("one").startswith("one")

@@ -202,6 +202,22 @@ def test_a_run_that_failed_was_run() -> None:
     assert rates_table(one).set_index("method").loc["kept", "1e-3"] == "failed"
 
 
+def test_a_run_that_failed_is_of_its_own_precision() -> None:
+    """In bf16 `kept` diverged at the largest rate, and in fp32 it was not run there."""
+    records = []
+    for r in made():
+        for precision in ("fp32", "bf16"):
+            if r.label == "kept" and r.learning_rate == 1e-3:
+                if precision == "fp32":
+                    continue
+                r = r.model_copy(update={"status": "failed", "scores": [], "error": "diverged"})
+            records.append(r.model_copy(update={"recipe": r.recipe | {"precision": precision}}))
+    (one,) = Comparison.of(records)
+    cells = rates_table(one).set_index("method")["1e-3"]
+    assert cells["kept (precision=fp32)"] == "not run"
+    assert cells["kept (precision=bf16)"] == "failed"
+
+
 def test_methods_are_set_side_by_side_where_they_have_gone_as_far(found: Comparison) -> None:
     kl, moved = (
         {level.name[:3]: level for level in found.distances if level.equal == equal}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import gentletune.methods.adapted as adapted
 from gentletune import Recipe, evaluate, train
+from gentletune.core import optimizers
 from gentletune.core.errors import UserError
 from gentletune.lm import loaded
 from gentletune.lm.adapters import add_adapter, quantized, rounded_away, save_adapter
@@ -253,7 +256,7 @@ def test_what_needs_lora_is_refused_in_one_line(
     changes: list[str], message: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(adapted, "find_spec", lambda name: object())
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: object())
     call = ["train", "--model", str(tiny_dir), "--data", "clinic", "--output", str(tmp_path / "run"), *changes]
     assert run_cli(monkeypatch, *call) == 2
     said = capfd.readouterr().err
@@ -266,9 +269,36 @@ def test_what_needs_lora_is_refused_in_one_line(
 def test_a_missing_bitsandbytes_is_told_with_its_extra(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapted, "find_spec", lambda name: None)
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs bitsandbytes; pip install 'gentletune\[quant\]'"):
         train(recipe(tiny_dir, tmp_path / "run", quantization="4bit"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "flags", "told"),
+    [
+        ("raise RuntimeError('Setup failed.\\nSee below')", ["--method", "lora(r=2)"], "RuntimeError: Setup failed"),
+        ("import triton_of_old", ["--method", "lora(r=2)", "--quantization", "4bit"], "ModuleNotFoundError: No module"),
+        (None, ["--optimizer", "adamw_8bit"], "AttributeError: module 'bitsandbytes' has no attribute 'nn'"),
+    ],
+)
+def test_a_broken_bitsandbytes_is_one_line(
+    code: str | None, flags: list[str], told: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: what PEFT and transformers find when they are imported they never look for again."""
+    (tmp_path / "bitsandbytes").mkdir()
+    if code is not None:
+        (tmp_path / "bitsandbytes" / "__init__.py").write_text(code)
+    call = ["train", "--model", str(tiny_dir), "--data", "clinic", "--output", str(tmp_path / "run"), *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "gentletune", *call],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"gentletune: bitsandbytes is installed, but broken ({told}")
+    assert "pip install --force-reinstall --no-deps bitsandbytes" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 
 from gentletune.core.errors import UserError, unknown
@@ -107,8 +108,41 @@ def check_keys(name: str, betas: object, momentum: object, schedule: str) -> Non
 def check_installed(name: str) -> None:
     """Raises `UserError`, with the line for pip, where the optimiser's package is not installed."""
     optimizer = named(name)
-    if optimizer.module is not None and find_spec(optimizer.module) is None:
-        raise UserError(f"optimizer '{name}' needs {optimizer.module}; pip install '{optimizer.install}'")
+    if optimizer.module is not None:
+        check_package(optimizer.module, f"optimizer '{name}'", optimizer.install)
+
+
+def check_package(module: str, who: str, install: str) -> None:
+    """Raises `UserError`, with the line for pip, where a package that `who` needs is not installed."""
+    try:
+        found = find_spec(module)
+    except Exception as error:  # the command line has bitsandbytes executed at the first look
+        raise _broken(module, error) from error
+    if found is None:
+        raise UserError(f"{who} needs {module}; pip install '{install}'")
+
+
+def check_bitsandbytes() -> None:
+    """Import bitsandbytes where it is installed, which PEFT does for any adapter; imports torch, too.
+
+    Raises:
+        UserError: it cannot be imported, or a part of it is missing.
+    """
+    try:
+        module = import_module("bitsandbytes")
+        for part in ("nn", "optim"):
+            getattr(module, part)
+    except Exception as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "bitsandbytes"):
+            raise _broken("bitsandbytes", error) from error
+
+
+def _broken(module: str, error: Exception) -> UserError:
+    first = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+    return UserError(
+        f"{module} is installed, but broken ({type(error).__name__}: {first}); pip install --force-reinstall --no-deps "
+        f"{module}, or pip uninstall {module} if no recipe needs it"
+    )
 
 
 def betas_of(name: str, given: tuple[float, float] | None, *, bf16: bool) -> tuple[float, float]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ _TEXTS = ("row", "answer", "name", "opened", "alone", "said")
 _COLUMNS = {**dict.fromkeys(_TEXTS, "string"), "held": "bool_"}
 _FILE, _ABOUT = "rows.arrow", "about.json"
 _CODE = ("answers.py", "disk/stored.py", "example.py", "files.py", "forms.py", "groups.py", "hub.py", "shaped.py")
+_INSTALLED = frozenset({"site-packages", "dist-packages"})  # folders of what changes with an installation only
+_MOST_SOURCES = 300  # a few seconds
 _EXAMPLE = TypeAdapter(Example)
 
 
@@ -146,40 +150,76 @@ def _key(file: RowFile, known: Domain | None, cot: bool, by_column: bool) -> str
             return None
         if any(getattr(known.example, name, None) for name in beside):  # what its file alone does not tell
             return None
-        made = [known.name, cot, *map(file_digest, _sources(Path(code.co_filename)))]
+        if (files := _sources(Path(code.co_filename))) is None:
+            return None
+        made = [known.name, cot, *map(file_digest, files)]
     if file.content is None:
         return None
     here = Path(__file__).parent
     return digest([file.content, file.kind, made, by_column, [file_digest(here / name) for name in _CODE]])
 
 
-def _sources(file: Path) -> list[Path]:
-    """A Python file and what it imports from its own directory, by any way of writing that, and what these import."""
-    found, left, home = set[Path](), [file], file.parent
+def _sources(file: Path) -> list[Path] | None:
+    """A Python file and the files of the user's own that it imports, by any way of writing that, and what these import.
+
+    What is installed, and Python's own, is left out. None where it is too much to look through at every start.
+    """
+    found, left = set[Path](), [file]
     while left:
         if (one := left.pop()) in found:
             continue
         found.add(one)
-        for name in _imported(one):
-            parts = name.split(".")
-            ends = [parts[start:stop] for stop in range(1, len(parts) + 1) for start in range(stop)]
-            places = {folder.joinpath(*some) for folder in (home, one.parent) for some in ends}
-            left += [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
-            left = [file for file in left if file.is_file()]
+        if len(found) > _MOST_SOURCES:
+            return None
+        for level, name in _imported(one):
+            places = set(_places(level, name.split("."), one, file.parent))
+            near = (near for place in places for near in (place.parent / f"{place.name}.py", place / "__init__.py"))
+            left += [path for path in near if path.is_file()]
     return sorted(found)
 
 
-def _imported(file: Path) -> Iterator[str]:
-    """Dotted names of the modules that a Python file imports, and of what it takes from them."""
+def _places(level: int, parts: list[str], file: Path, home: Path) -> Iterator[Path]:
+    """Where a module that a file imports may lie, and the packages around it, without `.py`."""
+    for folder in file.parents[level - 1 : level]:  # a relative import
+        yield from (folder.joinpath(*parts[:stop]) for stop in range(len(parts) + 1))
+    if not level:
+        for place in _of_user(parts[0]):
+            yield from (place.joinpath(*parts[1:stop]) for stop in range(1, len(parts) + 1))
+    ends = [parts[start:stop] for stop in range(1, len(parts) + 1) for start in range(stop)]
+    yield from (folder.joinpath(*some) for folder in (home, file.parent) for some in ends)
+
+
+def _of_user(name: str) -> list[Path]:
+    """Where Python finds a top-level module or package, without importing it; nowhere for what is not the user's."""
+    if name in sys.stdlib_module_names or name == "gentletune":  # what a domain takes of ours is in `_CODE`
+        return []
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    places = list(map(Path, spec.submodule_search_locations or ()))
+    if not places and spec.origin is not None:
+        places = [Path(spec.origin).with_suffix("")]
+    return [place for place in places if not _INSTALLED.intersection(place.parts)]
+
+
+def _imported(file: Path) -> Iterator[tuple[int, str]]:
+    """Dotted names of the modules that a Python file imports, and of what it takes from them, behind their level.
+
+    That is how many dots a relative import begins with, else 0.
+    """
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # Python says so itself where it imports the file
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((0, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" if node.module else alias.name for alias in node.names)
+            names = (f"{node.module}.{alias.name}" if node.module else alias.name for alias in node.names)
+            yield from ((node.level, name) for name in names)
 
 
 def _write(place: Path, made: _Shaping) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from gentletune.core.errors import UserError
+from gentletune.core.optimizers import check_bitsandbytes
 from gentletune.lm.model_files import quiet
 from gentletune.methods.parameters.peft import adapted_layers, adapter_delta
 
@@ -65,10 +66,11 @@ def add_adapter(model: Any, directory: Path) -> Any:
     """The plain `model` under the adapter in `directory`, as a PEFT model.
 
     Raises:
-        UserError: it is no adapter that can be added to weights, or not one of this model.
+        UserError: it is no adapter that can be added to weights, or not one of this model; a broken bitsandbytes.
     """
     from peft import PeftModel
 
+    check_bitsandbytes()
     problem = f"cannot add the adapter in {directory} to its base model"
     try:
         with warnings.catch_warnings():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from gentletune.core.devices import sharing
 from gentletune.core.errors import UserError
+from gentletune.core.optimizers import check_package
 from gentletune.core.recipe import Recipe
 from gentletune.methods.base import Method
 
@@ -38,8 +37,8 @@ def check_adapted(recipe: Recipe, method: Method, *, here: bool = True) -> None:
             )
         if not method.parameterisation.quantizable:
             raise UserError(f"{key} is for lora, rslora and dora, not for '{method.label}'; leave it out")
-        if here and find_spec("bitsandbytes") is None:
-            raise UserError(f"{key} needs bitsandbytes; pip install 'gentletune[quant]'")
+        if here:
+            check_package("bitsandbytes", key, "gentletune[quant]")
     if recipe.save == "adapter":
         if not adapted:
             raise UserError(

@@ -236,7 +236,7 @@ def all_ready() -> Iterator[None]:
     if launched() == 1:
         yield
         return
-    store = PrefixStore(f"ready-{next(_trainings)}", _get_default_store())
+    store: Any = PrefixStore(f"ready-{next(_trainings)}", _get_default_store())  # its types leave out bytes
     try:
         yield
     except Exception as error:

@@ -13,15 +13,17 @@ from transformers import Trainer
 from trl import SFTConfig
 
 from gentletune.core.errors import UserError
-from gentletune.core.optimizers import DEFAULT, betas_of, check_installed, named
+from gentletune.core.optimizers import DEFAULT, betas_of, check_bitsandbytes, check_installed, named
 from gentletune.core.recipe import Recipe
 from gentletune.lm.device import device
 from gentletune.methods.base import UpdateRule
 
 
 def check_optimizer(recipe: Recipe) -> None:
-    """Raises `UserError` where the optimiser's package is not installed, or where it cannot run on this device."""
+    """Raises `UserError` where the optimiser's package is not installed or broken, or cannot run on this device."""
     check_installed(recipe.optimizer)
+    if named(recipe.optimizer).module == "bitsandbytes":
+        check_bitsandbytes()
     if recipe.optimizer.startswith("paged_") and device().type == "cpu":
         plain = recipe.optimizer.removeprefix("paged_")
         plain = {"adamw_32bit": DEFAULT, "ademamix_32bit": "ademamix"}.get(plain, plain)

@@ -11,6 +11,7 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 from gentletune.core.errors import UserError, unknown
+from gentletune.core.optimizers import check_bitsandbytes
 from gentletune.methods.base import Deviation, Method, Parameterisation, add_gradient
 from gentletune.methods.reach import layer_of, unread
 from gentletune.methods.registry import check_number, check_whole, register
@@ -134,6 +135,7 @@ def adapter(
     def wrap(model: Any) -> Any:
         import peft as library
 
+        check_bitsandbytes()
         config = getattr(library, kind.config)(**options, task_type="CAUSAL_LM")
         config.target_modules = _targets(model, targets, chosen)
         try:

@@ -14,7 +14,7 @@ from gentletune.reporting import Section, split
 from gentletune.reporting.axes import Axis, score_keys, single_axis
 from gentletune.reporting.choice import Choice
 from gentletune.reporting.pareto import base_point, in_order
-from gentletune.reporting.settings import Setting, from_plain, plain_twin, told_apart, verdict
+from gentletune.reporting.settings import Setting, apart, from_plain, plain_twin, told_apart, verdict
 from gentletune.reporting.tables import SIGNS as OF_REPORTS
 from gentletune.reporting.tables import error_of
 from gentletune.research.comparison.level import MOVED, Place, change_at, moved, place_at, upward, value_of
@@ -224,17 +224,19 @@ class Comparison:
         """The rates at which plain SFT has the score or more, and the method was not run; a failed run is one."""
         sign = 1.0 if upward(by) else -1.0
         reached = [s for s in self.lines[PLAIN] if (v := value_of(s, by)) is not None and sign * v >= sign * target]
-        line = self.lines[name]
-        done = {s.learning_rate for s in line} | self.failed.get(line[0].label, set())
+        done = {s.learning_rate for s in self.lines[name]} | self.failed[name]
         return tuple(s.learning_rate for s in reached if s.learning_rate not in done)
 
     @cached_property
     def failed(self) -> dict[str, set[float]]:
-        """The rates of each method at which a run failed, by its label."""
+        """The rates of each line at which a run of it failed; one of another `precision`, say, is none of it."""
+        failed = [record for record in self.section.records if record.status == "failed"]
         found: dict[str, set[float]] = {}
-        for record in self.section.records:
-            if record.status == "failed":
-                found.setdefault(record.label, set()).add(record.learning_rate)
+        for name, line in self.lines.items():
+            label, mine = line[0].label, line[0].records[0].recipe
+            told = apart([setting for setting in self.settings if setting.label == label])
+            own = (r for r in failed if r.label == label and all(r.recipe.get(k) == mine.get(k) for k in told))
+            found[name] = {record.learning_rate for record in own}
         return found
 
     def _level(self, name: str, by: Axis, plain: Place) -> Level | None:

@@ -30,7 +30,7 @@ def rates_table(found: Comparison) -> pd.DataFrame:
 
     rows = []
     for name, line in found.lines.items():
-        cells = {rate(r): "failed" for r in found.failed.get(line[0].label, ())}
+        cells = {rate(r): "failed" for r in found.failed[name]}
         cells |= {rate(s.learning_rate): cell(s) for s in line}
         rows.append({"method": name} | {rate(r): cells.get(rate(r), "not run") for r in found.rates})
     return pd.DataFrame(rows)
