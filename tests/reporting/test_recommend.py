@@ -190,6 +190,19 @@ def test_without_a_significant_difference_the_simplest_at_the_smallest_rate_is_t
     assert names(recommend([records[0], records[3]])) == ("talr 1e-6", "talr 1e-6")
 
 
+def test_of_proven_rates_of_a_method_one_that_is_worse_by_its_own_interval_is_left() -> None:
+    records = [
+        items("sft", lr, (gained, 0), (1, 1))
+        for lr, gained in zip((1e-6, 3e-6, 1e-5, 3e-5), (60, 65, 66, 66), strict=True)
+    ]
+    found = recommend(records)  # 60 against 66 is p = 0.03, and three times that among three
+    assert names(found) == ("sft 3e-6", "sft 3e-6")
+    assert reasons(found) == {0: "less_gain", 2: "no_difference", 3: "no_difference"}
+    assert "below that of the choice by the 95 % interval of the difference" in found.excluded[0].text
+    other = items("talr", 1e-5, (66, 0), (1, 1))
+    assert names(recommend([records[0], records[1], other]))[0] == "sft 3e-6"  # no more machinery for it
+
+
 def test_an_insignificant_gain_is_not_worth_a_weaker_claim_and_a_significant_one_is() -> None:
     proven = items("talr", 1e-5, (80, 0), (1, 1))
     assert names(recommend([proven, items("sft", 1e-6, (84, 0), (4, 6))])) == ("talr 1e-5", "talr 1e-5")
@@ -240,6 +253,15 @@ def test_a_merge_that_was_tried_is_halved_and_a_rate_that_did_not_gain_is_a_boun
         "a learning rate between 1e-6 and 1e-5",
         "averaging with the base model, wise_ft(alpha=0.2)",
     )
+
+
+def test_where_seeds_disagree_on_a_gain_that_items_show_it_asks_for_more_of_them() -> None:
+    apart = [items("sft", 1e-5, (gained, 0), (1, 1), seed=seed) for seed, gained in enumerate((20, 80))]
+    found = recommend(apart)
+    assert found.reason == "no_gain"
+    assert found.try_next == ("more seeds: so few hardly tell how far another would move it",)
+    nothing = [items("sft", 1e-5, (gained, 5), (1, 1), seed=seed) for seed, gained in enumerate((3, 8))]
+    assert "more test rows" in recommend(nothing).try_next
 
 
 def test_where_training_made_the_domain_worse_no_larger_rate_is_proposed() -> None:

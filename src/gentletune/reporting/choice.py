@@ -14,7 +14,8 @@ takes, and with items enough any training has a significant one. It is then name
 Both claims compete for the best domain score, but of settings without a significant difference from the best one a
 proven one goes first, then plain SFT, then what has fewest parts, then the smallest learning rate. So nobody is led to
 more risk, to a larger rate or to more machinery by a gain that may be chance; only a significant one is worth a weaker
-claim. Which settings gained, and which are worse than the best, are questions that screen many at once: they go by the
+claim. Within the method so found a larger rate that is itself proven safe risks nothing: there a smaller one is left
+where it is worse by its own interval. Which settings gained, and which are worse than the best, are questions that screen many at once: they go by the
 false discovery rate (Benjamini and Hochberg), since Holm's correction, made for claims that must all be true, names
 nothing among seven rates of two seeds that each gain 30 points. (Were proven settings always first, the best choice
 would nearly always be the one that learnt least: what hardly moves is easily shown to be harmless.)
@@ -101,7 +102,23 @@ class Choice:
     @cached_property
     def safe(self) -> int | None:
         """The safe choice."""
-        return min(self.best, key=self._caution, default=None)
+        first = min(self.best, key=self._caution, default=None)
+        return None if first is None else self._furthest(first)
+
+    def _furthest(self, first: int) -> int:
+        """Of the proven settings of its method the smallest rate that is no worse than the best by its own interval."""
+        label = self.settings[first].label
+        proven = [i for i in self.candidates if self.settings[i].label == label and self.claims[i] == "safe"]
+        if first not in proven:
+            return first
+        best = max(proven, key=lambda i: self.level(self.domain, i))
+        alike = [i for i in proven if i == best or not self.is_worse(i, best)]
+        return min(alike, key=lambda i: (self.settings[i].learning_rate, i))
+
+    def is_worse(self, i: int, other: int) -> bool:
+        """Whether a setting's domain score is below that of another with a better one, by its own interval alone."""
+        (change,) = between(self.readings(self.domain), [(i, other)])
+        return change is not None and bool(change.excludes_zero)
 
     @cached_property
     def most_gain(self) -> int | None:
@@ -247,12 +264,19 @@ class Choice:
             ),
         )
 
+    def is_left_behind(self, i: int) -> bool:
+        """Whether the choice has more on the domain than this one, by that interval alone."""
+        choice = self.safe
+        if choice is None or i not in self.best or self.level(self.domain, i) >= self.level(self.domain, choice):
+            return False
+        return self.is_worse(i, choice)
+
     def why_not(self, i: int) -> ExcludedReason:
         """Why a setting is not the safe choice."""
         gain = self.gains[i]
         if i not in self.claims:
             return "no_error" if gain is None or gain.p is None else "no_gain"
-        if i in self.best:
+        if i in self.best and not self.is_left_behind(i):
             return "no_difference"
         if i in self.candidates:
             return "less_gain"

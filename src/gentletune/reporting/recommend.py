@@ -111,6 +111,7 @@ def _excluded(choice: Choice, i: int) -> Excluded:
         "margin": choice.margin,
         "ruled_out": RULED_OUT * choice.margin,
         "best": choice.name(choice.best[0]) if choice.best else "",
+        "alone": choice.is_left_behind(i),
         "claim": choice.claims.get(i),
         "chosen_claim": None if choice.safe is None else choice.claims[choice.safe],
         "preferred": _preferred(choice, i) if reason == "no_difference" else "",

@@ -42,6 +42,9 @@ def _stronger(choice: Choice) -> Iterator[Idea]:
     if all(change is None or change.p is None for change in choice.gains):
         yield "base_scores", {}
         return
+    if any(_seeds_decide(choice, i) for i in range(len(choice.settings))):
+        yield "seeds", {}
+        return
     places = range(len(choice.settings))
     largest = max(s.learning_rate for s in choice.settings)
     strongest = [i for i in places if choice.settings[i].learning_rate == largest]
@@ -57,6 +60,14 @@ def _stronger(choice: Choice) -> Iterator[Idea]:
     yield "larger_rate", {"rate": _round(3 * largest)}
     yield "longer", {}
     yield "domain_items", {}
+
+
+def _seeds_decide(choice: Choice, i: int) -> bool:
+    """Whether the items alone show a gain of several seeds, and what is not known of the seeds is more than theirs."""
+    change = choice.gains[i]
+    if change is None or change.stderr is None or choice.settings[i].seeds < 2 or change.seed_share <= 0.5:
+        return False
+    return oriented(choice.domain, change)[0] > 2 * change.stderr * math.sqrt(1 - change.seed_share)
 
 
 def _worse(choice: Choice, i: int) -> bool:
