@@ -15,10 +15,11 @@ Both claims compete for the best domain score, but of settings without a signifi
 proven one goes first, then plain SFT, then what has fewest parts, then the smallest learning rate. So nobody is led to
 more risk, to a larger rate or to more machinery by a gain that may be chance; only a significant one is worth a weaker
 claim. Within the method so found a larger rate that is itself proven safe risks nothing: there a smaller one is left
-where it is worse by its own interval. Which settings gained, and which are worse than the best, are questions that screen many at once: they go by the
-false discovery rate (Benjamini and Hochberg), since Holm's correction, made for claims that must all be true, names
-nothing among seven rates of two seeds that each gain 30 points. (Were proven settings always first, the best choice
-would nearly always be the one that learnt least: what hardly moves is easily shown to be harmless.)
+where it is worse by its own interval. Which settings gained, and which are worse than the best, are questions that
+screen many at once: they go by the false discovery rate (Benjamini and Hochberg), since Holm's correction, made for
+claims that must all be true, names nothing among seven rates of two seeds that each gain 30 points. (Were proven
+settings always first, the best choice would nearly always be the one that learnt least: what hardly moves is easily
+shown to be harmless.)
 """
 
 from __future__ import annotations
