@@ -21,7 +21,10 @@ METHODS = [
     "kl(weight=0.3)+replay(share=0.4, loss=kl)",
 ]  # fmt: skip
 # What is more than a loss: another optimiser, frozen halves, projected adapters, a rate that goes by looks.
-FITTED = {"ddp": ["mofo(share=0.1)", "hft", "oplora(k=2, r=2)", "trust_region(budget=0.005, looks=3)"], "fsdp": ["hft"]}
+FITTED = {
+    "ddp": ["mofo(share=0.1)", "hft", "oplora(k=2, r=2, rate_scale=1)", "trust_region(budget=0.005, looks=3)"],
+    "fsdp": ["hft"],
+}
 PACK = 14  # tokens: the four rows fill two
 
 

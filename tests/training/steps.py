@@ -101,7 +101,7 @@ def whole_and_split(model: Any, tokenizer: Any, output: Path, method: str, micro
 
 
 def short_training(
-    tokenizer: Any, run: Path, method: str, *, world: int = 1, strategy: str = "auto"
+    tokenizer: Any, run: Path, method: str, *, world: int = 1, strategy: str = "auto", rows: Sequence[Encoded] = ROWS
 ) -> dict[str, torch.Tensor]:
     """θ - θ⁰ after three steps on the four rows as `gentletune train` takes them; empty where this rank has no model.
 
@@ -120,7 +120,7 @@ def short_training(
         how = {"pad_id": tokenizer.pad_token_id, "batch_tokens": 100}
         steering = steering_of(lively_model(tokenizer), REPLAYED, **how)
         steer = lambda tuned: steering.kl(tuned, **how)  # noqa: E731
-    fitted = fit(recipe, parsed, model, tokenizer, ROWS, run, steer=steer)
+    fitted = fit(recipe, parsed, model, tokenizer, rows, run, steer=steer)
     if parsed.control is not None:
         assert fitted.figures["rate_factor"] < 1  # else it would be no test of it
     tuned = dict(fitted.model.named_parameters()) if fitted.model is not None else {}

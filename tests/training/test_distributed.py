@@ -75,7 +75,10 @@ def test_trainings_that_are_more_than_a_loss_end_where_one_process_does(
     launched: dict[str, Any], tokenizer: Any, tmp_path: Path
 ) -> None:
     for method, update in launched["updates"].items():
-        assert distance(short_training(tokenizer, tmp_path / method, method), update) < EXACT, method
+        whole = short_training(tokenizer, tmp_path / method, method)
+        # Three steps of an adapter carry the roundoff of a sum farther than EXACT: how far, rows in another order tell.
+        turned = short_training(tokenizer, tmp_path / f"{method} turned", method, rows=ROWS[::-1])
+        assert distance(whole, update) < max(EXACT, 4 * distance(whole, turned)), method
 
 
 def test_the_median_is_of_a_micro_batch_over_all_ranks(ranks: dict[str, Any], tokenizer: Any) -> None:
