@@ -50,9 +50,10 @@ class Pool:
     def cautious(self) -> Pool:
         """For a family of comparisons, where the one whose variance is most underrated decides.
 
-        Settings are taken to be as unlike as they may well be.
+        Settings are taken to be as unlike as they may well be, and a scale below the plain mean to lie midway to it, by
+        the logarithm (ours, by simulation).
         """
-        return replace(self, spread=self.wary_spread)
+        return replace(self, spread=self.wary_spread, scale=max(self.scale, math.sqrt(self.scale)))
 
     def moderated(self, seen: float, df: float, seeds: int, noise: float, paired: bool) -> tuple[float, float]:
         """M of an arm of so many seeds and its degrees of freedom, from what was `seen` with `df`, and the pool."""
