@@ -51,7 +51,7 @@ BASE: dict[str, dict[str, Any]] = {
 DOMAINS = {"lab": ("lab(hard=0)", "lab", "lab(hard=1)"), "smollm": ("clinic",)}
 GRID = {"lab": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)}
 STARTS = {"lab": (1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-4, 3e-4)}
-SEEDS = {"lab": (0, 1, 2), "smollm": (0, 1)}
+SEEDS = {"lab": (0, 1, 2, 3), "smollm": (0, 1)}
 WAYS = ("auto", "region")
 
 

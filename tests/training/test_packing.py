@@ -226,3 +226,23 @@ def test_attention_is_the_models_own_again(tokenizer: Any, monkeypatch: pytest.M
     with pytest.raises(UserError, match="apart"), attending(model, Recipe(attention="eager", packing=True), bf16=False):
         pass
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_hubs_build_of_flash_attention_is_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers takes it where `flash_attn` is not installed and `kernels` is; no GPU is here to run it."""
+    model = make_model(50)
+    built = {"flash_attention_2": "kernels-community/flash-attn2"}
+
+    def take(name: str) -> None:
+        model.config._attn_implementation_internal = built.get(name, name)
+
+    monkeypatch.setattr("gentletune.training.attention.device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(model, "set_attn_implementation", take)
+    recipe = Recipe(attention="flash_attention_2", precision="bf16")
+    with attending(model, recipe, bf16=True) as (name, layout):
+        assert (name, layout) == ("flash_attention_2", "padded")
+        assert model.config._attn_implementation == built[name]
+    assert model.config._attn_implementation == "sdpa"
+    built["flash_attention_2"] = "eager"
+    with pytest.raises(UserError, match="has eager alone"), attending(model, recipe, bf16=True):
+        pass
