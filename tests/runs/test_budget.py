@@ -170,7 +170,7 @@ def test_what_cannot_be_kept_is_refused(keys: dict[str, Any], line: str, tiny_di
 
 def test_a_budget_in_training_is_not_kept_by_a_quantised_model() -> None:
     recipe = Recipe.parse({"model": "lab", "data": "lab", "method": "lora+trust_region", "quantization": "4bit"})
-    with pytest.raises(UserError, match=r"measures the model in training, which quantization 4bit takes away"):
+    with pytest.raises(UserError, match=r"needs the base model of full precision while it trains"):
         check_controlled(recipe, parse_method(recipe.method))
 
 

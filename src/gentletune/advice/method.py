@@ -54,7 +54,7 @@ class Edge:
 
 
 def base_method(method: str) -> str:
-    """The method that is probed: the recipe's, without TALR, and without what a probe cannot show (FLOW, Wise-FT).
+    """The method that is probed: the recipe's, without TALR, and what a probe cannot show (FLOW, Wise-FT, budgets).
 
     >>> base_method("talr+lora(r=8)"), base_method("talr")
     ('lora(r=8)', 'sft')

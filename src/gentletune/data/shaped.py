@@ -195,7 +195,7 @@ def _of_user(name: str) -> list[Path]:
         return []
     try:
         spec = find_spec(name)
-    except (ImportError, ValueError):
+    except Exception:  # a finder of an editable install, say, may raise anything
         return []
     if spec is None:
         return []

@@ -13,8 +13,7 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
 
     Raises:
         UserError: an average or a budget where ranks hold shares of the weights; a budget in training beside
-            quantisation; an average beside early stopping, or
-            an optimiser that averages already.
+            quantisation; an average beside early stopping, or an optimiser that averages already.
     """
     if method.average is None and method.control is None:
         return
@@ -27,8 +26,8 @@ def check_controlled(recipe: Recipe, method: Method) -> None:
         )
     if method.control is not None and recipe.quantization:
         raise UserError(
-            f"{name} measures the model in training, which quantization {recipe.quantization} takes away from the base "
-            "model before the first step; take +wise_ft(alpha=auto, budget=…), which measures what is saved"
+            f"{name} needs the base model of full precision while it trains, which quantization: {recipe.quantization} "
+            "gives back before the first step; take +wise_ft(alpha=auto, budget=…), which measures what is saved"
         )
     if method.average is None:
         return

@@ -13,13 +13,13 @@ takes, and with items enough any training has a significant one. It is then name
 
 Both claims compete for the best domain score, but of settings without a significant difference from the best one a
 proven one goes first, then plain SFT, then what has fewest parts, then the smallest learning rate. So nobody is led to
-more risk, to a larger rate or to more machinery by a gain that may be chance; only a significant one is worth a weaker
-claim. Within the method so found a larger rate that is itself proven safe risks nothing: there a smaller one is left
-where it is worse by its own interval. Which settings gained, and which are worse than the best, are questions that
-screen many at once: they go by the false discovery rate (Benjamini and Hochberg), since Holm's correction, made for
-claims that must all be true, names nothing among seven rates of two seeds that each gain 30 points. (Were proven
-settings always first, the best choice would nearly always be the one that learnt least: what hardly moves is easily
-shown to be harmless.)
+more risk or to more machinery by a gain that may be chance; only a significant one is worth a weaker claim. Within what
+is so preferred a larger rate that is itself proven safe is no more risk, by its proof: there a smaller one is left
+where it is worse by its own interval. (Were proven settings always first, the best choice would nearly always be the
+one that learnt least: what hardly moves is easily shown to be harmless.)
+
+Which settings gained, and which are worse than the best, are questions that screen many at once. They go by the false
+discovery rate (Benjamini and Hochberg); Holm's correction is made for claims that must all be true.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gentletune.core.records import RunRecord
 from gentletune.reporting.axes import Axis
 from gentletune.reporting.findings import Claim, ExcludedReason, Pick, Step
 from gentletune.reporting.pareto import pareto_front
-from gentletune.reporting.settings import Reading, Setting, between, from_base, read_all, setting_name
+from gentletune.reporting.settings import Reading, Setting, between, from_base, read_all, setting_name, told_apart
 from gentletune.stats import LEVEL, Change, adjusted, benjamini_hochberg
 
 RULED_OUT = 3.0  # margins: what a setting without a proof must not have lost (ours, by simulation)
@@ -101,25 +101,41 @@ class Choice:
         return self.no_worse_than_best(self.candidates)
 
     @cached_property
+    def preferred(self) -> int | None:
+        """The most cautious of the best."""
+        return min(self.best, key=self._caution, default=None)
+
+    @cached_property
     def safe(self) -> int | None:
-        """The safe choice."""
-        first = min(self.best, key=self._caution, default=None)
-        return None if first is None else self._furthest(first)
+        """The safe choice: the preferred one, or a larger rate of it that is as well proven and better by itself."""
+        return min((i for i in self._larger if i not in self.left_behind), key=self._caution, default=self.preferred)
 
-    def _furthest(self, first: int) -> int:
-        """Of the proven settings of its method the smallest rate that is no worse than the best by its own interval."""
-        label = self.settings[first].label
-        proven = [i for i in self.candidates if self.settings[i].label == label and self.claims[i] == "safe"]
-        if first not in proven:
-            return first
-        best = max(proven, key=lambda i: self.level(self.domain, i))
-        alike = [i for i in proven if i == best or not self.is_worse(i, best)]
-        return min(alike, key=lambda i: (self.settings[i].learning_rate, i))
+    @cached_property
+    def _larger(self) -> list[int]:
+        """The preferred setting and larger rates of it that are among the best, all proven; none where it is not."""
+        first = self.preferred
+        if first is None or self.claims[first] != "safe":
+            return []
+        line, rate = self._line(first), self.settings[first].learning_rate
+        return [
+            i
+            for i in self.best
+            if self._line(i) == line and self.settings[i].learning_rate >= rate and self.claims[i] == "safe"
+        ]
 
-    def is_worse(self, i: int, other: int) -> bool:
-        """Whether a setting's domain score is below that of another with a better one, by its own interval alone."""
-        (change,) = between(self.readings(self.domain), [(i, other)])
-        return change is not None and bool(change.excludes_zero)
+    @cached_property
+    def left_behind(self) -> dict[int, int]:
+        """Those of `_larger` whose domain score is below the best one's of them, by its own interval; and that one."""
+        if not self._larger:
+            return {}
+        best = max(self._larger, key=lambda i: self.level(self.domain, i))
+        others = [i for i in self._larger if i != best]
+        found = between(self.readings(self.domain), [(i, best) for i in others])
+        return {i: best for i, c in zip(others, found, strict=True) if c is not None and c.excludes_zero}
+
+    def _line(self, i: int) -> tuple[str, str]:
+        """What settings share that differ in the rate alone."""
+        return self.settings[i].label, told_apart(self.settings[i], self.settings)
 
     @cached_property
     def most_gain(self) -> int | None:
@@ -265,19 +281,12 @@ class Choice:
             ),
         )
 
-    def is_left_behind(self, i: int) -> bool:
-        """Whether the choice has more on the domain than this one, by that interval alone."""
-        choice = self.safe
-        if choice is None or i not in self.best or self.level(self.domain, i) >= self.level(self.domain, choice):
-            return False
-        return self.is_worse(i, choice)
-
     def why_not(self, i: int) -> ExcludedReason:
         """Why a setting is not the safe choice."""
         gain = self.gains[i]
         if i not in self.claims:
             return "no_error" if gain is None or gain.p is None else "no_gain"
-        if i in self.best and not self.is_left_behind(i):
+        if i in self.best and i not in self.left_behind:
             return "no_difference"
         if i in self.candidates:
             return "less_gain"

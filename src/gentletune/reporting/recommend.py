@@ -111,7 +111,7 @@ def _excluded(choice: Choice, i: int) -> Excluded:
         "margin": choice.margin,
         "ruled_out": RULED_OUT * choice.margin,
         "best": choice.name(choice.best[0]) if choice.best else "",
-        "alone": choice.is_left_behind(i),
+        "ahead": choice.name(choice.left_behind[i]) if i in choice.left_behind else "",
         "claim": choice.claims.get(i),
         "chosen_claim": None if choice.safe is None else choice.claims[choice.safe],
         "preferred": _preferred(choice, i) if reason == "no_difference" else "",
@@ -123,6 +123,8 @@ def _preferred(choice: Choice, i: int) -> str:
     """What the choice has before a setting as good on the domain."""
     if choice.safe is None:
         return ""
+    if choice.safe != choice.preferred:
+        return "was preferred at a smaller learning rate, and is better at this one"
     mine, other = choice.settings[choice.safe], choice.settings[i]
     if mine.plain != other.plain or mine.parts != other.parts:
         return "is simpler"

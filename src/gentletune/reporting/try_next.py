@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from statistics import NormalDist
 from typing import Any
 
 from gentletune.reporting.choice import Choice, oriented
 from gentletune.reporting.words import say
+from gentletune.stats import LEVEL
 
 Idea = tuple[str, Mapping[str, Any]]
 _ALPHA = re.compile(r"wise_ft\(alpha=([0-9.]+)\)")
 _LEAST, _MOST = 0.1, 0.9
+_MANY_SEEDS = 4  # that know their own variance
 
 
 def try_next(choice: Choice) -> tuple[str, ...]:
@@ -28,8 +31,9 @@ def _further(choice: Choice, safe: int) -> Iterator[Idea]:
     """What kept more than SFT at larger rates on the lab, where more is to be gained than the safe choice does."""
     setting = choice.settings[safe]
     rate = setting.learning_rate
-    tried = [s.label for s in choice.settings if s.learning_rate > rate]
-    if setting.plain and choice.most_gain != safe and not any(_has(label, "mofo", "l2") for label in tried):
+    more = choice.most_gain is not None and choice.settings[choice.most_gain].learning_rate > rate
+    tried = [record.label for record in choice.records if record.learning_rate > rate]
+    if setting.plain and more and not any(_has(label, "mofo", "l2") for label in tried):
         yield "steadier", {"low": _round(2 * rate), "high": _round(4 * rate)}
 
 
@@ -44,7 +48,6 @@ def _stronger(choice: Choice) -> Iterator[Idea]:
         return
     if any(_seeds_decide(choice, i) for i in range(len(choice.settings))):
         yield "seeds", {}
-        return
     places = range(len(choice.settings))
     largest = max(s.learning_rate for s in choice.settings)
     strongest = [i for i in places if choice.settings[i].learning_rate == largest]
@@ -63,11 +66,12 @@ def _stronger(choice: Choice) -> Iterator[Idea]:
 
 
 def _seeds_decide(choice: Choice, i: int) -> bool:
-    """Whether the items alone show a gain of several seeds, and what is not known of the seeds is more than theirs."""
-    change = choice.gains[i]
-    if change is None or change.stderr is None or choice.settings[i].seeds < 2 or change.seed_share <= 0.5:
+    """Whether the items alone show a gain, among all settings, and few seeds leave more open than the items do."""
+    change, seeds = choice.gains[i], choice.settings[i].seeds
+    if change is None or change.stderr is None or not 1 < seeds < _MANY_SEEDS or change.seed_share <= 0.5:
         return False
-    return oriented(choice.domain, change)[0] > 2 * change.stderr * math.sqrt(1 - change.seed_share)
+    sure = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / len(choice.settings))
+    return oriented(choice.domain, change)[0] > sure * change.stderr * math.sqrt(1 - change.seed_share)
 
 
 def _worse(choice: Choice, i: int) -> bool:
@@ -86,7 +90,8 @@ def _gentler(choice: Choice) -> Iterator[Idea]:
     if alpha := _alpha(choice):
         yield "average", {"alpha": alpha}
     if not any(_has(s.label, "trust_region") for s in choice.settings):
-        yield "budget", {}
+        plain = not any(record.recipe.get("quantization") for record in choice.records)
+        yield "budget", {"method": "trust_region(budget=0.05)" if plain else "wise_ft(alpha=auto, budget=0.05)"}
     yield "replay", {}
 
 

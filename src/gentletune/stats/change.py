@@ -141,7 +141,7 @@ def compare(
         df if math.isfinite(df) else None,
         p,
         *rest,
-        p_cautious=p if wary is None else float(p_value(wary, null)),
+        p_cautious=p if wary is None else max(p, float(p_value(wary, null))),
     )
 
 

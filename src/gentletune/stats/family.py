@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from gentletune.stats.change import Change
 from gentletune.stats.evidence import find
 from gentletune.stats.pool import Pool, pool_of
@@ -39,15 +41,16 @@ def holm(changes: Sequence[Change | None]) -> list[Change | None]:
 
 
 def benjamini_hochberg(changes: Sequence[Change | None]) -> list[Change | None]:
-    """The changes of one family that are screened, as `holm` gives them: of those found, 5 % are false on average.
+    """The changes of one family that are screened, as `holm` gives them: of those found at most 5 % are false.
 
     For a question such as which of many settings learnt anything (Benjamini and Hochberg 1995). Where none did, the
-    chance of any finding is at most 5 %, as with Holm; where many did, each need not stand up as if it were alone.
-    The share holds for comparisons that are independent or rise together, as those with one base model do.
+    chance of any finding is at most 5 %, as with Holm; where many did, each need not stand up as if it were alone. The
+    share is a mean over studies, and holds for comparisons that are independent or rise together, as those with one
+    base model do.
     """
     from scipy.stats import false_discovery_control  # half a second to import, which training need not wait for
 
-    return _family(changes, lambda ps: false_discovery_control(ps).tolist())
+    return _family(changes, lambda ps: false_discovery_control(np.clip(ps, 0.0, 1.0)).tolist())
 
 
 def _family(
