@@ -15,7 +15,7 @@ import yaml
 from gentletune.core.records import RunRecord, Score, write_record
 from gentletune.methods import method_names, method_parts
 from gentletune.research import Comparison, comparison_study
-from gentletune.research.comparison.level import MOVED
+from gentletune.research.comparison.level import MOVED, place_at, value_of
 from gentletune.research.comparison.pages import write
 from gentletune.research.comparison.run import read_comparison
 from gentletune.research.comparison.study import OWN, READY, ready_study
@@ -187,6 +187,15 @@ def test_a_smaller_rate_that_was_not_run_leaves_nothing_open() -> None:
     assert "weak" in [read.method for read in some.sides(high)["not_reached"]]
     reads = {read.method: read.state for read in without("kept", 3e-4).levels[-1].reads}
     assert reads["kept"] == "reached"
+
+
+def test_a_target_behind_the_base_model_has_no_rate(found: Comparison) -> None:
+    domain, line = found.section.domain, found.lines["sft"]
+    assert domain is not None
+    base = value_of(line[0], domain, base=True)
+    assert base is not None
+    assert place_at(line, domain, base - 0.01) is None
+    assert place_at(line, domain, base + 0.01) is not None
 
 
 def test_a_run_that_failed_was_run() -> None:
