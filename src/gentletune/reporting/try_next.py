@@ -28,12 +28,12 @@ def try_next(choice: Choice) -> tuple[str, ...]:
 
 
 def _further(choice: Choice, safe: int) -> Iterator[Idea]:
-    """What kept more than SFT at larger rates on the lab, where more is to be gained than the safe choice does."""
+    """What kept more than SFT at larger rates in our studies, where more is to be gained than the safe choice does."""
     setting = choice.settings[safe]
     rate = setting.learning_rate
     more = choice.most_gain is not None and choice.settings[choice.most_gain].learning_rate > rate
     tried = [record.label for record in choice.records if record.learning_rate > rate]
-    if setting.plain and more and not any(_has(label, "mofo", "l2") for label in tried):
+    if setting.plain and more and not any(_has(label, "mofo", "replay") for label in tried):
         yield "steadier", {"low": _round(2 * rate), "high": _round(4 * rate)}
 
 
