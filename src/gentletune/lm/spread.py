@@ -137,6 +137,6 @@ def serve(store: Any, rank: int, own: Callable[[], tuple[Any, Any]]) -> None:
 def told(error: Exception, rank: int) -> Exception:
     """A rank's error as another is to raise it: not every class can be sent."""
     if isinstance(error, UserError):
-        return UserError(str(error))  # one with arguments of its own would be made anew from its text
+        return error
     kind = MemoryError if is_out_of_memory(error) else RuntimeError
     return kind(f"rank {rank}: {type(error).__name__}: {error}")
