@@ -19,13 +19,12 @@ from typing import Any, get_args
 import numpy as np
 from scipy import special
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.stats.worlds import ACCURACY, CODE_LENGTH, SeedShift, Studies, World, studies  # noqa: E402
+from tests.stats.worlds import ACCURACY, CODE_LENGTH, SeedShift, Studies, World, studies
 
-from gentletune.stats.contrast import Contrast, crossed, p_value  # noqa: E402
-from gentletune.stats.items import Array  # noqa: E402
+from gentletune.stats.contrast import Contrast, crossed, p_value
+from gentletune.stats.items import Array
 
 SEED_COUNTS, ITEMS = (1, 2, 3, 5), (30, 200, 1000)
 BATCH = 200_000  # items of one seed that are drawn at once

@@ -31,7 +31,7 @@ import torch
 from gentletune import Recipe, method_loss
 from gentletune.data import encode_rows, load_data
 from gentletune.data.batches import pad_batch
-from gentletune.lab import lab_domain  # noqa: F401 (importing it makes its domain known)
+from gentletune.lab import lab_domain  # noqa: F401 - its import makes the domain `lab` known
 from gentletune.lm.loaded import Loaded
 from gentletune.training.lost_updates import Watch
 

@@ -58,7 +58,7 @@ def test_tests_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
         "import os, pytest\n"
         "def test_good():\n    assert 'SECOND' not in os.environ\n"
         "def test_bad():\n    assert 'SECOND' in os.environ\n"
-        "def test_none():\n    pytest.skip()\n"
+        "def test_none():\n    pytest.skip()\n"  # of the made-up file: the third way a test may end
     )
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(SCRIPTS), "GPU_TESTS_SEEN": str(seen)}
     outcomes = []

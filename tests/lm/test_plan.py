@@ -130,7 +130,7 @@ def test_a_step_that_numbers_decide_is_a_rule_of_thumb(monkeypatch: pytest.Monke
     exact = planner.plan(setting).activations
 
     def undecided(*_: Any, **__: Any) -> None:
-        raise NotImplementedError("data-dependent")
+        raise NotImplementedError("data-dependent")  # as torch's fake tensors do where a step asks for a number
 
     monkeypatch.setattr("gentletune.lm.step_memory.hidden_states", undecided)
     rough = Planner(CONFIG).plan(setting)

@@ -700,7 +700,7 @@ def test_probe_notices_walls_that_do_not_stand() -> None:
 def test_an_ordinary_user_has_namespaces_too() -> None:
     """Run as root, the tests would never see the way by user namespaces: here another user takes it."""
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
-    if os.getuid() != 0 or python is None:
+    if os.getuid() != 0 or python is None:  # only root may become another user, who cannot read a Python of root's own
         pytest.skip("needs root, to become an ordinary user, and a Python that every user can run")
     script = """
         walls = sandbox.probe_isolation()
@@ -714,7 +714,9 @@ def test_an_ordinary_user_has_namespaces_too() -> None:
     done = subprocess.run(
         command, user=65534, group=65534, extra_groups=[], env={}, text=True, capture_output=True, cwd="/"
     )
-    if done.returncode != 0 or "namespaces+seccomp" not in done.stdout:
+    if (
+        done.returncode != 0 or "namespaces+seccomp" not in done.stdout
+    ):  # many kernels refuse them; what it said is in the message
         pytest.skip(f"no namespaces for ordinary users here: {(done.stdout + done.stderr)[-200:]}")
     *listed, walls_only = done.stdout.splitlines()
     assert listed == ["namespaces+seccomp passed error", "seccomp passed error"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def short_training(
     if parsed.control is not None:
         how = {"pad_id": tokenizer.pad_token_id, "batch_tokens": 100}
         steering = steering_of(lively_model(tokenizer), REPLAYED, **how)
-        steer = lambda tuned: steering.kl(tuned, **how)  # noqa: E731
+        steer = partial(steering.kl, **how)
     fitted = fit(recipe, parsed, model, tokenizer, rows, run, steer=steer)
     if parsed.control is not None:
         assert fitted.figures["rate_factor"] < 1  # else it would be no test of it

@@ -107,11 +107,12 @@ def test_the_loss_can_be_differentiated_through_peft(model: Any, tokenizer: Any)
     assert distance(own_gradients(twin), own_gradients(wrapped)) < EXACT
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "accumulation"),
+    # The exact median is of the micro-batch, so accumulation is another update there.
+    [(m, k) for m in METHODS for k in (1, 2) if k == 1 or m not in ("talr", "talr(normalization=simplex)")],
+)
 def test_the_mix_in_on_transformers(method: str, accumulation: int, model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    if accumulation > 1 and method in ("talr", "talr(normalization=simplex)"):
-        pytest.skip("the exact median is of the micro-batch")
     twin = copy.deepcopy(model)
     ours, _ = one_step(twin, tokenizer, tmp_path / "a", method)
     plain = settings(tmp_path / "b").to_dict()

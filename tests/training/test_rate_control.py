@@ -115,7 +115,10 @@ def test_the_ceiling_moves_by_each_look(
     found: dict[int, float], warmup: float, shares: dict[int, float], tokenizer: Any, tmp_path: Path
 ) -> None:
     watch = Watch()
-    steer = lambda _model: score(found.get(watch.step, 0.1))  # noqa: E731
+
+    def steer(_model: Any) -> Score:
+        return score(found.get(watch.step, 0.1))
+
     how = {"schedule": "constant", "warmup": warmup}
     fitted(tokenizer, tmp_path, watch, steer, "trust_region(budget=0.3, looks=7)", **how)
     assert {step: watch.rates[step] / 1e-2 for step in shares} == pytest.approx(shares, rel=1e-3)

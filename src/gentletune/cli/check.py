@@ -19,7 +19,7 @@ from gentletune.data.files import is_text, read_rows, read_text
 from gentletune.data.forms import shaped_rows
 from gentletune.data.load import load_data, replay_source
 from gentletune.data.templates import read_template
-from gentletune.lab import lab_domain  # noqa: F401 (importing it makes its domain known)
+from gentletune.lab import lab_domain  # noqa: F401 - its import makes the domain `lab` known
 from gentletune.lm.export import check_export
 from gentletune.lm.model_files import resolve_model
 from gentletune.methods.adapted import check_adapted

@@ -1,6 +1,7 @@
 """The program inside the sandbox: it confines itself, then is judge (trusted tests) and candidate (untrusted code).
 
-`sandbox.py` starts it as a script in a fresh interpreter; it imports the standard library only. Three processes:
+`host.py` starts it as a script in a fresh interpreter, with nothing of ours to import behind the walls: so all that
+runs there is in this one file, which imports the standard library only. Three processes:
 
     launcher          outside the walls; enforces the wall-clock limit and waits for the others
       judge           PID 1 of its own PID namespace; runs the trusted tests; alone can write the verdict
@@ -172,7 +173,7 @@ def _empty_root(size: int) -> None:
     options = f"size={size},nr_inodes=1024,mode=755".encode()
     _call("mount", b"tmpfs", b"/proc", b"tmpfs", nosuid_nodev_noexec, options)
     os.mkdir("/proc/tmp")  # noqa: PTH102 - no pathlib: the child imports as little as it can
-    os.chmod("/proc/tmp", 0o777)  # noqa: PTH101 - the same
+    os.chmod("/proc/tmp", 0o777)  # noqa: PTH101 - no pathlib either; mkdir alone would obey the umask
     os.chdir("/proc")
     _call("pivot_root", b".", b".")  # the old root is now on top of the new one, and comes off
     _call("umount2", b".", detach)

@@ -277,7 +277,7 @@ def helpdesk_examples(
     n: int,
     *,
     seed: int,
-    cot: bool,  # noqa: ARG001 (every domain is asked for either; here there is only the label)
+    cot: bool,  # noqa: ARG001 - every domain is asked for either; here there is only the label
     split: Literal["train", "test"],
 ) -> list[Example]:
     """The first `n` rows under `seed`, the queues in turn; `category` is the queue. There is no chain of thought.
@@ -292,7 +292,7 @@ def helpdesk_examples(
     return [_example(i, f"helpdesk/{seed}/{split}", split == "test") for i in range(n)]
 
 
-def read_queue(text: str, first: bool) -> str | None:  # noqa: ARG001 (an answer names one)
+def read_queue(text: str, first: bool) -> str | None:  # noqa: ARG001 - as every domain's; here an answer has one queue
     """The queue that a text names in the first line that says something; None where that names none or several."""
     line = next(filter(str.strip, text.splitlines()), "")
     found = {queue.lower() for queue in _QUEUE.findall(line)}
