@@ -198,6 +198,7 @@ def test_of_proven_rates_of_a_method_one_that_is_worse_by_its_own_interval_is_le
     found = recommend(records)  # 60 against 66 is p = 0.02, and three times that among three
     assert names(found) == ("sft 3e-6", "sft 3e-6")
     assert reasons(found) == {0: "less_gain", 2: "no_difference", 3: "no_difference"}
+    assert found.excluded[1].text.endswith("from the choice, which has a smaller learning rate.")
     assert "below that of sft at learning rate 1e-5 by the 95 % interval of the difference" in found.excluded[0].text
     other = items("talr", 1e-5, (66, 0), (1, 1))
     assert names(recommend([records[0], records[1], other]))[0] == "sft 3e-6"  # no more machinery for it

@@ -123,12 +123,12 @@ def _preferred(choice: Choice, i: int) -> str:
     """What the choice has before a setting as good on the domain."""
     if choice.safe is None:
         return ""
-    if choice.safe != choice.preferred:
-        return "was preferred at a smaller learning rate, and is better at this one"
     mine, other = choice.settings[choice.safe], choice.settings[i]
     if mine.plain != other.plain or mine.parts != other.parts:
         return "is simpler"
-    if mine.learning_rate != other.learning_rate:
+    if mine.learning_rate > other.learning_rate:  # so it is not the one that was preferred
+        return "was preferred at a smaller learning rate, and is better at this one"
+    if mine.learning_rate < other.learning_rate:
         return "has a smaller learning rate"
     return "kept more general skill by the estimate"
 
