@@ -43,12 +43,12 @@ BASE: dict[str, dict[str, Any]] = {
         "log_every": 50, "save_every": 1000,
     },
     "smollm": {
-        "model": "smollm2-135m", "data": "clinic", "max_steps": 20, "batch_size": 8, "train_rows": 160, "test_rows": 64,
-        "domain_metric": "auto", "tasks": (), "general_prompts": 200, "probe_every": 0, "log_every": 50,
-        "save_every": 1000, "max_length": 320, "cot": False, "domain_tokens": 24,
+        "model": "smollm2-135m", "max_steps": 20, "batch_size": 8, "train_rows": 160, "precision": "fp32", "test_rows": 64,
+        "cot": False, "domain_tokens": 6, "tasks": (), "general_prompts": 200, "general_tokens": 32,
+        "eval_batch_tokens": 4096, "probe_every": 0, "log_every": 50, "save_every": 1000,
     },
 }  # fmt: skip
-DOMAINS = {"lab": ("lab(hard=0)", "lab", "lab(hard=1)"), "smollm": ("clinic",)}
+DOMAINS = {"lab": ("lab(hard=0)", "lab", "lab(hard=1)"), "smollm": ("helpdesk",)}
 GRID = {"lab": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)}
 STARTS = {"lab": (1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-4, 3e-4)}
 SEEDS = {"lab": (0, 1, 2, 3), "smollm": (0, 1)}
