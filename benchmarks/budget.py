@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -43,14 +42,14 @@ BASE: dict[str, dict[str, Any]] = {
         "log_every": 50, "save_every": 1000,
     },
     "smollm": {
-        "model": "smollm2-135m", "max_steps": 20, "batch_size": 8, "train_rows": 160, "precision": "fp32", "test_rows": 64,
-        "cot": False, "domain_tokens": 6, "tasks": (), "general_prompts": 200, "general_tokens": 32,
-        "eval_batch_tokens": 4096, "probe_every": 0, "log_every": 50, "save_every": 1000,
+        "model": "smollm2-135m", "max_steps": 20, "batch_size": 8, "train_rows": 160, "precision": "fp32",
+        "test_rows": 64, "cot": False, "domain_tokens": 6, "tasks": ("general",), "limit": 100, "general_prompts": 200,
+        "general_tokens": 32, "eval_batch_tokens": 4096, "probe_every": 0, "log_every": 50, "save_every": 1000,
     },
 }  # fmt: skip
 DOMAINS = {"lab": ("lab(hard=0)", "lab", "lab(hard=1)"), "smollm": ("helpdesk",)}
 GRID = {"lab": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)}
-STARTS = {"lab": (1e-3, 2e-3, 4e-3, 8e-3), "smollm": (1e-4, 3e-4)}
+STARTS = {"lab": (1e-3, 2e-3, 4e-3, 8e-3), "smollm": (3e-5, 1e-4, 3e-4)}
 SEEDS = {"lab": (0, 1, 2, 3), "smollm": (0, 1)}
 WAYS = ("auto", "region")
 
@@ -98,6 +97,8 @@ def run(row: dict[str, Any], runs: Path) -> dict[str, Any]:
         "base": next(s.value for s in record.base_scores if s.side == "domain" and s.metric == "accuracy"),
         "domain": dump(right) | {"items": [int(item) for item in right.items]},
         "domain_bits": dump(next(s for s in record.scores if s.side == "domain" and s.metric == "bits_per_token")),
+        "general": {s.task: s.value for s in record.scores if s.side == "general" and s.metric == "accuracy"},
+        "general_base": {s.task: s.value for s in record.base_scores if s.side == "general" and s.metric == "accuracy"},
         "kl_sampled": dump(record.score("kl_sampled/bits_per_token")),
         "kl": dump(kl(record, runs / name(row))),
     }
@@ -261,11 +262,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def drop(runs: Path, row: dict[str, Any]) -> None:
-    """Delete the weights that no later run takes."""
-    if row["way"] != "fixed":
-        shutil.rmtree(runs / name(row), ignore_errors=True)
-    if row["way"] == "auto":
-        shutil.rmtree(runs / name(row, "fixed"), ignore_errors=True)
+    """Delete the weights that no later run takes; the records stay."""
+    done = {"fixed": (), "region": (row["way"],), "auto": (row["way"], "fixed")}[row["way"]]
+    for way in done:
+        for weights in (runs / name(row, way)).glob("**/*.safetensors"):
+            weights.unlink()
 
 
 if __name__ == "__main__":
