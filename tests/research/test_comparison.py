@@ -314,6 +314,11 @@ def test_records_without_sft_or_scores_have_no_level() -> None:
     assert bare.sentences() == []
 
 
+def test_plain_sft_alone_is_set_beside_nothing() -> None:
+    (one,) = Comparison.of([r for r in made(1) if r.label == "sft"])
+    assert [line.split(",")[0] for line in one.sentences()] == ["Only plain SFT was run"]
+
+
 @pytest.mark.parametrize("name", [*READY, OWN])
 def test_ready_studies_are_studies_seed_by_seed(name: str, tmp_path: Path) -> None:
     assert ready_study(name if name in READY else "mine.jsonl").name == f"{name}.yaml"
@@ -349,7 +354,12 @@ def test_the_command(
     assert "4 trials, 2 of them train" in said.err
     assert not out.exists()
     assert run(monkeypatch, *call) == 0
-    assert "domain / general" in capfd.readouterr().out
+    said = capfd.readouterr()
+    assert "domain / general" in said.out
+    assert "▲ significantly better" in said.out
+    assert "At equal" not in said.out  # these are in the file
+    assert "At equal" in (out / "compare.md").read_text()
+    assert "compare.md" in said.err
     names = {path.name for path in out.iterdir() if path.is_file() and not path.name.startswith(".")}
     assert names == {
         "study.yaml", "compare.md", "compare.csv", "levels.csv", "compare.png", "report.html", "pareto.png",

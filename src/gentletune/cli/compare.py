@@ -64,6 +64,7 @@ def compare_command(
         return
     prepare()
     from gentletune.research.comparison.pages import write_json
+    from gentletune.research.comparison.result import legend
     from gentletune.research.comparison.run import compare_methods, read_comparison
     from gentletune.research.comparison.tables import rates_table
 
@@ -79,9 +80,10 @@ def compare_command(
             say(f"{one.section.name}: no complete run has both a domain and a general score")
             continue
         show_frame(rates_table(one), f"{one.section.name}: domain / general")
-        for line in one.sentences():
+        for line in [legend(), *(one.headlines() or one.sentences())]:
             stdout.print(line, soft_wrap=True, highlight=False, markup=False)
     if json_path:
         write_json(found, json_path)
-    say(f"tables: {output / 'compare.md'}, compare.csv and levels.csv; the report: {output / 'report.html'}")
+    say(f"also at equal steps, KL from base and movement: {output / 'compare.md'}, compare.csv, levels.csv")
+    say(f"the report: {output / 'report.html'}")
     say_failed(records)

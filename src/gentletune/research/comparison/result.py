@@ -278,20 +278,27 @@ class Comparison:
 
     # --- words
 
-    def sentences(self) -> list[str]:
-        """What the tables show, a sentence each; nothing where a side has no score."""
+    def headlines(self) -> list[str]:
+        """What the tables show at equal domain scores, a sentence each; nothing where a side has no score."""
         if len(self.section.axes) < 2:
             return []
         said = words().module
         told = [said.level(self, level, self.sides(level)) for level in self.levels]
-        told += [
+        return [one_line(line) for line in (told if set(self.lines) != {PLAIN} else [said.alone()])]
+
+    def sentences(self) -> list[str]:
+        """The headlines, then what the tables show at equal steps and equally far from the base model."""
+        if len(self.section.axes) < 2 or set(self.lines) == {PLAIN}:
+            return self.headlines()
+        said = words().module
+        told = [
             said.equal(f"rate {rate(one)} and equal steps", cells) for one in self.rates if (cells := self.at_rate(one))
         ]
         told += [
             said.equal(f"equal {one.equal} ({number(one.target)}, {one.name})", self.at_level(one))
             for one in self.distances
         ]
-        return [one_line(line) for line in told]
+        return [*self.headlines(), *map(one_line, told)]
 
     def sides(self, level: Level) -> dict[str, list[Read]]:
         """The methods at a level of the domain score by how their general skill compares with plain SFT's."""
@@ -361,3 +368,8 @@ def words() -> Any:
         "number": number, "plus_minus": plus_minus, "with_interval": with_interval
     }  # fmt: skip
     return template("gentletune.research.comparison", "comparison.md.j2", **filters)
+
+
+def legend() -> str:
+    """What the signs of the table of rates mean."""
+    return one_line(words().module.legend())
