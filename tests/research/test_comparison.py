@@ -138,6 +138,17 @@ def test_the_error_of_the_place_is_in_the_interval(found: Comparison) -> None:
     assert change.stderr > 1.5 * plain.stderr
 
 
+def test_a_line_too_flat_to_read_a_place_off_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its domain score hardly changes with the rate, so where it has SFT's score may be anywhere."""
+    monkeypatch.setitem(TRUTH, "flat", ((0.28, 0.90), (0.32, 0.10), (0.33, 0.05)))
+    monkeypatch.setitem(MOVES, "flat", 500)
+    (one,) = Comparison.of(made())
+    level = one.levels[0]
+    flat = next(read for read in level.reads if read.method == "flat")
+    assert (flat.state, flat.from_plain["sums/accuracy"]) == ("reached", None)
+    assert "not known" in one.sentences()[0]
+
+
 def test_tables_and_costs(found: Comparison) -> None:
     rates = rates_table(found).set_index("method")
     assert list(rates.columns) == ["1e-4", "3e-4", "1e-3"]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from scipy import special
 
 from gentletune.core.records import RunRecord, Score
-from gentletune.reporting.axes import Axis
+from gentletune.reporting.axes import ACCURACIES, Axis
 from gentletune.reporting.settings import Setting
 from gentletune.stats import Change, Pool, Run, compare, mean_of, zero_of
 
@@ -110,8 +110,9 @@ def place_at(line: Sequence[Setting], by: Axis, target: float) -> Place | None:
 def change_at(
     ours: Place, base: Place, by: Axis, axis: Axis, pools: Mapping[str, Pool | None]
 ) -> Change | None:  # fmt: skip
-    """`ours` minus `base` on an axis, both at the same score `by`; None where a score is missing.
+    """`ours` minus `base` on an axis, both at the same score `by`; None where a score is missing or says nothing.
 
+    An accuracy's difference says nothing where its interval is wider than 1: the line is too flat to read a place off.
     `pools` are the variances between seeds, by axis key.
     """
     mine, other = ours.runs(axis), base.runs(axis)
@@ -122,7 +123,9 @@ def change_at(
         place.slope(axis, by) * (mean_of(runs, pools[by.key]).stderr or 0.0) if (runs := place.runs(by)) else 0.0
         for place in (ours, base)
     ]
-    return widened(found, math.hypot(*errors))
+    told = widened(found, math.hypot(*errors))
+    flat = told.low is not None and told.high is not None and told.high - told.low > 1
+    return None if flat and axis.key.endswith(ACCURACIES) else told
 
 
 def widened(change: Change, error: float) -> Change:
