@@ -348,7 +348,7 @@ def test_cce_says_why_it_cannot_run(kernel: Kernel, monkeypatch: pytest.MonkeyPa
     assert reason(bias=bias) == "head backend cce: it knows no head bias; use auto or chunked"
     monkeypatch.setattr(cce, "_kernel", lambda: None)
     assert reason() == (
-        "head backend cce: cut-cross-entropy is not installed (pip install 'gentletune[gpu]'); use auto or chunked"
+        "head backend cce: cut-cross-entropy is not installed (pip install cut-cross-entropy); use auto or chunked"
     )
     monkeypatch.setattr(cce, "IMPLEMENTATION", "cce")
     assert reason() == "head backend cce: it needs a CUDA GPU; use auto or chunked"

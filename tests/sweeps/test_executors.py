@@ -90,7 +90,7 @@ def _has_open(pid: int, file: Path) -> bool:
 
 
 def test_ray(tiny_dir: Path, tmp_path: Path, alone: list[dict[str, Any]]) -> None:
-    pytest.importorskip("ray", reason="ray is an extra: pip install 'gentletune[ray]'")
+    pytest.importorskip("ray", reason="ray is an extra")
     study = tiny_study(tiny_dir, resources={"cpus": 1})
     study["base"]["model"] = str(tiny_dir)
     study["also"].append({"method": "sft", "learning_rate": 1e-3, "model": "/no/such/model"})
@@ -103,7 +103,7 @@ def test_ray(tiny_dir: Path, tmp_path: Path, alone: list[dict[str, Any]]) -> Non
 
 @pytest.mark.slow
 def test_a_ray_actor_that_dies_fails_its_trial_alone(tiny_dir: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="ray is an extra: pip install 'gentletune[ray]'")
+    pytest.importorskip("ray", reason="ray is an extra")
 
     def kill_the_first() -> None:
         while not any(line["step"] >= 3 for line in read_metrics(tmp_path / "sft-lr0.01" / "metrics.jsonl")):

@@ -16,19 +16,19 @@ BF16_BETAS = (0.9, 0.99)  # the largest second moment's memory that bf16 holds: 
 class Optimizer:
     """What is to be known of an optimiser before it is made.
 
-    `module` is the package that makes it (None: torch or transformers) and `install` what pip calls that. `state` is
-    what it holds for each trained weight, in bytes, beside fp32 weights. `bf16` says what keeps a small update of a
-    bf16 weight: `kahan`, `stochastic`, or nothing.
+    `module` is the package that makes it (None: torch or transformers). `state` is what it holds for each trained
+    weight, in bytes, beside fp32 weights. `bf16` says what keeps a small update of a bf16 weight: `kahan`,
+    `stochastic`, or nothing.
     """
 
     module: str | None = None
-    install: str = ""
     state: int = 8
     betas: bool = True
     momentum: bool = False
     bf16: str | None = None
 
 
+_PIP = {"optimi": "torch-optimi", "galore_torch": "galore-torch", "apollo_torch": "apollo-torch"}  # others as imported
 _EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw_torch": Optimizer(bf16="kahan"),
@@ -37,27 +37,25 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adafactor": Optimizer(state=0, betas=False),
     "adagrad": Optimizer(state=4, betas=False),
     "rmsprop": Optimizer(state=4, betas=False, momentum=True),
-    "stable_adamw": Optimizer("optimi", "torch-optimi", bf16="kahan"),
-    "adamw_torch_8bit": Optimizer("torchao", "gentletune[lowbit]", state=2, bf16="stochastic"),
-    "adamw_torch_4bit": Optimizer("torchao", "gentletune[lowbit]", state=1, bf16="stochastic"),
-    **dict.fromkeys(_EIGHT_BIT, Optimizer("bitsandbytes", "gentletune[quant]", state=2)),
-    "paged_adamw_32bit": Optimizer("bitsandbytes", "gentletune[quant]"),
-    **dict.fromkeys(["ademamix", "paged_ademamix_32bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=12)),
-    **dict.fromkeys(["ademamix_8bit", "paged_ademamix_8bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=3)),
-    **dict.fromkeys(["lion_8bit", "paged_lion_8bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=1)),
-    **dict.fromkeys(["lion_32bit", "paged_lion_32bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=4)),
-    **dict.fromkeys(
-        ["rmsprop_bnb", "rmsprop_bnb_32bit"], Optimizer("bitsandbytes", "gentletune[quant]", state=4, betas=False)
-    ),
-    "rmsprop_bnb_8bit": Optimizer("bitsandbytes", "gentletune[quant]", state=1, betas=False),
-    **dict.fromkeys(["schedule_free_adamw", "schedule_free_radam"], Optimizer("schedulefree", "gentletune[lowbit]")),
-    "schedule_free_sgd": Optimizer("schedulefree", "gentletune[lowbit]", state=4, betas=False),
+    "stable_adamw": Optimizer("optimi", bf16="kahan"),
+    "adamw_torch_8bit": Optimizer("torchao", state=2, bf16="stochastic"),
+    "adamw_torch_4bit": Optimizer("torchao", state=1, bf16="stochastic"),
+    **dict.fromkeys(_EIGHT_BIT, Optimizer("bitsandbytes", state=2)),
+    "paged_adamw_32bit": Optimizer("bitsandbytes"),
+    **dict.fromkeys(["ademamix", "paged_ademamix_32bit"], Optimizer("bitsandbytes", state=12)),
+    **dict.fromkeys(["ademamix_8bit", "paged_ademamix_8bit"], Optimizer("bitsandbytes", state=3)),
+    **dict.fromkeys(["lion_8bit", "paged_lion_8bit"], Optimizer("bitsandbytes", state=1)),
+    **dict.fromkeys(["lion_32bit", "paged_lion_32bit"], Optimizer("bitsandbytes", state=4)),
+    **dict.fromkeys(["rmsprop_bnb", "rmsprop_bnb_32bit"], Optimizer("bitsandbytes", state=4, betas=False)),
+    "rmsprop_bnb_8bit": Optimizer("bitsandbytes", state=1, betas=False),
+    **dict.fromkeys(["schedule_free_adamw", "schedule_free_radam"], Optimizer("schedulefree")),
+    "schedule_free_sgd": Optimizer("schedulefree", state=4, betas=False),
     **dict.fromkeys(
         ["galore_adamw", "galore_adamw_8bit", "galore_adafactor"],
-        Optimizer("galore_torch", "galore-torch", betas=False),
+        Optimizer("galore_torch", betas=False),
     ),
-    "apollo_adamw": Optimizer("apollo_torch", "apollo-torch"),
-    "grokadamw": Optimizer("grokadamw", "grokadamw", betas=False),
+    "apollo_adamw": Optimizer("apollo_torch"),
+    "grokadamw": Optimizer("grokadamw", betas=False),
 }
 # Those that, asked for a step, take it for the weights that have a gradient, and count it for these alone.
 BY_WEIGHT = frozenset({"adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad", "adafactor", "stable_adamw",
@@ -109,17 +107,17 @@ def check_installed(name: str) -> None:
     """Raises `UserError`, with the line for pip, where the optimiser's package is not installed."""
     optimizer = named(name)
     if optimizer.module is not None:
-        check_package(optimizer.module, f"optimizer '{name}'", optimizer.install)
+        check_package(optimizer.module, f"optimizer '{name}'")
 
 
-def check_package(module: str, who: str, install: str) -> None:
+def check_package(module: str, who: str) -> None:
     """Raises `UserError`, with the line for pip, where a package that `who` needs is not installed."""
     try:
         found = find_spec(module)
     except Exception as error:  # the command line has bitsandbytes executed at the first look
         raise _broken(module, error) from error
     if found is None:
-        raise UserError(f"{who} needs {module}; pip install '{install}'")
+        raise UserError(f"{who} needs {module}; pip install {_PIP.get(module, module)}")
 
 
 def check_bitsandbytes() -> None:

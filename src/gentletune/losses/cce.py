@@ -30,7 +30,7 @@ def obstacle(hidden: Tensor, head: Head) -> str | None:
     if IMPLEMENTATION == "cce" and hidden.device.type != "cuda":
         return "it needs a CUDA GPU"
     if _kernel() is None:
-        return "cut-cross-entropy is not installed (pip install 'gentletune[gpu]')"
+        return "cut-cross-entropy is not installed (pip install cut-cross-entropy)"
     if head.bias is not None:
         return "it knows no head bias"
     if IMPLEMENTATION == "cce" and hidden.dtype not in (torch.bfloat16, torch.float16):

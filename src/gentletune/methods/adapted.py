@@ -38,7 +38,7 @@ def check_adapted(recipe: Recipe, method: Method, *, here: bool = True) -> None:
         if not method.parameterisation.quantizable:
             raise UserError(f"{key} is for lora, rslora and dora, not for '{method.label}'; leave it out")
         if here:
-            check_package("bitsandbytes", key, "gentletune[quant]")
+            check_package("bitsandbytes", key)
     if recipe.save == "adapter":
         if not adapted:
             raise UserError(
