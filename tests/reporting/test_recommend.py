@@ -522,6 +522,18 @@ def test_the_command_prints_the_same_findings_as_json(
     assert [out["reason"] for out in said["excluded"]] == ["loss", "failed"]
 
 
+def test_the_model_to_ship_is_named_where_it_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [items("sft", 1e-5, (90, 0), (1, 1)), items("sft", 1e-4, (150, 0), (0, 90))]
+    assert not any(line.startswith("Its model") for line in told(records, tmp_path, monkeypatch, capsys))
+    model = tmp_path / "runs" / "00" / "model"
+    model.mkdir()
+    assert f"Its model: {model}" in told(records, tmp_path, monkeypatch, capsys)
+    said = json.loads("\n".join(told(records, tmp_path, monkeypatch, capsys, "--json")))
+    assert (said["safe"]["model"], said["most_gain"]["model"]) == (str(model), None)
+
+
 def test_runs_of_two_data_sets_are_told_apart_and_are_no_one_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -248,7 +248,12 @@ class Choice:
             setting.seeds,
             setting.indices,
             claim == "safe" and self._significant_loss(i),
+            self._model(self.index(i)),
         )
+
+    def _model(self, index: int) -> str | None:
+        run = self.records[index].directory
+        return str(run / "model") if run and (run / "model").is_dir() else None
 
     def _significant_loss(self, i: int) -> bool:
         found = self.interval(i)

@@ -35,7 +35,7 @@ class Pick:
     `index` is the place in the records of the run nearest to the mean over its seeds, `indices` those of all its seeds.
     `domain` and `general` are its changes from the base model, each in its axis's unit (below 0 is a gain where lower
     is better); `before` and `after` are the domain score of the base model and of the setting. `minutes` is the
-    training time of one run.
+    training time of one run. `model` is where the tuned model of the run at `index` lies, None where it was not kept.
 
     `claim` is about general skill: `safe` (the 95 % interval leaves out a loss larger than the margin),
     `no_loss_seen` (no significant loss, and the estimate lies within the margin, on too few items to show more; about
@@ -55,6 +55,7 @@ class Pick:
     seeds: int = 1
     indices: tuple[int, ...] = ()
     small_loss: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ def answer(found: Findings) -> list[str]:
     >>> answer(none)
     ['No safe choice: no run of 2 is complete.']
     """
-    lines = [say(name, found) for name in ("safe_line", "most_gain_line", "least_harmful_line", "try_line")]
+    macros = ("safe_line", "model_line", "most_gain_line", "least_harmful_line", "try_line")
+    lines = [say(name, found) for name in macros]
     return [line for line in [*lines, *warnings(found)] if line]
 
 
