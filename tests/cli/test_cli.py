@@ -281,7 +281,7 @@ def test_flags_as_a_shell_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     flags = ["--learning_rate", "1e-4", "--no-cot", "--tasks=gsm8k,ifeval", "--max-length", "none", "--test-path", ""]
     assert run(monkeypatch, "train", *flags) == 2
     assert seen == [
-        {"learning_rate": "1e-4", "cot": False, "tasks": ("gsm8k", "ifeval"), "max_length": None, "test_path": ""}
+        {"learning_rate": 1e-4, "cot": False, "tasks": ("gsm8k", "ifeval"), "max_length": None, "test_path": ""}
     ]
 
 

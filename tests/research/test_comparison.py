@@ -381,6 +381,8 @@ def test_the_command(
     assert [(row["method"], row["learning_rate"]) for row in rows[:2]] == [("sft", "0.001"), ("sft", "0.01")]
     assert len(rows) == 4
     assert all(row["own_answers/entropy"] for row in rows)
+    base = yaml.safe_load((out / "study.yaml").read_text(encoding="utf-8"))["base"]
+    assert (base["train_rows"], base["max_steps"], base["data"]) == (8, 2, "clinic")
     assert len(json.loads((tmp_path / "found.json").read_text())[0]["settings"]) == 4
     again = plan(read_study(out / "study.yaml"), out)  # as `gentletune sweep -c` would go on
     assert {trial.name for trial in again} == {path.parent.name for path in out.glob("*/record.json")}

@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -102,9 +103,18 @@ def metavar(annotation: Any) -> str:
 
 
 def _read(key: str, value: Any) -> Any:
-    """Comma-separated lists and `none`, as the field's type wants them; pydantic parses the rest."""
+    """Comma-separated lists, numbers and `none`, as the field's type wants them; pydantic checks, and parses the rest.
+
+    Numbers are made here, since a study's file is written from what was given.
+    """
     annotation = Recipe.model_fields[key].annotation
-    if value == "none" and NoneType in get_args(annotation):
+    kinds = (annotation, *get_args(annotation))
+    if value == "none" and NoneType in kinds:
         return None
-    listed = any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation)))
-    return tuple(part for part in value.split(",") if part) if listed else value
+    if any(get_origin(kind) is tuple for kind in kinds):
+        return tuple(part for part in value.split(",") if part)
+    for kind in (int, float):
+        if kind in kinds and isinstance(value, str):
+            with suppress(ValueError):
+                return kind(value)
+    return value

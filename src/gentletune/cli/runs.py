@@ -121,7 +121,7 @@ def evaluate_command(
 
       gentletune evaluate --model runs/a/model --base smollm2-135m --tasks gsm8k,humaneval,ifeval --limit 100
 
-      gentletune evaluate --model smollm2-135m --tasks gsm8k,medcalc,my_task.yaml --task-data benchmarks/
+      gentletune evaluate --model smollm2-135m --tasks gsm8k,medcalc,my_task.yaml --task-data tasks/
     """
     recipe = load_recipe(config, given | ({"model": base} if base else {}))
     has_data = recipe.data is not None or recipe.data_path is not None
