@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -265,8 +266,8 @@ def drop(runs: Path, row: dict[str, Any]) -> None:
     """Delete the weights that no later run takes; the records stay."""
     done = {"fixed": (), "region": (row["way"],), "auto": (row["way"], "fixed")}[row["way"]]
     for way in done:
-        for weights in (runs / name(row, way)).glob("**/*.safetensors"):
-            weights.unlink()
+        for part in ("model", "tuned"):
+            shutil.rmtree(runs / name(row, way) / part, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -278,11 +278,15 @@ def test_flags_as_a_shell_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise UserError("enough")
 
     monkeypatch.setattr(gentletune.cli.runs, "load_recipe", load)
-    flags = ["--learning_rate", "1e-4", "--no-cot", "--tasks=gsm8k,ifeval", "--max-length", "none", "--test-path", ""]
+    flags = ["--learning_rate", "1e-4", "--no-cot", "--tasks=gsm8k,ifeval", "--max-length", "none", "--test-path", "",
+             "--betas", "0.9,0.95", "--batch-size", "auto", "--save-every", "50"]  # fmt: skip
     assert run(monkeypatch, "train", *flags) == 2
     assert seen == [
-        {"learning_rate": 1e-4, "cot": False, "tasks": ("gsm8k", "ifeval"), "max_length": None, "test_path": ""}
-    ]
+        {
+            "learning_rate": 1e-4, "cot": False, "tasks": ("gsm8k", "ifeval"), "max_length": None, "test_path": "",
+            "betas": (0.9, 0.95), "batch_size": "auto", "save_every": 50,
+        }
+    ]  # fmt: skip
 
 
 def test_the_version(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -529,6 +529,8 @@ def test_the_model_to_ship_is_named_where_it_was_kept(
     assert not any(line.startswith("Its model") for line in told(records, tmp_path, monkeypatch, capsys))
     model = tmp_path / "runs" / "00" / "model"
     model.mkdir()
+    assert not any(line.startswith("Its model") for line in told(records, tmp_path, monkeypatch, capsys))  # none in it
+    (model / "config.json").write_text("{}")
     assert f"Its model: {model}" in told(records, tmp_path, monkeypatch, capsys)
     said = json.loads("\n".join(told(records, tmp_path, monkeypatch, capsys, "--json")))
     assert (said["safe"]["model"], said["most_gain"]["model"]) == (str(model), None)

@@ -425,12 +425,16 @@ def test_the_model_card_of_the_safe_choice_says_why(tmp_path: Path) -> None:
     for card in cards:
         card.parent.mkdir()
         card.write_text("# A model\n", encoding="utf-8")
-    found = report(records, tmp_path / "report", margin=0.1).findings
+        (card.parent / "config.json").write_text("{}", encoding="utf-8")
+    made = report(records, tmp_path / "report", margin=0.1)
+    found = made.findings
     assert found.safe
     told = [i for i, card in enumerate(cards) if "## Why this model" in card.read_text(encoding="utf-8")]
     assert told == sorted(found.safe.indices)
     assert len(told) == 2
     said = cards[told[0]].read_text(encoding="utf-8")
+    path = f"Its model, of the seed nearest to the mean: <code>{records[found.safe.index].directory}/model</code>"
+    assert path in made.html.read_text(encoding="utf-8")
     assert f"Safe choice: {found.safe.name} (mean of 2 seeds): domain 0.183 → 0.488" in said
     assert "Margin: 0.1 share correct." in said
     report(records, tmp_path / "report")  # where nothing is safe

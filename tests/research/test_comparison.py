@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,19 @@ def test_a_line_too_flat_to_read_a_place_off_says_nothing(monkeypatch: pytest.Mo
     level = one.levels[0]
     flat = next(read for read in level.reads if read.method == "flat")
     assert (flat.state, flat.from_plain["sums/accuracy"]) == ("reached", None)
-    assert "not known" in one.sentences()[0]
+    assert "not known for flat" in one.sentences()[0]
+    assert level_table(one, level).set_index("method").loc["flat", "general − SFT"] == "?"
+
+
+def test_a_loss_that_is_sure_is_told_however_flat_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRUTH, "flat", ((0.26, 0.50), (0.30, 0.02), (0.31, 0.01)))
+    monkeypatch.setitem(MOVES, "flat", 500)
+    (one,) = Comparison.of(made(2))
+    change = next(read for read in one.levels[0].reads if read.method == "flat").from_plain["sums/accuracy"]
+    assert change is not None
+    assert change.high is not None
+    assert change.high < 0
+    assert re.search("significantly worse [^;]*flat", one.sentences()[0])
 
 
 def test_tables_and_costs(found: Comparison) -> None:
@@ -326,8 +339,9 @@ def test_records_without_sft_or_scores_have_no_level() -> None:
 
 
 def test_plain_sft_alone_is_set_beside_nothing() -> None:
-    (one,) = Comparison.of([r for r in made(1) if r.label == "sft"])
-    assert [line.split(",")[0] for line in one.sentences()] == ["Only plain SFT was run"]
+    failed = [r.model_copy(update={"status": "failed"}) for r in made(1) if r.label == "kept"]
+    (one,) = Comparison.of([*(r for r in made(1) if r.label == "sft"), *failed])
+    assert [line.split(",")[0] for line in one.sentences()] == ["Only plain SFT has a complete run"]
 
 
 @pytest.mark.parametrize("name", [*READY, OWN])
@@ -367,9 +381,9 @@ def test_the_command(
     assert run(monkeypatch, *call) == 0
     said = capfd.readouterr()
     assert "domain / general" in said.out
-    assert "▲ significantly better" in said.out
-    assert "At equal" not in said.out  # these are in the file
-    assert "At equal" in (out / "compare.md").read_text()
+    assert "▲ significantly better" in said.err
+    assert "and equal steps, against SFT" not in said.out  # these are in the file
+    assert "and equal steps, against SFT" in (out / "compare.md").read_text()
     assert "compare.md" in said.err
     names = {path.name for path in out.iterdir() if path.is_file() and not path.name.startswith(".")}
     assert names == {

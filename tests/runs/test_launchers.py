@@ -391,7 +391,7 @@ def test_torchrun_runs_the_module(tiny_dir: Path, tmp_path: Path) -> None:
             "optimizer 'adafactor' cannot be cut into shards, so not under fsdp2; take one of adamw_torch,",
         ),
         (["--strategy", "fsdp2", "--processes", "2", "--weights", "bf16"], "holds its shares of the weights in fp32"),
-        (["--strategy", "deepspeed", "--processes", "2"], "needs deepspeed: pip install deepspeed"),
+        (["--strategy", "deepspeed", "--processes", "2"], "needs deepspeed; pip install deepspeed"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shared_is_refused(

@@ -266,7 +266,7 @@ def test_what_needs_lora_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_bitsandbytes_is_told_with_its_extra(
+def test_a_missing_bitsandbytes_is_told_with_its_package(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)

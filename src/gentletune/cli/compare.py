@@ -80,10 +80,12 @@ def compare_command(
             say(f"{one.section.name}: no complete run has both a domain and a general score")
             continue
         show_frame(rates_table(one), f"{one.section.name}: domain / general")
-        for line in [legend(), *(one.headlines() or one.sentences())]:
+        for line in one.headlines() or one.sentences():
             stdout.print(line, soft_wrap=True, highlight=False, markup=False)
+    if any(len(one.lines) > 1 for one in found):
+        say(f"in the table: {legend()}")
     if json_path:
         write_json(found, json_path)
-    say(f"also at equal steps, KL from base and movement: {output / 'compare.md'}, compare.csv, levels.csv")
+    say(f"what came out at equal steps, KL from base and movement: {output / 'compare.md'}; compare.csv, levels.csv")
     say(f"the report: {output / 'report.html'}")
     say_failed(records)

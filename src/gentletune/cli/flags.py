@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -111,10 +111,16 @@ def _read(key: str, value: Any) -> Any:
     kinds = (annotation, *get_args(annotation))
     if value == "none" and NoneType in kinds:
         return None
-    if any(get_origin(kind) is tuple for kind in kinds):
-        return tuple(part for part in value.split(",") if part)
+    listed = next((kind for kind in kinds if get_origin(kind) is tuple), None)
+    if listed is not None:
+        return tuple(_number(part, get_args(listed)) for part in value.split(",") if part)
+    return _number(value, kinds)
+
+
+def _number(text: Any, kinds: Sequence[Any]) -> Any:
+    plain = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
     for kind in (int, float):
-        if kind in kinds and isinstance(value, str):
+        if kind in plain and isinstance(text, str):
             with suppress(ValueError):
-                return kind(value)
-    return value
+                return kind(text)
+    return text

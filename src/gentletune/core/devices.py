@@ -103,7 +103,7 @@ def _check_launcher(recipe: Recipe) -> None:
 
 def _check_deepspeed(recipe: Recipe, method: Any) -> None:
     if find_spec("deepspeed") is None:
-        raise UserError("strategy: deepspeed needs deepspeed: pip install deepspeed")
+        raise UserError("strategy: deepspeed needs deepspeed; pip install deepspeed")
     for key in ("quantization", "early_stop", "evaluate_every"):
         if getattr(recipe, key):
             raise UserError(f"{key} is not supported under DeepSpeed; leave it out, or use strategy: ddp")

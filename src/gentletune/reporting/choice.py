@@ -253,7 +253,8 @@ class Choice:
 
     def _model(self, index: int) -> str | None:
         run = self.records[index].directory
-        return str(run / "model") if run and (run / "model").is_dir() else None
+        kept = run and any((run / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
+        return str(run / "model") if run and kept else None
 
     def _significant_loss(self, i: int) -> bool:
         found = self.interval(i)

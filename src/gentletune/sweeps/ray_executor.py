@@ -34,7 +34,7 @@ class RayExecutor:
         try:
             import ray
         except ImportError as error:
-            raise UserError("executor ray needs ray: pip install 'ray[default]'") from error
+            raise UserError("executor ray needs ray; pip install 'ray[default]'") from error
         self.ray: Any = ray
         self.mine = not ray.is_initialized()
         if self.mine:

@@ -112,7 +112,8 @@ def change_at(
 ) -> Change | None:  # fmt: skip
     """`ours` minus `base` on an axis, both at the same score `by`; None where a score is missing or says nothing.
 
-    An accuracy's difference says nothing where its interval is wider than 1: the line is too flat to read a place off.
+    An accuracy's difference says nothing where the error of the place makes its interval wider than 1, with 0 in it:
+    the line is too flat to read a place off.
     `pools` are the variances between seeds, by axis key.
     """
     mine, other = ours.runs(axis), base.runs(axis)
@@ -124,8 +125,12 @@ def change_at(
         for place in (ours, base)
     ]
     told = widened(found, math.hypot(*errors))
-    flat = told.low is not None and told.high is not None and told.high - told.low > 1
+    flat = _width(found) <= 1 < _width(told) and not told.excludes_zero
     return None if flat and axis.key.endswith(ACCURACIES) else told
+
+
+def _width(change: Change) -> float:
+    return 0.0 if change.low is None or change.high is None else change.high - change.low
 
 
 def widened(change: Change, error: float) -> Change:

@@ -320,7 +320,7 @@ class Comparison:
         found: dict[str, list[str]] = {}
         for read in level.reads:
             changes = [(axis, read.from_plain.get(axis.key)) for axis in (domain, general)]
-            if read.place is None or any(change for _, change in changes):
+            if read.method != PLAIN:
                 told = [read.state] if read.place is None else [told_of(axis, change) for axis, change in changes]
                 found.setdefault(" ".join(told), []).append(read.method)
         return found

@@ -11,7 +11,7 @@ import pandas as pd
 from gentletune.core.render import MISSING
 from gentletune.reporting.axes import Axis
 from gentletune.reporting.settings import Setting, from_base, told_apart
-from gentletune.research.comparison.result import KL, SIGNS, Comparison, Level, Read, told_of
+from gentletune.research.comparison.result import KL, PLAIN, SIGNS, Comparison, Level, Read, told_of
 from gentletune.stats import Change
 from gentletune.stats.numbers import number, plus_minus, rate, with_interval
 
@@ -56,6 +56,8 @@ def _level_cells(read: Read, axis: Axis) -> dict[str, str]:
     for title, changes in ((f"{name} − SFT", read.from_plain), (f"{name} − Wise-FT", read.from_average)):
         change = changes.get(axis.key)
         cells[title] = MISSING if change is None else f"{with_interval(change)} {SIGNS[told_of(axis, change)]}"
+    if read.method != PLAIN and read.from_plain.get(axis.key) is None:
+        cells[f"{name} − SFT"] = SIGNS["unknown"]
     return cells
 
 
@@ -72,7 +74,7 @@ def distances_table(found: Comparison, levels: Sequence[Level]) -> pd.DataFrame:
             cells = []
             for axis in found.section.axes:
                 change = read.from_plain.get(axis.key)
-                sign = f" {SIGNS[told_of(axis, change)]}" if change else ""
+                sign = "" if read.method == PLAIN else f" {SIGNS[told_of(axis, change)]}"
                 cells.append(number(read.points.get(axis.key)) + sign)
             rows[read.method][f"{number(level.target)}: {level.name}"] = (
                 " / ".join(cells) if read.place else absent(read, "never as far")
