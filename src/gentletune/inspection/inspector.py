@@ -96,7 +96,8 @@ def inspect(
         rows: look at only this many of the training rows, spread over all.
         thresholds: probabilities below which to count tokens, in (0, 1].
         coloured: keep the tokens of so many rows of each set, for `write_page`.
-        csv, parquet: files to write with one row a token, of both sets.
+        csv: a file to write with one row a token, of both sets.
+        parquet: likewise.
         stage: told what is under way; what it returns is called with the rows done and the rows in all.
 
     Raises:

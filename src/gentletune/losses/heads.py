@@ -176,7 +176,13 @@ def weighted_nll(
         top_k: weigh is given a second argument, the entropy (n,) of the so many most probable tokens, nats.
         backend: `chunked` is the one pass; `reference` and `cce` weight their `token_nll`. `auto` is `chunked`, or
             `reference` where the logits are small.
-        hidden, weight, targets, bias, softcap, scale, vocab_size: as in `token_nll`.
+        hidden: (n, D) hidden states, as all below up to `vocab_size` as in `token_nll`.
+        weight: (V, D) head weight.
+        targets: (n,) token ids.
+        bias: (V,) head bias.
+        softcap: of the logits.
+        scale: of the logits.
+        vocab_size: how many rows of the head are tokens.
 
     Returns:
         `WeightedNLL`; its `weights` are fᵢ·weigh(ℓᵢ). Of the one pass, `loss` can be differentiated once, and its

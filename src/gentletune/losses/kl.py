@@ -93,7 +93,9 @@ def kl_from_base(
         base: the base model's distribution at the same positions.
         masked: compare the distributions over all tokens but the target (arXiv 2605.29498), each made to add up to 1.
         factors: fᵢ, a number or (n,).
-        bias, softcap, scale: as in `token_nll`.
+        bias: (V,) head bias.
+        softcap: as in `token_nll`.
+        scale: as in `token_nll`.
 
     Returns:
         `KLFromBase`; its `loss` can be differentiated once.

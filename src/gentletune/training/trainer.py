@@ -204,7 +204,9 @@ class TALRTrainer(MethodMixin, SFTTrainer):
     """`trl.SFTTrainer` with TALR's loss (arXiv 2509.20758): all it takes and does, packing and PEFT included.
 
     Args:
-        tau, floor, normalization: of TALR; see `gentletune.methods.token_weights.talr`.
+        tau: of TALR, as the two below; see `gentletune.methods.token_weights.talr`.
+        floor: smallest weight.
+        normalization: what the weighted sum is divided by.
         backend: of the token-NLL head.
 
     Raises:
