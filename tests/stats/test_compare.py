@@ -233,6 +233,19 @@ def test_tasks_are_averaged_and_a_seed_moves_all_at_once() -> None:
     assert (change.n, change.units) == (5, 5)
 
 
+def test_the_interval_of_a_large_change_over_several_tasks_holds_the_change() -> None:
+    """The tasks' mean is drawn to 0 by two pseudo-pairs in all: with two in each task it left the change out."""
+    tasks, items = [f"t{i}" for i in range(6)], 100
+    base = Run(tuple(accuracy([1] * items, task=task) for task in tasks), seed=None)
+    few = [[float(i % 25 == seed) for i in range(items)] for seed in range(3)]
+    ours = [Run(tuple(accuracy(row, task=task) for task in tasks), seed=seed) for seed, row in enumerate(few)]
+    change = compare(ours, [base])
+    assert change.low is not None
+    assert change.high is not None
+    assert change.value == pytest.approx(-0.96)
+    assert change.low <= -0.96 <= change.high < -0.93
+
+
 def test_means_of_runs_and_averages() -> None:
     found = mean_of(over([[0, 1, 2], [2, 3, 7]]))
     assert (found.value, found.n, found.seeds) == (2.5, 3, 2)

@@ -101,7 +101,7 @@ def _contrast(value: float, tasks: Sequence[_Task], noise: Sequence[float], seed
     left = math.fsum(noise)
     numbers = (
         value,
-        math.fsum(task.centre for task in tasks) / k,
+        value + (math.fsum(task.centre for task in tasks) / k - value) / k,  # two pseudo-pairs in all, not in each task
         max(total - left, 0.0),
         total**2 / spread if spread else min(task.least_df for task in tasks),
         left,
