@@ -274,12 +274,17 @@ def test_nothing_safe_names_the_least_harmful_and_what_to_try() -> None:
 
 def test_where_more_is_to_be_gained_than_the_safe_choice_does_it_says_with_what() -> None:
     safe, more = items("sft", 1e-5, (40, 0), (1, 1)), items("sft", 1e-4, (150, 0), (0, 90))
-    (idea,) = recommend([safe, more]).try_next
+    free, idea = recommend([safe, more]).try_next
+    assert free == "averaging sft at 1e-4 with the base model, wise_ft(alpha=0.75), which takes no training"
     assert idea.startswith("mofo or replay at learning rates of 2e-5 to 4e-5, where more may be gained")
-    assert f"For more, try {idea}." in answer(recommend([safe, more]))
+    assert f"For more, try {free}; {idea}." in answer(recommend([safe, more]))
     assert recommend([safe]).try_next == ()  # nothing has gained more
-    assert recommend([safe, more, items("mofo", 3e-5, (40, 0), (0, 90))]).try_next == ()  # it was tried
-    assert recommend([safe, more, failed("mofo")]).try_next == ()  # it failed
+    assert recommend([safe, more, items("mofo", 3e-5, (40, 0), (0, 90))]).try_next == (free,)  # the other was tried
+    assert recommend([safe, more, failed("mofo")]).try_next == (free,)  # it failed
+    average = items("sft", 1e-4, (100, 0), (0, 50), label="sft+wise_ft(alpha=0.75)")
+    assert recommend([safe, more, average]).try_next == (idea,)
+    far = items("sft", 1e-3, (150, 0), (0, 90))
+    assert recommend([safe, far]).try_next == (idea,)  # too far to average
     assert recommend([items("lora", 1e-5, (40, 0), (1, 1)), more]).try_next == ()  # mofo trains no adapter
 
 

@@ -15,6 +15,7 @@ from gentletune.stats import LEVEL
 Idea = tuple[str, Mapping[str, Any]]
 _ALPHA = re.compile(r"wise_ft\(alpha=([0-9.]+)\)")
 _LEAST, _MOST = 0.1, 0.9
+_NEAR = 10.5  # times the safe rate: what is left of an update that went farther is a poor one
 _MANY_SEEDS = 4  # that know their own variance
 
 
@@ -33,6 +34,9 @@ def _further(choice: Choice, safe: int) -> Iterator[Idea]:
     rate = setting.learning_rate
     more = choice.most_gain is not None and choice.settings[choice.most_gain].learning_rate > rate
     tried = [record.label for record in choice.records if record.learning_rate > rate]
+    beyond = [s.learning_rate for s in choice.settings if s.plain and 1 < s.learning_rate / rate < _NEAR]
+    if setting.plain and more and beyond and not any(_has(label, "wise_ft") for label in tried):
+        yield "averaged", {"rate": min(beyond)}
     if setting.plain and more and not any(_has(label, "mofo", "replay") for label in tried):
         yield "steadier", {"low": _round(2 * rate), "high": _round(4 * rate)}
 
