@@ -126,7 +126,9 @@ def change_at(
     ]
     told = widened(found, math.hypot(*errors))
     flat = _width(found) <= 1 < _width(told) and not told.excludes_zero
-    return None if flat and axis.key.endswith(ACCURACIES) else told
+    if not axis.key.endswith(ACCURACIES) or told.low is None or told.high is None:
+        return told
+    return None if flat else replace(told, low=max(told.low, -1.0), high=min(told.high, 1.0))
 
 
 def _width(change: Change) -> float:
