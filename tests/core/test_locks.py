@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import pytest
 import yaml
 
 from gentletune import Recipe, train
-from gentletune.core.locks import HOLDER_FILE, SOFT_LOCK_FILE, RunHeldError, check_free, holder, holding
+from gentletune.core.locks import HOLDER_FILE, SOFT_LOCK_FILE, RunHeldError, check_free, holder, holding, locked
 from gentletune.core.records import read_record
+from gentletune.lm.loaded import Loaded
 from gentletune.training.callbacks import read_metrics
 from tests.helpers import child_sweep, run_cli, tiny_recipe
 
@@ -106,6 +108,33 @@ def test_the_lock_ends_with_its_process(processes: Any, tmp_path: Path) -> None:
 def hold_for_ever(run: Path) -> None:
     with holding(run):
         time.sleep(600)
+
+
+def test_a_run_that_waits_for_what_another_measures_says_so(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENTLETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("gentletune.runs.inputs.PATIENCE", 0.2)
+    recipe = tiny_recipe(tiny_dir, tmp_path / "run").override({"max_steps": 1})
+    held, release, told = threading.Event(), threading.Event(), list[str]()
+    lock = tmp_path / "cache" / "locks" / Loaded.of(recipe).hash[:16]
+
+    def hold() -> None:
+        with locked(lock):
+            held.set()
+            release.wait(120)
+
+    def stage(name: str) -> None:
+        told.append(name)
+        if name.startswith("waiting"):
+            release.set()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    assert train(recipe, stage=stage).status == "complete"
+    other.join()
+    assert told.count("waiting for another process, which is at the same base model") == 1
 
 
 def test_a_directory_made_for_nothing_is_taken_away(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ class RunHeldError(UserError):
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[bool]:
-    """Hold the lock of the file `path`; without `wait`, gives False where someone else holds it.
+def locked(path: Path, *, wait: bool | float = True, keep: bool = True) -> Iterator[bool]:
+    """Hold the lock of the file `path`; without `wait`, or after so many seconds, gives False where someone else does.
 
     The kernel lets go of it when the process ends, however it ends. On a file system without such locks a file beside
     it, `path` with `.soft`, is the lock: one of a process that died is taken over on the same host, and no other.
@@ -88,7 +88,7 @@ def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[bool
         lock.release()
 
 
-def _acquired(path: Path, wait: bool) -> BaseFileLock:
+def _acquired(path: Path, wait: bool | float) -> BaseFileLock:
     """Raises `Timeout` where someone else holds it, `OSError` where the file cannot be made."""
     lock: BaseFileLock = FileLock(path)
     try:
@@ -101,12 +101,12 @@ def _acquired(path: Path, wait: bool) -> BaseFileLock:
     return lock
 
 
-def _acquire(lock: BaseFileLock, path: Path, wait: bool) -> None:
+def _acquire(lock: BaseFileLock, path: Path, wait: bool | float) -> None:
     """Raises `Timeout` where someone else holds it, `OSError` where the file cannot be made."""
     for attempt in range(_ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(blocking=wait)
+            lock.acquire(timeout=-1 if wait is True else float(wait))
             return
         except FileNotFoundError:  # whoever held it has just taken the directory away
             if attempt == _ATTEMPTS - 1:

@@ -53,7 +53,7 @@ def anchors(inputs: Inputs, *, stage: Stage = silent) -> tuple[ReplayRows | None
     replay, base, recipe = inputs.method.replay, inputs.base, inputs.recipe
     if replay is None and not inputs.method.base_kl:
         return None, None
-    with inputs.alone():
+    with inputs.alone(stage):
         found, topk = None, None
         if replay is not None:
             rows, near = _rows(inputs, replay, stage), None

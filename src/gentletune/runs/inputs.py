@@ -22,8 +22,8 @@ from gentletune.data.encode import label_counts
 from gentletune.data.load import ReplaySource, prompts_for, replay_source
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
-from gentletune.evaluation.harness import code_walls, resolve_tasks
-from gentletune.evaluation.measure import content_hashes
+from gentletune.evaluation.harness import Stage, code_walls, resolve_tasks
+from gentletune.evaluation.measure import content_hashes, silent
 from gentletune.evaluation.steering import PROMPTS
 from gentletune.lm.held import use_bf16
 from gentletune.lm.loaded import Loaded
@@ -33,6 +33,8 @@ from gentletune.methods.adapted import check_adapted
 from gentletune.methods.controlled import check_controlled
 from gentletune.methods.replay import check_anchored
 from gentletune.training.packing import sizes_drawn
+
+PATIENCE = 10.0  # seconds, before it is told that another process is waited for
 
 _DATA = ("data", "data_path", "data_split", "data_config", "mixture", "test_path", "test_rows", "train_rows", "cot",
          "seed", "domain_metric")  # fmt: skip
@@ -199,11 +201,14 @@ class Inputs:
         }
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, stage: Stage = silent) -> Iterator[None]:
         """Parallel trials wait here for the one that computes what they all need of the base model."""
+        path = cache_root() / "locks" / self.base.hash[:16]
         with ExitStack() as stack:
             with suppress(UserError):  # the cache may never be the reason that a run fails
-                stack.enter_context(locked(cache_root() / "locks" / self.base.hash[:16]))
+                if not stack.enter_context(locked(path, wait=PATIENCE)):
+                    stage("waiting for another process, which is at the same base model")
+                    stack.enter_context(locked(path))
             yield
 
     def trainable(self) -> Any:

@@ -222,7 +222,7 @@ def _base(inputs: Inputs, stage: Stage) -> tuple[Reference, Measured]:
     """The base model's answers and scores, from the cache where another run computed them."""
     recipe = inputs.recipe
     inputs.base.load()
-    with inputs.alone(), of_model(f"the base model {recipe.model}"), all_ranks(recipe, inputs.base):
+    with inputs.alone(stage), of_model(f"the base model {recipe.model}"), all_ranks(recipe, inputs.base):
         reference = reference_answers(inputs.base, recipe, stage=stage)
         if not recipe.evaluate:
             return reference, Measured([], [])
