@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gentletune.data import encode_rows, load_data
 from gentletune.methods import parse_method
 from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.training import fit
+from gentletune.training.arguments import training_arguments
 from gentletune.training.callbacks import read_metrics
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.trainer import METRICS_FILE, GentleTrainer
@@ -239,3 +241,10 @@ def test_pages_need_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
                 check_optimizer(Recipe(optimizer=name))
             assert str(refusal.value).rpartition(" ")[2] in optimizers.OPTIMIZERS
     check_optimizer(Recipe(optimizer="adamw_8bit"))
+
+
+def test_a_recipe_asks_for_nothing_that_is_deprecated(tmp_path: Path) -> None:
+    """From Python, where the command line's filter is not, a user saw transformers' warning at every training."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert training_arguments(Recipe(lr=1e-5), tmp_path).learning_rate == 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,19 @@ def training_arguments(
     for name in recipe.report_to:
         if name not in get_available_reporting_integrations():
             raise UserError(f"report_to: '{name}' is unknown or not installed; pip install it, or leave it out")
+    with warnings.catch_warnings():
+        # TRL's own default is on, and the lowest transformers knows no other name for it.
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+        arguments = _config(recipe, run, dtype, method)
+    if sharded(recipe) and arguments.bf16:
+        compute_in_bf16(arguments)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU: transformers would wrap in nn.DataParallel
+    return arguments
+
+
+def _config(recipe: Recipe, run: Path, dtype: torch.dtype, method: Method) -> SFTConfig:
     schedule, by_time = Schedule.parse(recipe.schedule), isinstance(recipe.save_every, str)
-    arguments = SFTConfig(
+    return SFTConfig(
         output_dir=str(run / CHECKPOINTS),
         learning_rate=optimizer_rate(recipe, method),
         num_train_epochs=recipe.epochs,
@@ -74,10 +86,6 @@ def training_arguments(
         **optimizer_fields(recipe, dtype),
         **(copy.deepcopy(FSDP) if sharded(recipe) else {}),
     )
-    if sharded(recipe) and arguments.bf16:
-        compute_in_bf16(arguments)
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU: transformers would wrap in nn.DataParallel
-    return arguments
 
 
 def optimizer_rate(recipe: Recipe, method: Method) -> float:
