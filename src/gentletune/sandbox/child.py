@@ -172,8 +172,8 @@ def _empty_root(size: int) -> None:
     # Any directory does as the mount point, and nothing below /proc is needed any more.
     options = f"size={size},nr_inodes=1024,mode=755".encode()
     _call("mount", b"tmpfs", b"/proc", b"tmpfs", nosuid_nodev_noexec, options)
-    os.mkdir("/proc/tmp")  # noqa: PTH102 - no pathlib: the child imports as little as it can
-    os.chmod("/proc/tmp", 0o777)  # noqa: PTH101 - no pathlib either; mkdir alone would obey the umask
+    os.mkdir("/proc/tmp")
+    os.chmod("/proc/tmp", 0o777)  # mkdir alone would obey the umask
     os.chdir("/proc")
     _call("pivot_root", b".", b".")  # the old root is now on top of the new one, and comes off
     _call("umount2", b".", detach)

@@ -41,16 +41,15 @@ from gentletune.core.errors import UserError
 from gentletune.sandbox import child as sandbox_child
 
 # What the code may import. Those that its text names are loaded before the walls go up: behind them are no files.
-MODULES = tuple(
-    """
+_NAMES = """
     abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy ctypes dataclasses
     datetime decimal difflib dis doctest enum errno fcntl fractions functools gc glob hashlib heapq hmac html
     importlib inspect io itertools json keyword logging math numbers operator os os.path pathlib pickle platform
     pprint queue random re resource secrets select shutil signal socket statistics string struct subprocess sys
     tempfile textwrap threading time timeit traceback types typing unicodedata unittest urllib.parse uuid warnings
     weakref zlib
-    """.split()  # noqa: SIM905 - a hundred quoted names would hide the list
-)
+    """
+MODULES = tuple(_NAMES.split())
 # What the standard library itself imports only when it gets there.
 _LATER = {
     "codecs": ("encodings.rot_13", "encodings.hex_codec", "encodings.base64_codec"),

@@ -277,7 +277,7 @@ def helpdesk_examples(
     n: int,
     *,
     seed: int,
-    cot: bool,  # noqa: ARG001 - every domain is asked for either; here there is only the label
+    cot: bool,
     split: Literal["train", "test"],
 ) -> list[Example]:
     """The first `n` rows under `seed`, the queues in turn; `category` is the queue. There is no chain of thought.
@@ -287,13 +287,15 @@ def helpdesk_examples(
     >>> helpdesk_examples(3, seed=0, cot=False, split="train")[1].completion
     'login'
     """
+    del cot  # every domain is asked for either; here there is only the label
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
     return [_example(i, f"helpdesk/{seed}/{split}", split == "test") for i in range(n)]
 
 
-def read_queue(text: str, first: bool) -> str | None:  # noqa: ARG001 - as every domain's; here an answer has one queue
+def read_queue(text: str, first: bool) -> str | None:
     """The queue that a text names in the first line that says something; None where that names none or several."""
+    del first  # every domain is told which of several answers counts; here an answer has one queue
     line = next(filter(str.strip, text.splitlines()), "")
     found = {queue.lower() for queue in _QUEUE.findall(line)}
     return found.pop() if len(found) == 1 else None
