@@ -531,10 +531,14 @@ def test_the_model_to_ship_is_named_where_it_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = [items("sft", 1e-5, (90, 0), (1, 1)), items("sft", 1e-4, (150, 0), (0, 90))]
-    assert not any(line.startswith("Its model") for line in told(records, tmp_path, monkeypatch, capsys))
+    assert not any(line.startswith("Its model") for line in told(records, tmp_path, monkeypatch, capsys))  # no recipe
+    records[0] = records[0].model_copy(update={"recipe": {"learning_rate": 1e-5}})
+    (again,) = [line for line in told(records, tmp_path, monkeypatch, capsys) if line.startswith("Its model")]
+    assert again.startswith("Its model was not kept; to train it again: gentletune train --model ")
+    assert "--lr 1e-05" in again
     model = tmp_path / "runs" / "00" / "model"
     model.mkdir()
-    assert not any(line.startswith("Its model") for line in told(records, tmp_path, monkeypatch, capsys))  # none in it
+    assert again in told(records, tmp_path, monkeypatch, capsys)  # an empty directory
     (model / "config.json").write_text("{}")
     assert f"Its model: {model}" in told(records, tmp_path, monkeypatch, capsys)
     said = json.loads("\n".join(told(records, tmp_path, monkeypatch, capsys, "--json")))

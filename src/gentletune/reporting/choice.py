@@ -33,6 +33,7 @@ from gentletune.core.records import RunRecord
 from gentletune.reporting.axes import Axis
 from gentletune.reporting.findings import Claim, ExcludedReason, Pick, Step
 from gentletune.reporting.pareto import pareto_front
+from gentletune.reporting.repeat import command
 from gentletune.reporting.settings import Reading, Setting, between, from_base, read_all, setting_name, told_apart
 from gentletune.stats import LEVEL, Change, adjusted, benjamini_hochberg
 
@@ -249,6 +250,7 @@ class Choice:
             setting.indices,
             claim == "safe" and self._significant_loss(i),
             self._model(self.index(i)),
+            command(self.records[self.index(i)]),
         )
 
     def _model(self, index: int) -> str | None:
