@@ -5,9 +5,9 @@
 
 A pair is a base model and one of CONDITIONS; its sweep is `gentletune compare` with plain SFT, in
 RUNS/adv-BASE-CONDITION. Missing sweeps are run, missing proposals made, and what there is is kept: run it again and it
-goes on. `--study` adds any finished study, whose recipe is then that of its first complete run. `--pairs` picks the
-development or the held-out ones (`docs/results/advisor.md` says what each may be used for), `--again` makes their
-proposals anew.
+goes on. The fresh pairs have no sweep: one run for the recipe, then the advised rate and twice that with two seeds.
+`--study` adds any finished study, whose recipe is then that of its first complete run. `--pairs` picks one set of pairs
+(`docs/results/advisor.md` says what each may be used for), `--again` makes their proposals anew.
 
 Seconds are those of the processor, after the imports, of the sweep's process and of a process that only advises, with
 an empty cache; of a `--study` those that its records tell, by the clock.
@@ -54,7 +54,17 @@ CONDITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "epochs": ("held out", ("--data", "lab", "--train-rows", "80")),
     "short": ("held out", ("--data", "lab", "--max-steps", "50")),
     "batch": ("held out", ("--data", "lab", "--batch-size", "8")),
+    "kind": ("fresh", ("--data", "lab(noise=0.1, hard=0)")),
+    "noisy": ("fresh", ("--data", "lab(noise=0.1)")),
+    "slight": ("fresh", ("--data", "lab(noise=0.03, hard=0)")),
+    "hard-long": ("fresh", ("--data", "lab(hard=1)", "--max-steps", "200")),
+    "label-easy": ("fresh", ("--data", "lab(hard=0)", "--no-cot")),
+    "mixed": ("fresh", ("--data", "lab(formulas=10, wrong=0.2)")),
+    "passes": ("fresh", ("--data", "lab", "--train-rows", "160")),
+    "large": ("fresh", ("--data", "lab", "--batch-size", "32")),
 }
+SETS = ("development", "held out", "fresh")
+FIRST = 1e-3  # of a fresh pair: the rate of the run that only tells the recipe
 SHARE = 0.1  # of the sweep's seconds
 _OF_THE_RUN = ("output", "learning_rate", "method", "seed")  # what an advisor must not know
 
@@ -155,11 +165,13 @@ def processor(run: Callable[[], object]) -> float:
     return spent() - before
 
 
-def sweep(base: str, condition: str, folder: Path) -> None:
+def sweep(
+    base: str, condition: str, folder: Path, rates: Sequence[float] = RATES, seeds: Sequence[int] = SEEDS
+) -> None:
     """The pair's runs in `folder`; their processor seconds are added up in `processor.json` there."""
     command = [sys.executable, "-m", "gentletune", "compare", *CONDITIONS[condition][1], "--model", base]
-    command += ["--methods", "sft", "--rates", ",".join(f"{r:g}" for r in RATES)]
-    command += ["--seeds", ",".join(map(str, SEEDS)), "--output", str(folder)]
+    command += ["--methods", "sft", "--rates", ",".join(f"{r:g}" for r in rates)]
+    command += ["--seeds", ",".join(map(str, seeds)), "--output", str(folder)]
     seconds = processor(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
     before = read_json(path)["seconds"] if (path := folder / "processor.json").exists() else 0.0
     write_json_atomic(path, {"seconds": before + seconds})
@@ -209,14 +221,32 @@ def sweep_seconds(records: Sequence[RunRecord], folder: Path, start: float) -> t
 # --- the card
 
 
-def row(records: Sequence[RunRecord], folder: Path, made: dict[str, Any]) -> dict[str, Any]:
-    """One line of the card."""
+def complete(folder: Path) -> list[RunRecord]:
+    """The finished runs of a pair."""
+    return [r for r in load_records([folder]) if r.status == "complete"]
+
+
+def tested(made: dict[str, Any]) -> tuple[float, ...]:
+    """The rates that a fresh pair is run at: the advised one and twice that; none where the advice was refused."""
+    rate = made["proposal"].get("learning_rate")
+    return (rate, 2 * rate) if rate else ()
+
+
+def row(records: Sequence[RunRecord], folder: Path, made: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
+    """One line of the card; of a fresh pair without a sweep's choice, its time over that of as many runs as a sweep."""
     proposal, seconds = made["proposal"], made["seconds"]
     total, clock = sweep_seconds(records, folder, seconds["start"])
+    if fresh:
+        total *= len(RATES) * len(SEEDS) / len(records)
+        records = [r for r in records if any(math.isclose(r.learning_rate, rate) for rate in tested(made))]
     spent = {"seconds": seconds[clock], "sweep_seconds": total, "share": seconds[clock] / total, "clock": clock}
     if "refused" in proposal:
         return {**spent, "refused": proposal["refused"]}
-    return {**judge(records, proposal["learning_rate"], "sft"), **spent, "method": proposal["method"]}
+    found = judge(records, proposal["learning_rate"], "sft")
+    if fresh:
+        found |= {"chosen": None, "claim": None, "steps_off": None, "gain_lost": None}
+        found["twice"] = {"loss": found["losses"][1], "harmful": found["losses"][1] > 2 * found["margin"]}
+    return {**found, **spent, "method": proposal["method"]}
 
 
 def wilson(good: int, of: int) -> dict[str, Any]:
@@ -234,6 +264,7 @@ def card(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "close": wilson(close, len(chosen)),
         "harmless": wilson(sum(not r.get("harmful") for r in rows), len(rows)),
+        "twice": wilson(sum(not r["twice"]["harmful"] for r in rows if "twice" in r), sum("twice" in r for r in rows)),
         "cheap": wilson(sum(r["share"] <= SHARE for r in rows), len(rows)),
         "without_choice": len(rows) - len(chosen),
         "refused": sum("refused" in r for r in rows),
@@ -268,12 +299,12 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def words(found: dict[str, Any]) -> str:
     """The card as Markdown."""
     lines = []
-    for name in ("close", "harmless", "cheap"):
+    for name, said in (("close",) * 2, ("harmless",) * 2, ("twice", "twice the rate harmless"), ("cheap",) * 2):
         one = found[name]
         if one["of"]:
             low, high = one["interval"]
             lines.append(
-                f"- {name}: {one['good']} of {one['of']} ({one['share']:.0%}; 95 % interval {low:.0%} to {high:.0%})"
+                f"- {said}: {one['good']} of {one['of']} ({one['share']:.0%}; 95 % interval {low:.0%} to {high:.0%})"
             )
     return "\n".join(lines)
 
@@ -283,7 +314,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/advisor"), help="directory of the pairs' sweeps")
     parser.add_argument("--base", action="append", default=[], metavar="NAME[=MODEL]", help="base model, repeatable")
     parser.add_argument("--study", action="append", default=[], type=Path, help="a finished study, repeatable")
-    parser.add_argument("--pairs", choices=("development", "held out"), help="only the pairs of this set")
+    parser.add_argument("--pairs", choices=SETS, help="only the pairs of this set")
     parser.add_argument("--again", action="store_true", help="make the proposals of these pairs anew")
     parser.add_argument("--run", action=argparse.BooleanOptionalAction, default=True, help="off: finished sweeps only")
     parser.add_argument("--json", type=Path, required=True)
@@ -295,7 +326,7 @@ def main() -> None:
     bases = dict((*given.split("=", 1), given)[:2] for given in options.base)
     pairs = [
         (f"{name}-{condition}", kind, model, condition)
-        for kind in ("development", "held out") if options.pairs in (None, kind)
+        for kind in SETS if options.pairs in (None, kind)
         for name, model in bases.items()
         for condition, (its, _) in CONDITIONS.items() if its == kind
     ]  # fmt: skip
@@ -307,15 +338,16 @@ def main() -> None:
         if condition and not (folder / "compare.csv").exists():
             if not options.run:
                 continue
-            sweep(model, condition, folder)
-        records = [r for r in load_records([folder]) if r.status == "complete"]
+            sweep(model, condition, folder, *(((FIRST,), (0,)) if kind == "fresh" else ()))
         made = None if options.again else state["pairs"].get(name)
-        made = made or propose(folder, len(records))
+        made = made or propose(folder, len(RATES) * len(SEEDS) if kind == "fresh" else len(complete(folder)))
         state["pairs"][name] = {"set": kind, **{key: made[key] for key in ("proposal", "seconds")}}
-        state["pairs"][name]["row"] = row(records, folder, made)
+        if kind == "fresh" and options.run:
+            sweep(model, condition, folder, tested(made))
+        state["pairs"][name]["row"] = row(complete(folder), folder, made, fresh=kind == "fresh")
         write_json_atomic(options.json, state)
         print(table({name: state["pairs"][name]["row"]}).splitlines()[-1], file=sys.stderr)
-    for kind in ("development", "held out", "other"):
+    for kind in (*SETS, "other"):
         rows = {name: pair["row"] for name, pair in state["pairs"].items() if pair["set"] == kind}
         if rows:
             found = card(list(rows.values()))

@@ -69,7 +69,8 @@ def test_general_loss_is_measured_where_the_recipe_has_tasks() -> None:
     assert found.general is not None
     assert found.general.details["tasks"] == ["lab_largest", "lab_reverse"]  # lab_add is trained by the domain
     assert found.general.n == 40
-    gentle, rough = found.points
+    gentle, rough, longer = found.points
+    assert (longer.learning_rate, longer.steps) == (2e-2, 16)  # the edge again, for twice the steps
     assert gentle.general is not None
     assert rough.general is not None
     assert found.general.value - gentle.general.value < 0.1
@@ -129,10 +130,10 @@ def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
     call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--batch-size", "1"]
     call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3", "--margin", "9"]
     assert run_cli(monkeypatch, *call, "--json", str(proposal)) == 0
-    assert seen == [36]
+    assert seen == [45, 45]  # the last is the longer one, of as many steps as the full run
     found = json.loads(proposal.read_text(encoding="utf-8"))
-    assert found["probe_rows"] == 36
-    assert [p["steps"] for p in found["points"]] == [36]
+    assert found["probe_rows"] == 45
+    assert [p["steps"] for p in found["points"]] == [36, 60]
     assert found["margin"] == 9.0
     assert found["grid_ends"] == ["largest probe"]
     out = capfd.readouterr().out

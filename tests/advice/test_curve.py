@@ -18,9 +18,9 @@ from gentletune.advice.curve import (
     rates_between,
     stable_points,
 )
-from gentletune.advice.harm import Harm
+from gentletune.advice.harm import Accuracy, Dose, Harm
 
-from .points import by_accuracy, from_base, point
+from .points import ITEMS, by_accuracy, from_base, point
 
 # The gain is level from 1e-4 on, KL goes on.
 CURVE = [point(1e-5, 0.2, 1e-4), point(3e-5, 0.5, 3e-4), point(1e-4, 0.995, 1e-3), point(3e-4, 1.0, 4e-3)]
@@ -75,6 +75,30 @@ def test_where_the_gain_rises_it_is_the_largest_harmless_one() -> None:
     assert found.ends == ()
 
 
+def test_a_longer_probe_tells_how_the_loss_grows_with_the_steps() -> None:
+    """The same probes, and one of twice the steps that lost no more or much more,."""
+    doses = [Dose(1e-4, 0.0), Dose(1e-3, 0.0), Dose(2e-3, 0.1)]
+    settled, growing = (
+        Harm(Accuracy([*doses, Dose(2e-3, loss, times=2)], 1.0, ITEMS), 0.02, 5.0) for loss in (0.1, 0.5)
+    )
+    rising = [point(1e-4, 0.5, 0.01), point(1e-3, 1.0, 0.1), point(2e-3, 1.2, 0.4)]
+    soon, later = (chosen(rising, harm, rates_between(1e-5, 2e-3)) for harm in (settled, growing))
+    assert soon is not None
+    assert later is not None
+    assert soon.safe
+    assert later.safe
+    assert later.learning_rate < soon.learning_rate
+    assert growing.expected(5e-4) > 2 * settled.expected(5e-4)
+
+
+def test_a_run_as_long_as_the_probes_loses_what_they_lost() -> None:
+    harm = from_base([point(1e-4, 0.5, 0.01), point(1e-3, 1.0, 0.1)])
+    assert harm.expected(1e-3) == pytest.approx(0.1)
+    assert harm.risk(1e-4) == 0
+    longer = from_base([point(1e-4, 0.5, 0.01), point(1e-3, 1.0, 0.1)], longer=5.0)
+    assert longer.expected(1e-3) > 0.1
+
+
 def test_where_all_do_harm_it_is_the_least_likely_to_and_says_so() -> None:
     harm = by_accuracy({1e-4: 0.5, 1e-3: 1.0})
     found = chosen([point(1e-4, 0.5, 0.1), point(1e-3, 1.0, 0.4)], harm, (1e-4, 3e-4, 1e-3))
@@ -105,7 +129,7 @@ def test_a_budget_of_kl_is_kept() -> None:
     found = chosen(CURVE, budget=2e-4)
     assert found is not None
     assert next(f for f in found.forecasts if f.learning_rate == found.learning_rate).kl <= 2e-4
-    assert found.learning_rate == 1e-5
+    assert found.learning_rate == 1.5e-5
     assert chosen(CURVE, candidates=(1e-4,), budget=2e-4) is None
 
 

@@ -63,3 +63,25 @@ def test_the_card_counts_what_the_plan_says(script: Any, sweep: list[RunRecord])
     assert (found["without_choice"], found["refused"]) == (1, 1)
     assert "- close: 2 of 3 (67%; 95 % interval 21% to 94%)" in script.words(found)
     assert "refused" in script.table(dict(zip("abcd", rows, strict=True))).splitlines()[-1]
+
+
+def test_a_fresh_pair_is_judged_by_runs_at_the_advised_rate_and_twice_that(script: Any, tmp_path: Path) -> None:
+    def runs(rate: float, general: float, seeds: int) -> list[RunRecord]:
+        return [pair("sft", rate, (0.7, 0.005), (general, 0.005), seed=seed) for seed in range(seeds)]
+
+    made = {"proposal": {"learning_rate": 2e-3, "method": "sft"}, "seconds": {"start": 1.0, "processor": 10.0}}
+    assert script.tested(made) == (2e-3, 4e-3)
+    assert script.tested({"proposal": {"refused": "why"}}) == ()
+    (tmp_path / "processor.json").write_text('{"seconds": 51.0}')
+    records = [*runs(1e-3, 0.1, 1), *runs(2e-3, 0.57, 2), *runs(4e-3, 0.5, 2)]  # the first only told the recipe
+    found = script.row(records, tmp_path, made, fresh=True)
+    assert found["grid"] == [2e-3, 4e-3]
+    assert found["loss"] == pytest.approx(0.03)
+    assert not found["harmful"]
+    assert found["twice"] == {"loss": pytest.approx(0.1), "harmful": True}
+    assert found["chosen"] is None
+    assert found["sweep_seconds"] == pytest.approx(50 / 5 * 14)  # as long as fourteen such runs
+    lines = script.words(script.card([found]))
+    assert "- harmless: 1 of 1" in lines
+    assert "- twice the rate harmless: 0 of 1" in lines
+    assert "close" not in lines

@@ -38,6 +38,7 @@ from gentletune.training.packing import rows_to_draw
 FIRST = 3.0  # times the prior rate: the first probe
 PROBES = 6  # at most
 CLOSE = 2.05  # the largest harmless and the smallest harmful probe are not to lie further apart, as a factor
+LONGER = 2  # times the usual steps: one probe at the edge, which shows how the loss grows with the steps
 HELD_ROWS, OWN_ANSWERS, GENERAL_ITEMS = 32, 64, 128  # what a probe is measured on
 STEPS, LEAST_STEPS = 24, 6
 SWEEP_RUNS = 24  # six methods at four rates
@@ -49,7 +50,8 @@ _LOWER = 0.1  # of the smallest rate probed: the smallest that may be proposed
 class Proposal:
     """What to train with, why, and the curve it was read from.
 
-    `points` are the probes (bits per token and accuracy, errors by item), `forecasts` the full runs they foretell,
+    `points` are the probes (bits per token and accuracy, errors by item), the last of which may be one of more steps;
+    `forecasts` are the full runs they foretell,
     `diverged` the rates at which a probe was no longer finite. `general` is the base model's accuracy on the items that
     the probes were asked; None where the recipe has no such tasks, so that KL from base stands for general loss.
     `margin` is the loss that may be overlooked, in accuracy or bits per token; `safe` whether the rate is forecast
@@ -107,8 +109,9 @@ def advise(
     """Propose a learning rate and a method for the recipe's full training from short probes.
 
     Plain training is probed at each of `rates`; without them at a rate near `prior_rate`, and up or down from there
-    until one probe loses more than `margin` and one at half its rate or more does not. TALR is probed, once, only
-    where the recipe has it. Probes train on `steps` batches of training rows (on all there are, again and again, where
+    until one probe loses more than `margin` and one at half its rate or more does not. The smallest rate that lost more
+    is probed again for twice the steps, which shows how the loss grows with them. TALR is probed, once, only where the
+    recipe has it. Probes train on `steps` batches of training rows (on all there are, again and again, where
     those are fewer) and are measured on training rows apart from them; the held-out rows are never looked at. General
     loss is measured on some items of the recipe's general tasks, and by KL from base where it has none. By default
     `steps` are from 6 to 24, so many that four probes take about 6 % of the steps of `sweep_runs` full runs.
@@ -134,13 +137,14 @@ def advise(
         prior *= RATE_SCALE / how.rate_scale  # rates are the recipe's, and the optimiser's are so much larger
     full = recipe.steps(rows_to_draw(recipe, rows), processes_here(recipe.processes))
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / _USUAL)))
-    bench, general = _bench(recipe, loaded, rows, count, say)
+    bench, general = _bench(recipe, loaded, rows, count, min(LONGER * count, full), say)
     margin = margin if margin is not None else MARGIN_BITS if general is None else MARGIN_SHARE
     search = _Search(bench, base, count, general, margin, full / count, say)
     if rates is None:
         search.look_for_the_edge(nearest(prior * FIRST))
     for rate in sorted(set(rates or ())):
         search.probe(rate)
+    search.look_longer(min(LONGER * count, full))
     choice = search.choose(candidates, budget)
     stable, other = stable_points(search.points, search.diverged), None
     why, better, edge = "not asked", False, None
@@ -162,7 +166,7 @@ def advise(
         learning_rate=choice.learning_rate,
         method=talr if better and talr else base,
         reasons=tuple(reasons),
-        points=(*search.points, *([other] if other else [])),
+        points=(*search.points, *([other] if other else []), *search.longer_points),
         forecasts=choice.forecasts,
         diverged=tuple(search.diverged),
         grid_ends=choice.ends,
@@ -192,6 +196,7 @@ class _Search:
     longer: float
     say: Callable[[str], None]
     points: list[ProbePoint] = field(default_factory=list)
+    longer_points: list[ProbePoint] = field(default_factory=list)
     diverged: list[float] = field(default_factory=list)
 
     def look_for_the_edge(self, rate: float) -> None:
@@ -219,6 +224,18 @@ class _Search:
         else:
             self.points = sorted([*self.points, found], key=lambda p: p.learning_rate)
 
+    def look_longer(self, steps: int) -> None:
+        """Probe the smallest rate that lost more than the margin, else the largest, for so many steps."""
+        if steps == self.steps or not self.points or self.general is None:
+            return
+        rates = [p.learning_rate for p in self.points if self.loss(p) > self.margin]
+        rate = min(rates, default=self.points[-1].learning_rate)
+        self.say(f"probing {self.method} at learning rate {rate:g} for {steps} steps")
+        if found := self.bench.probe(self.method, rate, steps):
+            self.longer_points.append(found)
+        else:
+            self.diverged.append(rate)
+
     def choose(self, candidates: Sequence[float] | None, budget: float | None) -> Choice:
         """The choice among the candidates. Raises `UserError` where no rate can be proposed."""
         if not self.points:
@@ -228,7 +245,8 @@ class _Search:
         kl = Harm(FromBase([Dose(p.learning_rate, p.kl.value) for p in self.points]), self.margin, self.longer)
         harm = kl
         if self.general is not None:
-            doses = [Dose(p.learning_rate, self.loss(p)) for p in self.points]
+            probes = [*self.points, *self.longer_points]
+            doses = [Dose(p.learning_rate, self.loss(p), p.steps / self.steps) for p in probes]
             harm = Harm(Accuracy(doses, self.general.value, self.general.n), self.margin, self.longer)
         rows = self.bench.recipe.test_rows
         choice = choose(self.points, self.diverged, harm=harm, kl=kl, test_rows=rows, candidates=options, budget=budget)
@@ -265,17 +283,21 @@ def _check(
 
 
 def _bench(
-    recipe: Recipe, loaded: Loaded, rows: Sequence[Encoded], steps: int, say: Callable[[str], None]
+    recipe: Recipe, loaded: Loaded, rows: Sequence[Encoded], steps: int, longer: int, say: Callable[[str], None]
 ) -> tuple[Bench, Score | None]:
-    """What probes of `steps` steps train and are measured on, and the base model's general accuracy, if it has any."""
+    """What probes of `steps` and of `longer` steps train and are measured on, and the base model's general accuracy.
+
+    The accuracy is None where there is none or too little; then no probe is longer.
+    """
     model, tokenizer = loaded.model, loaded.tokenizer
-    train, held = split_rows(rows, HELD_ROWS, steps * recipe.step_rows(), recipe.seed)
     say("the base model's own answers (shared with any run of the recipe)")
     reference = reference_answers(loaded, recipe)
     look = GeneralLook(loaded, recipe, GENERAL_ITEMS)
     general = look(model)
     if general is not None and general.value <= 2 * (general.stderr or 0.0):
         general = None  # as the report, which takes KL from base where accuracy is at the floor
+    most = steps if general is None else longer
+    train, held = split_rows(rows, HELD_ROWS, most * recipe.step_rows(), recipe.seed)
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")
     asked = look if general is not None else lambda _: None
     return Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS), asked), general
