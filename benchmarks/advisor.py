@@ -232,14 +232,24 @@ def tested(made: dict[str, Any]) -> tuple[float, ...]:
     return (rate, 2 * rate) if rate else ()
 
 
+def missing(folder: Path, made: dict[str, Any]) -> bool:
+    """Whether a run of a fresh pair is still to be made; one that failed is made again."""
+    done = {(f"{r.learning_rate:g}", r.seed) for r in complete(folder)}
+    return any((f"{rate:g}", seed) not in done for rate in tested(made) for seed in SEEDS)
+
+
 def row(records: Sequence[RunRecord], folder: Path, made: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
-    """One line of the card; of a fresh pair without a sweep's choice, its time over that of as many runs as a sweep."""
+    """One line of the card; of a fresh pair without a sweep's choice.
+
+    Its sweep's time is that of its five runs times 14 over 5, which counts what a study does once nearly three times.
+    """
     proposal, seconds = made["proposal"], made["seconds"]
     total, clock = sweep_seconds(records, folder, seconds["start"])
     if fresh:
         total *= len(RATES) * len(SEEDS) / len(records)
         records = [r for r in records if any(math.isclose(r.learning_rate, rate) for rate in tested(made))]
     spent = {"seconds": seconds[clock], "sweep_seconds": total, "share": seconds[clock] / total, "clock": clock}
+    spent |= {"fresh": True} if fresh else {}
     if "refused" in proposal:
         return {**spent, "refused": proposal["refused"]}
     found = judge(records, proposal["learning_rate"], "sft")
@@ -259,14 +269,15 @@ def wilson(good: int, of: int) -> dict[str, Any]:
 
 def card(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The three criteria over some pairs; a refusal is neither close nor harmful."""
-    chosen = [r for r in rows if r.get("chosen") is not None or "refused" in r]
+    swept = [r for r in rows if not r.get("fresh")]
+    chosen = [r for r in swept if r.get("chosen") is not None or "refused" in r]
     close = sum(r.get("steps_off") is not None and abs(r["steps_off"]) <= 1 + 1e-9 for r in chosen)
     return {
         "close": wilson(close, len(chosen)),
         "harmless": wilson(sum(not r.get("harmful") for r in rows), len(rows)),
         "twice": wilson(sum(not r["twice"]["harmful"] for r in rows if "twice" in r), sum("twice" in r for r in rows)),
         "cheap": wilson(sum(r["share"] <= SHARE for r in rows), len(rows)),
-        "without_choice": len(rows) - len(chosen),
+        "without_choice": len(swept) - len(chosen),
         "refused": sum("refused" in r for r in rows),
         "methods": sorted({r["method"] for r in rows if "method" in r}),
         "mean_gain_lost": _mean([r["gain_lost"] for r in rows if r.get("gain_lost") is not None]),
@@ -342,7 +353,9 @@ def main() -> None:
         made = None if options.again else state["pairs"].get(name)
         made = made or propose(folder, len(RATES) * len(SEEDS) if kind == "fresh" else len(complete(folder)))
         state["pairs"][name] = {"set": kind, **{key: made[key] for key in ("proposal", "seconds")}}
-        if kind == "fresh" and options.run:
+        if kind == "fresh" and missing(folder, made):
+            if not options.run:
+                continue
             sweep(model, condition, folder, tested(made))
         state["pairs"][name]["row"] = row(complete(folder), folder, made, fresh=kind == "fresh")
         write_json_atomic(options.json, state)

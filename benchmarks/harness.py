@@ -171,8 +171,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    names = ("gentletune", "torch", "transformers", "trl", "accelerate", "lm-eval")
-    names += ("cut-cross-entropy", "liger-kernel", "triton")
+    names = [
+        "gentletune", "torch", "transformers", "trl", "accelerate", "lm-eval", "cut-cross-entropy", "liger-kernel",
+        "triton",
+    ]  # fmt: skip
     versions = {"python": platform.python_version()}
     for name in names:
         try:

@@ -1,9 +1,10 @@
 """Helpdesk rows whose answers end in a ticket number and a time, which nothing can learn: noise as real logs have it.
 
-    python benchmarks/tickets.py DIRECTORY
+    python benchmarks/tickets.py tickets
     gentletune compare --config docs/results/methods/tickets.yaml
 
-writes `train.jsonl` and `test.jsonl` there, of the same messages as the helpdesk domain.
+writes `tickets/train.jsonl` and `tickets/test.jsonl`, which the study file names, of the same messages as the helpdesk
+domain.
 """
 
 from __future__ import annotations

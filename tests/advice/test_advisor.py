@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from gentletune import Recipe, UserError
 from gentletune.advice import Proposal, advise
 from gentletune.advice.curve import ProbePoint
-from gentletune.advice.probes import Bench, split_rows
+from gentletune.advice.probes import Bench, GeneralLook, split_rows
 from gentletune.data import Encoded
 from gentletune.training import looks
 from tests.helpers import run_cli
 
-from .points import point
+from .points import accuracy, point
 
 
 def tiny(model: Path, **changes: Any) -> Recipe:
@@ -78,7 +78,8 @@ def test_general_loss_is_measured_where_the_recipe_has_tasks() -> None:
     assert found.learning_rate == 5e-4
     assert found.margin == 0.02
     assert "mean accuracy over 2 of the recipe's tasks (40 questions)" in found.reasons[1]
-    assert "smallest rate that lost more than the margin was 0.02" in found.reasons[1]
+    assert "smallest rate that lost more than the margin was 0.02; 16 steps at 0.02 lost " in found.reasons[1]
+    assert "the largest domain gain in 8 steps is" in found.reasons[1]
 
 
 def test_the_same_seed_says_the_same_and_leaves_nothing_behind(
@@ -251,3 +252,45 @@ def test_probes_are_measured_on_rows_they_are_not_trained_on(count: int, held: i
     assert not trained & measured
     assert len(measured) <= max(count // 4, 2)
     assert split_rows(rows, held, train, seed) == split_rows(rows, held, train, seed)
+
+
+def accurate(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, longer: float | None, **over: Any
+) -> tuple[Proposal, Any]:
+    """Advice where probes lose accuracy above 1e-3, and one of 9 steps or more so much, or diverges; the probes."""
+    asked = list[tuple[str, float, int]]()
+
+    def probe(_: Bench, method: str, rate: float, steps: int) -> ProbePoint | None:
+        asked.append((method, rate, steps))
+        if steps == 16 and longer is None:
+            return None
+        lost = longer if steps == 16 and longer is not None else 0.1 if rate > 1e-3 else 0.0
+        return point(rate, 1 + math.log10(rate / 1e-5), 0.01, steps=steps, method=method, general=0.9 - lost)
+
+    monkeypatch.setattr(Bench, "probe", probe)
+    monkeypatch.setattr(GeneralLook, "__call__", lambda _self, _model: accuracy(0.9))
+    how = {"rates": [1e-4, 1e-3, 3e-3], "steps": 8, **over}
+    return advise(tiny(tiny_dir, tasks=("general",)), **how), asked
+
+
+def test_a_longer_probe_that_lost_more_or_diverged_makes_the_advice_more_careful(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled, asked = accurate(tiny_dir, monkeypatch, 0.1)
+    assert asked == [("sft", 1e-4, 8), ("sft", 1e-3, 8), ("sft", 3e-3, 8), ("sft", 3e-3, 16)]
+    assert "16 steps at 0.003 lost 0.100;" in settled.reasons[1]
+    growing, _ = accurate(tiny_dir, monkeypatch, 0.8)
+    broken, _ = accurate(tiny_dir, monkeypatch, None)
+    assert "16 steps at 0.003 diverged;" in broken.reasons[1]
+    assert broken.diverged == ()
+    assert [p.steps for p in broken.points] == [8, 8, 8]
+    careful, careless = (next(f for f in found.forecasts if f.learning_rate == 7e-4) for found in (growing, settled))
+    assert careful.loss > 1.2 * careless.loss
+    assert careful.risk > 1.2 * careless.risk
+    assert broken.learning_rate <= growing.learning_rate <= settled.learning_rate
+
+
+def test_no_longer_probe_where_the_full_run_is_no_longer(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, asked = accurate(tiny_dir, monkeypatch, 0.1, steps=60)  # the full run has 40
+    assert [steps for _, _, steps in asked] == [60] * 3
+    assert "the largest domain gain is" in found.reasons[1]

@@ -76,7 +76,7 @@ def test_where_the_gain_rises_it_is_the_largest_harmless_one() -> None:
 
 
 def test_a_longer_probe_tells_how_the_loss_grows_with_the_steps() -> None:
-    """The same probes, and one of twice the steps that lost no more or much more,."""
+    """The same probes, and one of twice the steps that lost no more or much more."""
     doses = [Dose(1e-4, 0.0), Dose(1e-3, 0.0), Dose(2e-3, 0.1)]
     settled, growing = (
         Harm(Accuracy([*doses, Dose(2e-3, loss, times=2)], 1.0, ITEMS), 0.02, 5.0) for loss in (0.1, 0.5)

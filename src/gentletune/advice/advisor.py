@@ -42,7 +42,7 @@ LONGER = 2  # times the usual steps: one probe at the edge, which shows how the 
 HELD_ROWS, OWN_ANSWERS, GENERAL_ITEMS = 32, 64, 128  # what a probe is measured on
 STEPS, LEAST_STEPS = 24, 6
 SWEEP_RUNS = 24  # six methods at four rates
-_SHARE, _USUAL = 0.06, 4  # of the sweep's steps, in so many probes: looks and the base model's answers take as much
+_SHARE, _USUAL = 0.06, 4  # of the sweep's steps, in so many probes; the longer one and the looks come on top
 _LOWER = 0.1  # of the smallest rate probed: the smallest that may be proposed
 
 
@@ -50,15 +50,15 @@ _LOWER = 0.1  # of the smallest rate probed: the smallest that may be proposed
 class Proposal:
     """What to train with, why, and the curve it was read from.
 
-    `points` are the probes (bits per token and accuracy, errors by item), the last of which may be one of more steps;
+    `points` are the probes (bits per token and accuracy, errors by item), the one of more steps, if any, at the end;
     `forecasts` are the full runs they foretell,
     `diverged` the rates at which a probe was no longer finite. `general` is the base model's accuracy on the items that
     the probes were asked; None where the recipe has no such tasks, so that KL from base stands for general loss.
     `margin` is the loss that may be overlooked, in accuracy or bits per token; `safe` whether the rate is forecast
     to keep to it. `grid_ends` are the ends of the grid beyond which a rate may be better (`curve.Choice`).
-    `probe_rows` is how many training rows the probes trained on. `seconds` is all the time taken, `share_of_sweep` that
-    over the training time of a sweep of `sweep_runs` such runs, at the probes' own seconds a step (its measuring
-    not counted).
+    `probe_rows` is how many training rows the probes drew their batches from. `seconds` is all the time taken,
+    `share_of_sweep` that over the training time of a sweep of `sweep_runs` such runs, at the probes' own seconds a step
+    (its measuring not counted).
     """
 
     learning_rate: float
@@ -109,12 +109,13 @@ def advise(
     """Propose a learning rate and a method for the recipe's full training from short probes.
 
     Plain training is probed at each of `rates`; without them at a rate near `prior_rate`, and up or down from there
-    until one probe loses more than `margin` and one at half its rate or more does not. The smallest rate that lost more
-    is probed again for twice the steps, which shows how the loss grows with them. TALR is probed, once, only where the
-    recipe has it. Probes train on `steps` batches of training rows (on all there are, again and again, where
-    those are fewer) and are measured on training rows apart from them; the held-out rows are never looked at. General
-    loss is measured on some items of the recipe's general tasks, and by KL from base where it has none. By default
-    `steps` are from 6 to 24, so many that four probes take about 6 % of the steps of `sweep_runs` full runs.
+    until one probe loses more than `margin` and one at half its rate or more does not. Where general accuracy is
+    measured, the smallest rate that lost more (else the largest) is probed again for twice the steps, at most the full
+    run's, which shows how the loss grows with them. TALR is probed, once, only where the recipe has it. Probes train on
+    `steps` batches of training rows (on all there are, again and again, where those are fewer) and are measured on
+    training rows apart from them; the held-out rows are never looked at. General loss is measured on some items of the
+    recipe's general tasks, and by KL from base where it has none. By default `steps` are from 6 to 24, so that four
+    probes take about 6 % of the steps of `sweep_runs` full runs.
 
     The rule is `curve.choose`'s: of the `candidates` (default: round rates up to the largest probed) that are forecast
     to keep to `margin` (default: 0.02 of accuracy, or 0.05 bits of KL from base per token) and to `budget`, the most
@@ -137,14 +138,15 @@ def advise(
         prior *= RATE_SCALE / how.rate_scale  # rates are the recipe's, and the optimiser's are so much larger
     full = recipe.steps(rows_to_draw(recipe, rows), processes_here(recipe.processes))
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / _USUAL)))
-    bench, general = _bench(recipe, loaded, rows, count, min(LONGER * count, full), say)
+    most = max(count, min(LONGER * count, full))
+    bench, general = _bench(recipe, loaded, rows, count, most, say)
     margin = margin if margin is not None else MARGIN_BITS if general is None else MARGIN_SHARE
     search = _Search(bench, base, count, general, margin, full / count, say)
     if rates is None:
         search.look_for_the_edge(nearest(prior * FIRST))
     for rate in sorted(set(rates or ())):
         search.probe(rate)
-    search.look_longer(min(LONGER * count, full))
+    search.look_longer(most)
     choice = search.choose(candidates, budget)
     stable, other = stable_points(search.points, search.diverged), None
     why, better, edge = "not asked", False, None
@@ -155,9 +157,10 @@ def advise(
         edge = edge_at_equal_kl(other, stable) if other else None
         better, why = advise_method(edge) if other else (False, "diverged")
     harmful = min((p.learning_rate for p in search.points if search.loss(p) > margin), default=None)
+    longer = search.longer
     facts = {"steps": count, "harmful": harmful, "full": full, "budget": budget, "general": general, "margin": margin}
     reasons = [
-        *told("rate", **rate_facts(choice, search.points, search.diverged), **facts),
+        *told("rate", longer=longer, **rate_facts(choice, search.points, search.diverged), **facts),
         *(told("method", why=why, base=base, talr=talr, edge=edge) if talr else ()),
     ]
     seconds = time.perf_counter() - begun
@@ -166,7 +169,7 @@ def advise(
         learning_rate=choice.learning_rate,
         method=talr if better and talr else base,
         reasons=tuple(reasons),
-        points=(*search.points, *([other] if other else []), *search.longer_points),
+        points=tuple(p for p in (*search.points, other, longer.point if longer else None) if p is not None),
         forecasts=choice.forecasts,
         diverged=tuple(search.diverged),
         grid_ends=choice.ends,
@@ -181,11 +184,21 @@ def advise(
     )
 
 
+@dataclass(frozen=True)
+class _Longer:
+    """The probe of more steps; no point where it diverged, which counts as the loss of all general skill."""
+
+    rate: float
+    steps: int
+    loss: float
+    point: ProbePoint | None
+
+
 @dataclass
 class _Search:
     """Plain probes of one rate after another, and the choice they lead to.
 
-    `general` is the base model's accuracy, `longer` how many times as long the full run is.
+    `general` is the base model's accuracy, `times` how many times as long as a probe the full run is.
     """
 
     bench: Bench
@@ -193,10 +206,10 @@ class _Search:
     steps: int
     general: Score | None
     margin: float
-    longer: float
+    times: float
     say: Callable[[str], None]
+    longer: _Longer | None = None
     points: list[ProbePoint] = field(default_factory=list)
-    longer_points: list[ProbePoint] = field(default_factory=list)
     diverged: list[float] = field(default_factory=list)
 
     def look_for_the_edge(self, rate: float) -> None:
@@ -231,10 +244,8 @@ class _Search:
         rates = [p.learning_rate for p in self.points if self.loss(p) > self.margin]
         rate = min(rates, default=self.points[-1].learning_rate)
         self.say(f"probing {self.method} at learning rate {rate:g} for {steps} steps")
-        if found := self.bench.probe(self.method, rate, steps):
-            self.longer_points.append(found)
-        else:
-            self.diverged.append(rate)
+        found = self.bench.probe(self.method, rate, steps)
+        self.longer = _Longer(rate, steps, self.loss(found) if found else self.general.value, found)
 
     def choose(self, candidates: Sequence[float] | None, budget: float | None) -> Choice:
         """The choice among the candidates. Raises `UserError` where no rate can be proposed."""
@@ -242,12 +253,13 @@ class _Search:
             raise nothing_to_propose(self.points, self.diverged, candidates or (), budget)
         ends = self.points[0].learning_rate * _LOWER, self.points[-1].learning_rate
         options = candidates or rates_between(*ends)
-        kl = Harm(FromBase([Dose(p.learning_rate, p.kl.value) for p in self.points]), self.margin, self.longer)
+        kl = Harm(FromBase([Dose(p.learning_rate, p.kl.value) for p in self.points]), self.margin, self.times)
         harm = kl
         if self.general is not None:
-            probes = [*self.points, *self.longer_points]
-            doses = [Dose(p.learning_rate, self.loss(p), p.steps / self.steps) for p in probes]
-            harm = Harm(Accuracy(doses, self.general.value, self.general.n), self.margin, self.longer)
+            doses = [Dose(p.learning_rate, self.loss(p)) for p in self.points]
+            if self.longer is not None:
+                doses.append(Dose(self.longer.rate, self.longer.loss, self.longer.steps / self.steps))
+            harm = Harm(Accuracy(doses, self.general.value, self.general.n), self.margin, self.times)
         rows = self.bench.recipe.test_rows
         choice = choose(self.points, self.diverged, harm=harm, kl=kl, test_rows=rows, candidates=options, budget=budget)
         if choice is None:
@@ -283,11 +295,11 @@ def _check(
 
 
 def _bench(
-    recipe: Recipe, loaded: Loaded, rows: Sequence[Encoded], steps: int, longer: int, say: Callable[[str], None]
+    recipe: Recipe, loaded: Loaded, rows: Sequence[Encoded], steps: int, most: int, say: Callable[[str], None]
 ) -> tuple[Bench, Score | None]:
-    """What probes of `steps` and of `longer` steps train and are measured on, and the base model's general accuracy.
+    """What probes of `steps` and of `most` steps train and are measured on, and the base model's general accuracy.
 
-    The accuracy is None where there is none or too little; then no probe is longer.
+    The accuracy is None where there is none or too little; then no probe has more than `steps`.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     say("the base model's own answers (shared with any run of the recipe)")
@@ -296,8 +308,8 @@ def _bench(
     general = look(model)
     if general is not None and general.value <= 2 * (general.stderr or 0.0):
         general = None  # as the report, which takes KL from base where accuracy is at the floor
-    most = steps if general is None else longer
-    train, held = split_rows(rows, HELD_ROWS, most * recipe.step_rows(), recipe.seed)
+    drawn = (steps if general is None else most) * recipe.step_rows()
+    train, held = split_rows(rows, HELD_ROWS, drawn, recipe.seed)
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")
     asked = look if general is not None else lambda _: None
     return Bench(recipe, model, tokenizer, train, held, reference.sampled.head(OWN_ANSWERS), asked), general

@@ -1,10 +1,10 @@
 """How much general skill a full run at a rate would lose, and how sure that is: numbers only.
 
 A probe is a short training with the full run's schedule, so its rate falls to zero as the full run's does, and what is
-lost for want of that is not mistaken for loss. A run of m times as many steps loses as much as one at m^length times
-the rate, where `length` differs from domain to domain: it is small where the domain is soon learned and the gradient
-fades, large where noise keeps moving the weights. Probes of two lengths tell. The constants are from the development
-pairs of `docs/results/advisor.md`.
+lost for want of that is not mistaken for loss. A run of m times as many steps loses as much as one at m^exponent times
+the rate, where the exponent differs from domain to domain: it is small where the domain is soon learned and the
+gradient fades, large where noise keeps moving the weights. Probes of two lengths narrow it. The constants are from the
+first 33 pairs of `docs/results/advisor.md`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from functools import cached_property
 import numpy as np
 from scipy.stats import norm
 
-LENGTH = (0.4, 0.2)  # of `length` before the probes tell: mean, standard deviation
+EXPONENT = (0.4, 0.2)  # prior: mean, standard deviation
 # Of the logistic curve in the logarithm of the rate: median, and the spread of its logarithm. Where half is lost it is
 # 2.5 to 5 steep, but a weak base model loses a few points already at small rates, which only a flat curve allows for.
 SLOPE = (2.0, 0.5)
 KL_SLOPE = 2.0  # KL from base goes with the square of small movements
 HARMFUL = 2.0  # margins
 _FLOOR = 1e-6  # bits per token: a KL from base below 0 is noise
-_LENGTHS = LENGTH[0] + LENGTH[1] * np.linspace(-2.5, 2.5, 21)
+_EXPONENTS = EXPONENT[0] + EXPONENT[1] * np.linspace(-2.5, 2.5, 21)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Accuracy:
     """General accuracy against the rate: a logistic dose-response curve through the probes, and what else is possible.
 
     `base` is the base model's share of right answers on `items` questions. Weights are the posterior of a flat prior
-    over the logarithm of the rate at which half is lost, SLOPE's over the steepness and LENGTH's over the exponent,
+    over the logarithm of the rate at which half is lost, SLOPE's over the steepness and EXPONENT's over the exponent,
     with binomial errors.
 
     >>> probes = [Dose(1e-4, 0.0), Dose(3e-4, 0.0), Dose(1e-3, 0.5)]
@@ -61,15 +61,15 @@ class Accuracy:
         centre, spread = SLOPE
         normal = np.linspace(-2, 2, 9)
         halves = np.linspace(rates.min() - 4, rates.max() + 6, 400)
-        half, slope, length = np.meshgrid(halves, centre * np.exp(spread * normal), _LENGTHS)
-        weight = np.log(norm.pdf(normal))[:, None, None] + norm.logpdf(length, *LENGTH)
+        half, slope, exponent = np.meshgrid(halves, centre * np.exp(spread * normal), _EXPONENTS)
+        weight = np.log(norm.pdf(normal))[:, None, None] + norm.logpdf(exponent, *EXPONENT)
         for log_rate, probe in zip(rates, self.probes, strict=True):
-            kept = self._share * (1 - _logistic(slope * (log_rate + length * math.log(probe.times) - half)))
+            kept = self._share * (1 - _logistic(slope * (log_rate + exponent * math.log(probe.times) - half)))
             kept = np.clip(kept, 0.5 / self.items, 1 - 0.5 / self.items)
             right = min(max(self.base - probe.loss, 0.0), 1.0) * self.items
             weight = weight + right * np.log(kept) + (self.items - right) * np.log(1 - kept)
         weight = np.exp(weight - weight.max())
-        return half, slope, length, weight / weight.sum()
+        return half, slope, exponent, weight / weight.sum()
 
     @property
     def _share(self) -> float:
@@ -77,8 +77,8 @@ class Accuracy:
 
     def losses(self, rate: float, times: float) -> tuple[np.ndarray, np.ndarray]:
         """What a run at this rate, so many usual probes long, may lose, with the weight of each."""
-        half, slope, length, weight = self._posterior
-        return self._share * _logistic(slope * (math.log(rate) + length * math.log(times) - half)), weight
+        half, slope, exponent, weight = self._posterior
+        return self._share * _logistic(slope * (math.log(rate) + exponent * math.log(times) - half)), weight
 
     def loss(self, rate: float, times: float) -> float:
         """What it is expected to lose."""
@@ -91,7 +91,7 @@ class FromBase:
     """KL from base against the rate, bits per token: straight in the logarithms of both between probes.
 
     Below the smallest probe it falls with the square of the rate; above the largest it goes on as steeply as before, at
-    least with the square. Probes of another length than the usual one are left out.
+    least with the square. With the number of steps it grows by the prior exponent.
 
     >>> FromBase([Dose(1e-4, 0.01), Dose(1e-3, 1.0)]).loss(1e-5, times=1)
     0.0001
@@ -101,16 +101,16 @@ class FromBase:
 
     def losses(self, rate: float, times: float) -> tuple[np.ndarray, np.ndarray]:
         """What a run at this rate, so many usual probes long, may lose, with the weight of each."""
-        weights = norm.pdf(_LENGTHS, *LENGTH)
-        found = [self._at(math.log(rate) + length * math.log(times)) for length in _LENGTHS]
+        weights = norm.pdf(_EXPONENTS, *EXPONENT)
+        found = [self._at(math.log(rate) + exponent * math.log(times)) for exponent in _EXPONENTS]
         return np.array(found), weights / weights.sum()
 
     def loss(self, rate: float, times: float) -> float:
         """KL from base of such a run, at the median exponent."""
-        return self._at(math.log(rate) + LENGTH[0] * math.log(times))
+        return self._at(math.log(rate) + EXPONENT[0] * math.log(times))
 
     def _at(self, where: float) -> float:
-        ordered = sorted((p for p in self.probes if p.times == 1), key=lambda p: p.rate)
+        ordered = sorted(self.probes, key=lambda p: p.rate)
         x, y = [math.log(p.rate) for p in ordered], list[float]()
         for probe in ordered:
             y.append(max([math.log(max(probe.loss, _FLOOR)), *y]))
@@ -124,20 +124,21 @@ class FromBase:
 
 @dataclass(frozen=True)
 class Harm:
-    """What the full run loses at a rate, which is `longer` usual probes long."""
+    """What the full run loses at a rate; it is `times` usual probes long."""
 
     curve: Accuracy | FromBase
     margin: float
-    longer: float
+    times: float
 
     def expected(self, rate: float) -> float:
         """General loss of the full run, in the margin's unit."""
-        return self.curve.loss(rate, self.longer)
+        return self.curve.loss(rate, self.times)
 
     def risk(self, rate: float) -> float:
         """How likely the full run loses more than two margins."""
-        values, weights = self.curve.losses(rate, self.longer)
-        return round(float(weights[values > HARMFUL * self.margin].sum()), 9)  # certain is 1, so the loss decides
+        values, weights = self.curve.losses(rate, self.times)
+        found = float(weights[values > HARMFUL * self.margin].sum())
+        return round(found, 9)  # so that of harms as good as certain the loss decides
 
 
 def _logistic(x: np.ndarray) -> np.ndarray:

@@ -227,7 +227,9 @@ def say_failed(records: list[RunRecord]) -> None:
 def advise_command(
     given: dict[str, Any],
     config: ConfigOption = None,
-    steps: Annotated[int | None, typer.Option(min=2, help="Optimiser steps per probe; 6 to 24 by default.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Optimiser steps per probe, 6 to 24 by default; one has twice as many.")
+    ] = None,
     rates: Annotated[
         str, typer.Option(help="Learning rates to probe, such as 1e-5,1e-4; by default by the model's size.")
     ] = "",
