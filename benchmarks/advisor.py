@@ -291,6 +291,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The pairs as Markdown."""
+    if rows and all(r.get("fresh") and "refused" not in r for r in rows.values()):
+        return fresh_table(rows)
     lines = ["| pair | sweep's choice | advised | steps off | general loss | domain gain (lost) | time |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     for name, r in rows.items():
@@ -303,6 +305,20 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         lines.append(
             f"| {name} | {choice} | {r['advised']:g} | {off} | {r['loss']:+.3f} [{low:+.3f}, {high:+.3f}]"
             f"{' **harmful**' if r['harmful'] else ''} | {r['gain']:.3f}{lost} | {r['share']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def fresh_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Fresh pairs as Markdown: what was run, at the advised rate and at twice that."""
+    lines = ["| pair | advised | general loss | domain gain | general loss at twice | domain gain at twice | time |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    for name, r in rows.items():
+        low, high = r["loss_interval"]
+        mark = " **harmful**" if r["harmful"] else ""
+        lines.append(
+            f"| {name} | {r['advised']:g} | {r['loss']:+.3f} [{low:+.3f}, {high:+.3f}]{mark} | {r['gain']:.3f} |"
+            f" {r['twice']['loss']:+.3f} | {r['gains'][1]:.3f} | {r['share']:.1%} |"
         )
     return "\n".join(lines)
 

@@ -85,3 +85,4 @@ def test_a_fresh_pair_is_judged_by_runs_at_the_advised_rate_and_twice_that(scrip
     assert "- harmless: 1 of 1" in lines
     assert "- twice the rate harmless: 0 of 1" in lines
     assert "close" not in lines
+    assert "| a pair | 0.002 | +0.030 [" in script.table({"a pair": found})
