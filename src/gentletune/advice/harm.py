@@ -2,9 +2,8 @@
 
 A probe is a short training with the full run's schedule, so its rate falls to zero as the full run's does, and what is
 lost for want of that is not mistaken for loss. A run of m times as many steps loses as much as one at m^exponent times
-the rate, where the exponent differs from domain to domain: it is small where the domain is soon learned and the
-gradient fades, large where noise keeps moving the weights. Probes of two lengths narrow it. The constants are from the
-first 33 pairs of `docs/results/advisor.md`.
+the rate, where the exponent differs: on the lab it is largest under noise, for answers without working and on a small
+base. Probes of two lengths narrow it. The constants are from the first 33 pairs of `docs/results/advisor.md`.
 """
 
 from __future__ import annotations
