@@ -241,7 +241,7 @@ def missing(folder: Path, made: dict[str, Any]) -> bool:
 def row(records: Sequence[RunRecord], folder: Path, made: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
     """One line of the card; of a fresh pair without a sweep's choice.
 
-    Its sweep's time is that of its four or five runs, scaled to 14, which counts what a study does once about three times.
+    Its sweep takes 14 times as long as one of its four or five runs, which counts what a study does once too often.
     """
     proposal, seconds = made["proposal"], made["seconds"]
     total, clock = sweep_seconds(records, folder, seconds["start"])
