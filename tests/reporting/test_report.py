@@ -436,6 +436,12 @@ def test_the_model_card_of_the_safe_choice_says_why(tmp_path: Path) -> None:
     path = f"Its model, of the seed nearest to the mean: <code>{records[found.safe.index].directory}/model</code>"
     assert path in made.html.read_text(encoding="utf-8")
     assert f"Safe choice: {found.safe.name} (mean of 2 seeds): domain 0.183 → 0.488" in said
+    for card in cards:
+        (card.parent / "config.json").unlink()
+    again = report(records, tmp_path / "report", margin=0.1)
+    assert again.findings.safe
+    page = again.html.read_text(encoding="utf-8")
+    assert "Its model was not kept; to train it again with the seed nearest to the mean: <code>gentletune train" in page
     assert "Margin: 0.1 share correct." in said
     report(records, tmp_path / "report")  # where nothing is safe
     assert {card.read_text(encoding="utf-8") for card in cards} == {"# A model\n"}
