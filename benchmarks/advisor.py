@@ -165,9 +165,7 @@ def processor(run: Callable[[], object]) -> float:
     return spent() - before
 
 
-def sweep(
-    base: str, condition: str, folder: Path, rates: Sequence[float] = RATES, seeds: Sequence[int] = SEEDS
-) -> None:
+def sweep(base: str, condition: str, folder: Path, rates: Sequence[float], seeds: Sequence[int]) -> None:
     """The pair's runs in `folder`; their processor seconds are added up in `processor.json` there."""
     command = [sys.executable, "-m", "gentletune", "compare", *CONDITIONS[condition][1], "--model", base]
     command += ["--methods", "sft", "--rates", ",".join(f"{r:g}" for r in rates)]
@@ -326,8 +324,8 @@ def fresh_table(rows: dict[str, dict[str, Any]]) -> str:
 def words(found: dict[str, Any]) -> str:
     """The card as Markdown."""
     lines = []
-    for name, said in (("close",) * 2, ("harmless",) * 2, ("twice", "twice the rate harmless"), ("cheap",) * 2):
-        one = found[name]
+    for name in ("close", "harmless", "twice", "cheap"):
+        one, said = found[name], "twice the rate harmless" if name == "twice" else name
         if one["of"]:
             low, high = one["interval"]
             lines.append(
@@ -365,14 +363,15 @@ def main() -> None:
         if condition and not (folder / "compare.csv").exists():
             if not options.run:
                 continue
-            sweep(model, condition, folder, *(((FIRST,), (0,)) if kind == "fresh" else ()))
+            rates, seeds = ((FIRST,), (0,)) if kind == "fresh" else (RATES, SEEDS)
+            sweep(model, condition, folder, rates, seeds)
         made = None if options.again else state["pairs"].get(name)
         made = made or propose(folder, len(RATES) * len(SEEDS) if kind == "fresh" else len(complete(folder)))
         state["pairs"][name] = {"set": kind, **{key: made[key] for key in ("proposal", "seconds")}}
         if kind == "fresh" and missing(folder, made):
             if not options.run:
                 continue
-            sweep(model, condition, folder, tested(made))
+            sweep(model, condition, folder, tested(made), SEEDS)
         state["pairs"][name]["row"] = row(complete(folder), folder, made, fresh=kind == "fresh")
         write_json_atomic(options.json, state)
         print(table({name: state["pairs"][name]["row"]}).splitlines()[-1], file=sys.stderr)

@@ -95,6 +95,7 @@ def test_a_run_as_long_as_the_probes_loses_what_they_lost() -> None:
     harm = from_base([point(1e-4, 0.5, 0.01), point(1e-3, 1.0, 0.1)])
     assert harm.expected(1e-3) == pytest.approx(0.1)
     assert harm.risk(1e-4) == 0
+    assert 0 < from_base([point(1e-3, 1.0, 0.09)]).risk(1e-3) < 0.5  # of more than 0.1: another seed may go beyond
     longer = from_base([point(1e-4, 0.5, 0.01), point(1e-3, 1.0, 0.1)], longer=5.0)
     assert longer.expected(1e-3) > 0.1
 
