@@ -16,10 +16,12 @@ def test_a_run_leaves_the_answers_of_both_models(tiny_dir: Path, tmp_path: Path)
     record = train(
         tiny_recipe(tiny_dir, tmp_path / "run", tasks=("arithmetic",), learning_rate=0.1, schedule="constant")
     )
-    assert read_samples(record) == []  # a record in memory does not know where it lies
     (found,) = load_records([tmp_path])
-    assert found.model_dump() == record.model_dump()
-    samples = read_samples(found)
+    assert found == record
+    samples = read_samples(record)
+    assert read_samples(found) == samples
+    assert read_samples(found.model_copy(deep=True)) == samples
+    assert read_samples(RunRecord.model_validate(found.model_dump())) == []  # it lies nowhere
     assert [(s.task, s.side, s.item) for s in samples] == [
         *(("clinic", "domain", i) for i in range(4)),
         *(("arithmetic", "general", i) for i in range(3)),

@@ -203,3 +203,22 @@ def test_a_failure_of_this_sweep_is_not_tried_twice(tiny_dir: Path, tmp_path: Pa
     write_record(tmp_path / NAMES[0], failed)
     os.utime(old, (4e9, 4e9))  # after any sweep began
     assert sweep(study, tmp_path)[0].error == "no luck"
+
+
+def test_the_end_of_a_sweep_names_the_model_to_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {
+        "model": "lab", "data": "lab(hard=0)", "train_rows": 480, "max_steps": 60, "batch_size": 8, "precision": "fp32",
+        "test_rows": 80, "domain_tokens": 40, "tasks": ["lab_largest", "lab_reverse"], "general_rows": 100,
+        "task_tokens": 24, "general_prompts": 9, "general_tokens": 16, "probe_every": 0,
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"base": base, "axes": {"learning_rate": [1e-3]}}))
+    call = ["sweep", "-c", str(tmp_path / "study.yaml"), "--output", str(tmp_path / "runs")]
+    model = tmp_path / "runs" / "sft-lr0.001" / "model"
+    for _ in ("trained", "read from disk"):
+        assert run_cli(monkeypatch, *call) == 0
+        assert f"Its model: {model}" in capsys.readouterr().out.splitlines()
+    (model / "config.json").unlink()
+    assert run_cli(monkeypatch, "recommend", str(tmp_path / "runs")) == 0
+    assert "Its model was not kept; to train it again: gentletune train --model lab " in capsys.readouterr().out

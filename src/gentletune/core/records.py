@@ -108,8 +108,12 @@ class RunRecord(BaseModel):
 
     @property
     def directory(self) -> Path | None:
-        """The run directory that `load_records` found it in; None for a record made otherwise."""
+        """The run directory that it was read from or written to; None for a record that is on no disk."""
         return self._directory
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever they lie."""
+        return isinstance(other, RunRecord) and self.model_dump() == other.model_dump()
 
     def score(self, key: str, base: bool = False) -> Score | None:
         """The score named `task/metric`, or None."""
@@ -173,6 +177,7 @@ def _not_finite(value: Any) -> tuple[list[str], float] | None:
 def write_record(directory: Path, record: RunRecord) -> None:
     """Write `record.json` into the run directory, whole or not at all."""
     write_json_atomic(directory / RECORD_FILE, record.model_dump(mode="json"))
+    record._directory = directory
 
 
 def read_record(directory: Path) -> RunRecord | None:
@@ -184,7 +189,9 @@ def read_record(directory: Path) -> RunRecord | None:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text, parse_constant=_no_number)
         if not isinstance(values, dict) or values.get("schema_version") == SCHEMA:
-            return RunRecord.model_validate_json(text)
+            record = RunRecord.model_validate_json(text)
+            record._directory = directory
+            return record
     except ValueError as error:
         raise UserError(f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again") from error
     other = values.get("schema_version", "none")
@@ -208,7 +215,6 @@ def load_records(directories: Iterable[Path]) -> list[RunRecord]:
         for path in sorted(root.rglob(RECORD_FILE)):
             record = read_record(path.parent)
             if record is not None:
-                record._directory = path.parent
                 records.append(record)
     if not records:
         raise UserError(f"no {RECORD_FILE} under {', '.join(map(str, roots))}; run `gentletune train` first")

@@ -249,14 +249,17 @@ class Choice:
             setting.seeds,
             setting.indices,
             claim == "safe" and self._significant_loss(i),
-            self._model(self.index(i)),
-            command(self.records[self.index(i)]),
+            *self._model(self.records[self.index(i)]),
         )
 
-    def _model(self, index: int) -> str | None:
-        run = self.records[index].directory
-        kept = run and any((run / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
-        return str(run / "model") if run and kept else None
+    def _model(self, record: RunRecord) -> tuple[str | None, str]:
+        """Where a run's model lies; or None, and the command that trains it again. Neither of a record on no disk."""
+        if record.directory is None:
+            return None, ""
+        model = record.directory / "model"
+        if any((model / name).exists() for name in ("config.json", "adapter_config.json")):
+            return str(model), ""
+        return None, command(record)
 
     def _significant_loss(self, i: int) -> bool:
         found = self.interval(i)

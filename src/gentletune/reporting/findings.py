@@ -35,8 +35,8 @@ class Pick:
     `index` is the place in the records of the run nearest to the mean over its seeds, `indices` those of all its seeds.
     `domain` and `general` are its changes from the base model, each in its axis's unit (below 0 is a gain where lower
     is better); `before` and `after` are the domain score of the base model and of the setting. `minutes` is the
-    training time of one run. `model` is where the tuned model of the run at `index` lies, None where it was not kept;
-    `repeat` is the command that trains it again, empty where the run has no recipe.
+    training time of one run. `model` is where the tuned model of the run at `index` lies. Where it was not kept that is
+    None, and `repeat` is the command that trains it again; it is empty where the run has no recipe.
 
     `claim` is about general skill: `safe` (the 95 % interval leaves out a loss larger than the margin),
     `no_loss_seen` (no significant loss, and the estimate lies within the margin, on too few items to show more; about
