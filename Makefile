@@ -14,8 +14,8 @@ DEMO := gentletune demo: what a small learning rate keeps
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      six methods on a tiny base model, then a real one at a small and a large rate; opens demo/report.html (about 10 min on 2 cores; again, seconds)"
-	@echo "make test      the quick tests, on tiny models made on the spot (about 8 minutes on 2 cores)"
+	@echo "make demo      six methods on a tiny base model, then a real one at a small and a large rate; opens demo/report.html (10 to 15 minutes on 2 cores; again, seconds)"
+	@echo "make test      the quick tests, on tiny models made on the spot (8 to 13 minutes on 2 cores)"
 	@echo "make test-attack  fork bombs and the like against the sandbox (a minute)"
 	@echo "make test-all  all of these plus tests on real pretrained weights (downloads 93 MB once)"
 	@echo "make check     ruff, ruff format, mypy strict, import-linter"
