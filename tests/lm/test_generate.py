@@ -125,6 +125,17 @@ def test_the_models_own_generation_defaults_change_nothing(model: Any, defaults:
         model.generation_config = own
 
 
+def test_the_head_reads_whole_states_and_is_left_as_it_was(model: Any) -> None:
+    """Else torch copies the head once a prompt, on a CPU in bf16."""
+    read: list[bool] = []
+    seen = model.lm_head.register_forward_hook(lambda _, given, out: read.append(given[0].is_contiguous()))
+    generate(model, reader(499), PROMPTS, max_new_tokens=NEW)
+    assert read and all(read)
+    model(input_ids=torch.tensor([PROMPTS[0], PROMPTS[0]]), logits_to_keep=1)
+    assert not read[-1]
+    seen.remove()
+
+
 def test_progress_counts_prompts(model: Any) -> None:
     seen: list[tuple[int, int]] = []
     generate(model, reader(499), PROMPTS, max_new_tokens=2, batch_tokens=1, progress=lambda *at: seen.append(at))
