@@ -130,7 +130,8 @@ def test_the_head_reads_whole_states_and_is_left_as_it_was(model: Any) -> None:
     read: list[bool] = []
     seen = model.lm_head.register_forward_hook(lambda _, given, out: read.append(given[0].is_contiguous()))
     generate(model, reader(499), PROMPTS, max_new_tokens=NEW)
-    assert read and all(read)
+    assert read
+    assert all(read)
     model(input_ids=torch.tensor([PROMPTS[0], PROMPTS[0]]), logits_to_keep=1)
     assert not read[-1]
     seen.remove()
