@@ -37,7 +37,7 @@ def _further(choice: Choice, safe: int) -> Iterator[Idea]:
     beyond = [s.learning_rate for s in choice.settings if s.plain and 1 < s.learning_rate / rate < _NEAR]
     if setting.plain and more and beyond and not any(_has(label, "wise_ft") for label in tried):
         yield "averaged", {"rate": min(beyond)}
-    if setting.plain and more and not any(_has(label, "mofo", "replay") for label in tried):
+    if setting.plain and more and not any(_has(label, "mofo") for label in tried):
         yield "steadier", {"low": _round(2 * rate), "high": _round(4 * rate)}
 
 
