@@ -118,6 +118,16 @@ def test_verdicts_follow_the_figures() -> None:
     assert "significantly" not in alone
 
 
+def test_an_interval_without_nought_that_is_not_significant_says_among_how_many() -> None:
+    first = [7.0, 7.5, 8.0, 8.5]
+    tight = [
+        made_run(m, 0, first, [x - d for x, d in zip(first, (0.2, 0.4, 0.6, 0.9), strict=True)])
+        for m in ("sft", "talr", "dft")
+    ]
+    said = sentences(*tight)
+    assert all("no significant change among the 3 compared" in one for one in said)
+
+
 def test_verdict_is_on_the_hardest_bin() -> None:
     hard = [figures(step, [9.0, 9.1, 8.9]) for step in (0, 8)]
     easy = [figures(step, [nll, nll + 0.1, nll], number=1) for step, nll in ((0, 1.0), (8, 0.1))]
