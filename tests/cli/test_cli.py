@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -19,6 +22,7 @@ from gentletune.cli.commands import COMMANDS, Commands
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe, groups
 from gentletune.core.records import read_record
+from gentletune.research import compare_methods, comparison_study
 from tests.helpers import run_cli as run
 
 SMALL = [
@@ -221,6 +225,72 @@ def test_sweep_dry_run_prints_the_plan(
     ]  # fmt: skip
     said = refused(monkeypatch, capfd, "sweep", "-c", study, "--model", "./none")
     assert "no such model directory: ./none" in said
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["--data", "clinic", "--model", "gemma3-270m"],  # off until its terms are accepted
+        ["--data", "clinic", "--model", "smollm2-135m"],
+        ["--data", "clinic", "--model", "nobody/none"],
+        ["--data", "clinic", "--model", "adapter"],
+        ["--data", "nobody/none", "--model", "lab"],
+        ["--data", "clinic", "--reference-path", "nobody/none", "--model", "lab"],
+    ],
+)
+def test_a_dry_run_downloads_nothing(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("adapter").mkdir()
+    write(Path("adapter/adapter_config.json"), '{"base_model_name_or_path": "nobody/none"}')
+    write(Path("adapter/adapter_model.safetensors"), "")
+    how = ["--methods", "sft,wise_ft", "--rates", "1e-4", "--seeds", "0"]
+    assert run(monkeypatch, "compare", "--dry-run", *names, *how) == 0
+    assert "2 trials, 1 of them train" in capfd.readouterr().err
+
+
+def test_a_bad_margin_trains_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="margin must be a number >= 0"):
+        compare_methods(comparison_study({"data": "lab"}), tmp_path / "out", margin=math.nan)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_file_system_refuses_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*error: Any) -> None:
+        def load(_: Any) -> None:
+            raise OSError(*error)
+
+        monkeypatch.setattr(gentletune.cli.runs, "load_records", load)
+
+    refuse(errno.EACCES, "Permission denied", "runs/a/b")
+    line = refused(monkeypatch, capfd, "report", str(tmp_path))
+    assert "cannot read or write runs/a/b (permission denied); give another path" in line
+    refuse("no file's")
+    with pytest.raises(OSError, match="no file's"):
+        run(monkeypatch, "report", str(tmp_path))
+
+
+def test_an_interrupt_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gentletune.cli.runs, "load_records", lambda _: signal.raise_signal(signal.SIGINT))
+    assert run(monkeypatch, "report", str(tmp_path)) == 130
+    assert capfd.readouterr().err == "gentletune: interrupted; run the same command again to go on\n"
+
+
+def test_a_converter_beside_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    write(Path("model/config.json"), "{}")
+    write(Path("convert.sh"), '#!/bin/sh\necho GGUF > "$3"\n')
+    Path("convert.sh").chmod(0o755)
+    assert run(monkeypatch, "export", "gguf", "model", "--converter", "./convert.sh", "--output", "m.gguf") == 0
+    assert Path("m.gguf").read_text() == "GGUF\n"
 
 
 def test_inspect_and_advise(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

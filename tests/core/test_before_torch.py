@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gentletune.core.records import SCHEMA
 from gentletune.core.threads import PASSIVE, VARIABLES, wait_passively
 from tests.cli.test_cli import SMALL
 from tests.helpers import run_cli
@@ -56,6 +57,19 @@ FILES = {
     "task.yaml": "task: ask\nfile: none.jsonl\nprompt: '{{q}}'\nanswer: '{{a}}'\n",
     "method.yaml": "base: {data: clinic}\naxes: {method: [sft, tarl]}\n",
     "data.yaml": "base: {data_path: empty.jsonl}\naxes: {method: [sft, talr]}\n",
+    "gone.yaml": "base: {data: clinic, model: ./none}\n",
+    "good.yaml": "base: {data: clinic, model: model}\n",
+    "record.json": json.dumps(
+        {
+            "schema_version": SCHEMA,
+            "status": "complete",
+            "method": "sft",
+            "label": "sft",
+            "learning_rate": 1e-5,
+            "seed": 0,
+            "recipe": {},
+        }
+    ),
     "search.yaml": (
         "base: {data_path: empty.jsonl, method: 'talr(tau={tau})'}\n"
         "search: {trials: 2, space: {tau: {low: 0.5, high: 2}}}\n"
@@ -63,6 +77,9 @@ FILES = {
 }
 TRAIN = ("train", "--model", "model", "--output", "out", "--data-path")
 CLINIC = ("--model", "model", "--data", "clinic")
+SUMS = ("evaluate", "--model", "model", "--tasks", "arithmetic")
+COMPARE = ("compare", *CLINIC, "--methods", "sft", "--rates", "1e-4", "--seeds", "0")
+DRY = ("compare", "--dry-run", "--methods", "sft", "--rates", "1e-4", "--seeds", "0")
 MISTAKES: list[tuple[list[str], str]] = [
     (["train", "-c", "key.yaml"], "key.yaml: unknown key 'leraning_rate'; did you mean 'learning_rate'?"),
     (["train", "-c", "value.yaml"], "learning_rate: must be a number"),
@@ -110,6 +127,51 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["research", "theory", "fit", "--data-path", "empty.jsonl"], "empty.jsonl: no rows"),
     (["code-length", "none.txt", "--model", "model"], "no such data file: none.txt"),
     (["code-length", "good.jsonl", "--model", "./none"], "no such model directory: ./none"),
+    # a dry run looks at files and names, too
+    ([*DRY, "--data", "none.jsonl", "--model", "model"], "no such data file: none.jsonl"),
+    ([*DRY, "--data", "good.jsonl", "--model", "nosuchmodel"], "unknown model 'nosuchmodel'"),
+    ([*DRY, "--data", "good.jsonl", "--model", "hollow"], "model directory hollow has no safetensors"),
+    (["sweep", "-c", "data.yaml", "--dry-run", "--no-probe"], "empty.jsonl: no rows"),
+    (["sweep", "-c", "gone.yaml", "--dry-run", "--no-probe"], "no such model directory: ./none"),
+    # what cannot be written is told before there is something to write
+    ([*SUMS, "--json", "hollow"], "hollow is a directory; give a file to write"),
+    ([*SUMS, "--json", "/dev/null"], "/dev/null is a device; give a file to write"),
+    (
+        [*SUMS, "--json", "new/a.json", "--samples", "good.jsonl/b.jsonl"],
+        "cannot write to good.jsonl/b.jsonl (good.jsonl is a file); give another path",
+    ),
+    (
+        [*SUMS, "--json", "new/a.json", "--samples", "./new/a.json"],
+        "two outputs go to one file (new/a.json, new/a.json",
+    ),
+    (["inspect", *CLINIC, "--csv", "good.jsonl/x.csv"], "cannot write to good.jsonl/x.csv"),
+    (["advise", *CLINIC, "--json", "hollow"], "hollow is a directory"),
+    (["plan", *CLINIC, "--json", "hollow"], "hollow is a directory"),
+    (["code-length", "good.jsonl", "--model", "model", "--json", "hollow"], "hollow is a directory"),
+    (["research", "theory", "verify", "--trees", "1", "--json", "hollow"], "hollow is a directory"),
+    (["export", "gguf", "model", "--converter", "good.jsonl", "--output", "hollow"], "hollow is a directory"),
+    ([*COMPARE, "--json", "hollow"], "hollow is a directory"),
+    ([*COMPARE, "--output", "good.jsonl"], "output good.jsonl is a file; give a directory"),
+    (["report", ".", "--output", "good.jsonl"], "output good.jsonl is a file"),
+    (["sweep", "-c", "good.yaml", "--output", "good.jsonl"], "output good.jsonl is a file"),
+    (["lab", "pretrain", "--steps", "1", "--output", "good.jsonl/m"], "cannot write to good.jsonl/m"),
+    (["research", "dynamics", *CLINIC, "--output", "good.jsonl"], "output good.jsonl is a file"),
+    (["research", "ablations", "norm", *CLINIC, "--output", "good.jsonl"], "output good.jsonl is a file"),
+    (["research", "theory", "fit", *CLINIC, "--output", "good.jsonl"], "output good.jsonl is a file"),
+    # values of flags
+    ([*COMPARE, "--margin", "-1"], "margin must be a number >= 0"),
+    (["report", "model", "--margin", "nan"], "margin must be a number >= 0"),
+    ([*COMPARE, "--rates", "nan"], "--rates: 'nan' is no list of numbers above 0 such as 1e-5,1e-4"),
+    (["advise", *CLINIC, "--rates", "1e-5,0"], "--rates: '1e-5,0' is no list of numbers above 0"),
+    ([*COMPARE, "--batch-size", "0"], "compare: batch_size: must be"),
+    # directories that are none
+    (["recommend", "good.jsonl"], "good.jsonl is a file; give a run or study directory"),
+    (["report", "good.jsonl"], "good.jsonl is a file; give a run or study directory"),
+    (
+        ["export", "gguf", "none", "--converter", "good.jsonl"],
+        "none holds no finished model (no such directory); give a",
+    ),
+    (["export", "gguf", "good.jsonl", "--converter", "good.jsonl"], "holds no finished model (it is a file); give a"),
 ]
 
 

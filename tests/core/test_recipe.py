@@ -12,6 +12,7 @@ from gentletune import Recipe
 from gentletune.core.errors import UserError
 from gentletune.core.recipe import load_recipe
 from gentletune.core.yaml_file import read_yaml
+from tests.helpers import run_cli
 
 BOOKKEEPING: dict[str, Any] = {
     "output": "runs/a",
@@ -138,6 +139,21 @@ def test_an_unknown_key_gives_the_nearest(key: str, near: str | None) -> None:
         Recipe().override({key: 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "adam",
+            "optimizer 'adam' goes by transformers' name: adamw_torch_fused, which is Adam where weight_decay is 0",
+        ),
+        ("AdamW", "optimizer 'AdamW' goes by transformers' name: adamw_torch_fused (got"),
+        ("SGD", "unknown optimizer 'SGD'; did you mean 'sgd'?"),
+    ],
+)
+def test_an_optimizer_by_a_name_of_everyday(name: str, words: str) -> None:
+    assert words in mistake({"optimizer": name})
+
+
 OUT_OF_BOUNDS = [
     *(("learning_rate", v) for v in (0, -1e-5, float("nan"), float("inf"), "fast", None)),
     *(("epochs", v) for v in (0, -1, float("inf"), float("nan"))),
@@ -211,8 +227,22 @@ def test_overrides_go_before_the_file(tmp_path: Path) -> None:
     recipe = load_recipe(path, {"learning_rate": "2e-6"})
     assert (recipe.learning_rate, recipe.seed) == (2e-6, 4)
     assert load_recipe() == Recipe()
-    with pytest.raises(UserError, match=r"r\.yaml: seed: .*\(got -1\)"):
-        load_recipe(path, {"seed": -1})
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--lr", "nan"], "--learning-rate: must be a finite number (got nan)"),
+        (["--betas", "0.9,1"], "--betas.1: input should be less than 1 (got 1.0)"),
+        (["--seed", "1"], "{path}: warmup: input should be less than 1 (got 1)"),
+    ],
+)
+def test_a_flag_is_not_blamed_on_the_file(
+    flags: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "r.yaml", "data: clinic\nlr: 1e-5\nwarmup: 1\n" if "--seed" in flags else "data: clinic\n")
+    assert run_cli(monkeypatch, "train", "-c", str(path), *flags) == 2
+    assert capfd.readouterr().err == f"gentletune: {line.format(path=path)}\n"
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, Score, load_records, read_record, write_json_atomic, write_record
+from tests.helpers import edit_json
 
 SCORE = Score(task="clinic", side="domain", metric="accuracy", value=0.5, stderr=None, n=2, higher_is_better=True)
 
@@ -54,7 +57,7 @@ def test_a_record_of_another_schema_is_refused_in_one_line(tmp_path: Path, schem
     if schema is None:
         del values["schema_version"]
     (tmp_path / "record.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"record.json is not a record of this gentletune \(schema .*, not 3\); delete"):
+    with pytest.raises(UserError, match=r"record.json is not a record of this gentletune \(schema .*, not 3\); once"):
         read_record(tmp_path)
 
 
@@ -100,21 +103,71 @@ def test_records_are_found_at_any_depth_in_path_order(tmp_path: Path) -> None:
     assert [r.label for r in found] == ["a/deep/er", "b", "c", "alone"]
 
 
+@pytest.mark.parametrize("roots", [["a", "a"], [".", "a"], ["a", "../study"], ["a", "link"]])
+def test_a_run_below_two_of_the_directories_counts_once(
+    roots: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_record(tmp_path / "study" / name, record(name))
+    (tmp_path / "study" / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path / "study")
+    found = [r.label for r in load_records(map(Path, roots))]
+    assert sorted(found) == sorted(set(found))
+    assert "a" in found
+
+
 def test_missing_and_empty_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such directory: .*none"):
         load_records([tmp_path, tmp_path / "none"])
     with pytest.raises(UserError, match=r"no record\.json under"):
         load_records([tmp_path])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; give a run or study directory"):
+        load_records([tmp_path / "file"])
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"", b"[]", b'{"schema_version": 3, "status": "complete"}', b'{"a": "\xff"}', b"null"]
+    ("content", "words"),
+    [
+        (b"{", "Expecting property name"),
+        (b"", "Expecting value"),
+        (b"[]", "must be|should be"),
+        (b"null", "must be|should be"),
+        (b'{"a": "\xff"}', "can't decode"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"schema_version": 3, "status": "complete"}', "method: field required"),
+    ],
 )
-def test_a_corrupt_record_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_corrupt_record_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "record.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"record\.json is not a run record") as caught:
+    with pytest.raises(UserError, match=rf"record\.json is not a run record: .*({words})") as caught:
         load_records([tmp_path])
     assert "\n" not in str(caught.value)
+    assert "once it is deleted, `gentletune train` makes it again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"seed": "x"}, "seed: must be a whole number"), ({"colour": 1}, "unknown key 'colour'"),
+     ({"scores": [SCORE.model_dump(mode="json") | {"value": []}]}, "scores.0.value: must be a number")],
+)  # fmt: skip
+def test_the_field_that_a_record_fails_on_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    write_record(tmp_path, record())
+    edit_json(tmp_path / "record.json", **changes)
+    with pytest.raises(UserError, match=rf"record\.json is not a run record: {words}; it is damaged, or another"):
+        load_records([tmp_path])
+
+
+@pytest.mark.parametrize("why", ["directory", "denied"])
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    if why == "directory":
+        (tmp_path / "record.json").mkdir()
+    else:  # root may read all
+        write_record(tmp_path, record())
+        denied = PermissionError(errno.EACCES, "Permission denied", "record.json")
+        monkeypatch.setattr(Path, "read_text", Mock(side_effect=denied))
+    with pytest.raises(UserError, match=r"cannot read .*record\.json \((is a directory|permission denied)\); make it"):
+        load_records([tmp_path])
 
 
 def test_a_record_with_a_value_that_is_no_number_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gentletune import train
 from gentletune.core.records import RunRecord, load_records, write_record
 from gentletune.core.samples import LIMIT, SAMPLES_FILE, Sample, read_samples, write_samples
 from gentletune.stats import accuracy_score
-from tests.helpers import tiny_recipe
+from tests.helpers import run_cli, tiny_recipe
 
 
 def test_a_run_leaves_the_answers_of_both_models(tiny_dir: Path, tmp_path: Path) -> None:
@@ -68,3 +70,21 @@ def test_only_the_first_items_that_both_were_asked_are_kept(tmp_path: Path) -> N
     )
     (tmp_path / SAMPLES_FILE).write_text('{"task": ', encoding="utf-8")
     assert read_samples(record) == []
+
+
+@pytest.mark.parametrize("damaged", ['{"task": "naïve'.encode()[:-3], b"[" * 100_000, None])
+def test_damaged_texts_beside_a_record_do_not_stop_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bytes | None
+) -> None:
+    write_record(
+        tmp_path, RunRecord(status="complete", method="sft", label="sft", learning_rate=1e-5, seed=0, recipe={})
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_bytes("# Ein großes Modell\n".encode("latin-1"))
+    if damaged is None:
+        (tmp_path / SAMPLES_FILE).mkdir()
+    else:
+        (tmp_path / SAMPLES_FILE).write_bytes(damaged)
+    assert run_cli(monkeypatch, "report", str(tmp_path)) == 0
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "model" / "README.md").read_bytes() == "# Ein großes Modell\n".encode("latin-1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from datetime import datetime
 from pathlib import Path
@@ -102,6 +103,7 @@ def test_a_csv_cell_may_outgrow_the_default_limit(tmp_path: Path) -> None:
 GOOD = b'{"text": "a"}\n'
 BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "broken JSON line": ("a.jsonl", GOOD * 2 + b'{"text": \n' + GOOD, ("line 3", "broken JSON", "column")),
+    "open JSON text": ("a.jsonl", b'{"text": "a', ("line 1: broken JSON: Unterminated string starting at column 10",)),
     "line that is no object": ("a.jsonl", GOOD + b'"text"\n', ("line 2", "JSON object", "str")),
     "invalid UTF-8 line": ("a.jsonl", GOOD + b'{"text": "\xff"}\n', ("line 2", "UTF-8")),
     "broken JSON file": ("a.json", b'[\n{"text": "a"},\n{"text" "b"}]', ("line 3", "broken JSON")),
@@ -162,6 +164,20 @@ def test_header_only_parquet_has_no_rows(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path: Path) -> None:
     assert "no such data file" in complaint(tmp_path / "none.jsonl")
     assert "is a directory" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.txt"])
+def test_a_file_that_may_not_be_read_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / name, SHAPES["text"])
+
+    def refuse(place: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(place))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", refuse)
+    assert complaint(path) == f"{path}: permission denied; give a file that can be read"
+    with pytest.raises(UserError, match="permission denied"):
+        load_data(Recipe(data=str(path)))  # by its content first
 
 
 def test_a_path_that_can_be_none_is_one_line() -> None:

@@ -91,11 +91,27 @@ def test_clinic_makes_its_rows(cot: bool) -> None:
         ({"data": "medcal", "data_path": "x.csv"}, "did you mean 'medcalc'"),
         ({"data_path": "no/such/file.csv"}, "no such data file: no/such/file.csv"),
         ({"data": "no/such/file.csv"}, "no such data file: no/such/file.csv"),
+        ({"data": "a.jsonl", "data_split": "test"}, "data_split is for a data set of the hub, and data names none"),
+        ({"data": "clinic", "data_split": "test"}, "data_split is for a data set of the hub, and data names none"),
+        ({"data": "a.jsonl", "cot": False}, r"rows of your own \(a.jsonl\) have no chain of thought .* leave cot out"),
+        ({"data": "a.jsonl:1,b.jsonl:1", "cot": False}, "cot: false is for domains"),
     ],
 )
 def test_a_recipe_without_the_data_it_names_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_data(Recipe.parse(fields))
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [{"data": "a.jsonl:1,clinic:1"}, {"tasks": ("clinic",)}, {"method": 'replay(source="clinic")'}],
+)
+def test_beside_a_domain_a_file_of_ones_own_may_say_cot(
+    reader: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", [SHAPES["prompt_completion"](i) for i in range(10)])
+    assert load_data(Recipe.parse({"data": "a.jsonl", "cot": False} | reader)).train
 
 
 @pytest.mark.parametrize("shape", SHAPES)

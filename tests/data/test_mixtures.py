@@ -143,6 +143,7 @@ def test_a_domain_that_reads_a_file_is_named_beside_it(two: list[dict[str, Any]]
             "none is drawn from lab; raise its weight",
         ),
         ([{"path": "clinic", "config": "x"}], "data_config is for a data set of the hub"),
+        ([{"path": "clinic"}, {"path": "lab", "split": "x"}], "data_split is for a data set of the hub"),
     ],
 )
 def test_what_is_no_mixture_is_one_line(data: Any, message: str) -> None:

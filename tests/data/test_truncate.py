@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import gentletune.lm.loaded
 from gentletune import Recipe, train
 from gentletune.core.errors import UserError
 from gentletune.data import encode_row, encode_rows
@@ -16,7 +17,7 @@ from gentletune.data.encode import IGNORE
 from gentletune.lm.loaded import ROW_LENGTH, Loaded
 from gentletune.runs.inputs import Inputs
 from tests.cli.test_cli import run
-from tests.helpers import edit_json
+from tests.helpers import edit_json, write_jsonl
 
 LONG, LAST = "word " * 30, "The end."
 CHAT = {"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": LAST}]}
@@ -77,7 +78,55 @@ def test_a_line_says_how_many_rows_were_longer(
     told = "3 of 5 training rows are longer than 40 tokens and"
     assert f"{told} cut on the left; max_length raises that\n" in capfd.readouterr().err
     dropping = Recipe(model=str(tiny_dir), data=str(file), test_path=str(held), max_length=40, evaluate=False)
-    assert Inputs(dropping).longer == f"{told} left out (truncate: left or right cuts them); max_length raises that"
+    assert Inputs(dropping).longer == [f"{told} left out (truncate: left or right cuts them); max_length raises that"]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_held_out_rows_that_are_too_long_are_told_of(
+    command: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chats = [{"messages": [{"role": "user", "content": f"{n}?"}, SHORT["messages"][1]]} for n in range(5)]
+    data, held = write_jsonl(tmp_path / "rows.jsonl", chats), write_jsonl(tmp_path / "t.jsonl", [TALK, SHORT, CHAT])
+    call = [command, "--model", str(tiny_dir), "--data", data, "--test-path", held, "--max-length", "40"]
+    more = ["--max-steps", "1", "--no-evaluate", "--probe-every", "0", "--output", str(tmp_path / "run")]
+    if command == "evaluate":
+        more = ["--base", str(tiny_dir), "--tasks", "", "--general-prompts", "2", "--domain-tokens", "4"]
+    assert run(monkeypatch, *call, *more) == 0
+    assert "2 of 3 held-out rows are longer than 40 tokens and left out" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", ["train", "inspect"])
+def test_rows_beyond_the_models_context_are_told_what_helps(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"{n} " * 200, "completion": "1"} for n in range(6)]
+    call = [command, "--model", "lab", "--data", write_jsonl(tmp_path / "long.jsonl", rows)]
+    assert run(monkeypatch, *call, *(["--output", str(tmp_path / "run")] if command == "train" else [])) == 2
+    said = capfd.readouterr().err
+    assert "longer than max_length 128 tokens" in said
+    assert "truncate: left or right cuts longer ones, max_length keeps them up to the model's context" in said
+    assert "Token indices sequence length" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "lab"], "task 'lab': answers of 160 tokens leave no room for a question in a context of 128;"),
+        (["--data", "lab"], "; give domain_tokens 107 or less"),
+        (["--data", "lab", "--domain-tokens", "9", "--tasks", "arithmetic", "--task-tokens", "128"],
+         "task 'arithmetic': answers of 128 tokens leave no room for a question in a context of 128; give"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_answers_as_long_as_the_context_are_refused_before_anything_is_measured(
+    flags: list[str], words: str, command: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(gentletune.lm.loaded, "load_model", None)
+    more = ["--output", str(tmp_path / "run")] if command == "train" else ["--base", "lab"]
+    assert run(monkeypatch, command, "--model", "lab", *flags, *more) == 2
+    assert words in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_rows_have_a_length_that_a_step_can_hold_unless_more_is_asked_for(tiny_dir: Path, tmp_path: Path) -> None:

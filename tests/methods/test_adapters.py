@@ -164,6 +164,13 @@ def test_what_does_not_fit_the_model_is_told_in_a_line(method: str, words: str, 
     ("method", "words"),
     [
         ("peft(kind=lara)", "unknown kind 'lara'; did you mean 'lora'"),
+        ("peft(kind=[1])", "unknown kind '[1]'. Known: delora, dora"),
+        ("lora(targets=5)", "targets must be all-linear, a pattern, or a list such as [q_proj, v_proj], got 5"),
+        *(
+            (f"lora(targets={value})", "targets must be all-linear, a pattern, or a list")
+            for value in ("[]", "[1]", "''")
+        ),
+        ("lora(targets='[')", "'lora': targets is no regular expression: unterminated character set"),
         ("peft(kind=corda)", "kind=corda is not served: it wants samples of what is to be kept"),
         ("peft(kind=pissa)", "kind=pissa is not served"),
         ("peft(kind=osf, alpha=3)", "osf has no alpha; leave it out"),

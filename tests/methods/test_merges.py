@@ -167,7 +167,7 @@ def test_a_budget_is_measured_on_the_weights_that_are_saved(tiny_dir: Path, tmp_
     [
         ("lines(alpha=1.5)", "'lines': alpha must be a number in [0, 1], got 1.5"),
         ("lines(beta=-1)", "'lines': beta must be a number >= 0, got -1"),
-        ("ties(density=0)", "'ties': density must be a number in [0, 1], got 0"),
+        ("ties(density=0)", "'ties': density must be a number above 0, up to 1, got 0"),
         ("ties(alpha=-1)", "'ties': alpha must be a number >= 0, got -1"),
         ("dare(p=1)", "'dare': p must be below 1: 1 would drop every change"),
         ("dare(seed=0.5)", "'dare': seed must be a whole number >= 0, got 0.5"),

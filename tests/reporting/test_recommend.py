@@ -564,6 +564,30 @@ def test_a_margin_must_be_a_number(margin: float) -> None:
         recommend([pair("sft", 1e-6, 0.8, 0.5)], margin=margin)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--margin", "2"], "margin 2 is all of facts/accuracy or more, which goes from 0 to 1; for 2 % write 0.02"),
+        (["--margin", "1", "--json"], "for 1 % write 0.01"),
+        (
+            ["--general", "clinic/accuracy"],
+            "general: 'clinic/accuracy' is a domain score; general scores: facts/accuracy; swap --domain and",
+        ),
+        (["--domain", "facts/accuracy"], "domain: 'facts/accuracy' is a general score; domain scores: clinic/accuracy"),
+    ],
+)
+def test_a_margin_in_per_cent_and_axes_that_are_swapped_are_refused(
+    flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "run", items("sft", 1e-5, (90, 0), (1, 1)))
+    assert run_cli(monkeypatch, "recommend", str(tmp_path / "run"), *flags) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_margin_in_bits_may_be_large() -> None:
+    assert recommend([run("sft", 1e-6, {"clinic/accuracy": 0.8, "facts/bits_per_token": 3.0})], margin=2).margin == 2
+
+
 def test_the_keys_choose_the_axes() -> None:
     record = items("sft", 1e-5, (90, 0), (1, 1))
     assert recommend([record], general="facts/accuracy").general_axis == "facts/accuracy"

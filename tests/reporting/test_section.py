@@ -104,3 +104,12 @@ def test_report_takes_the_margin_and_so_does_the_command(
     assert run_cli(monkeypatch, "report", str(tmp_path / "runs"), "--margin", "0.05") == 0
     assert "Safe choice: sft at learning rate 1e-6: domain 0.4 → 0.7 " in capsys.readouterr().out
     assert (tmp_path / "runs" / "report.html").exists()
+
+
+def test_a_score_of_one_section_s_domain_and_of_another_s_general_skill_is_each_side_s_own() -> None:
+    here = pair("sft", 1e-6, 0.7, 0.5, recipe=CLINIC)
+    swapped = [one.model_copy(update={"side": "domain" if one.side == "general" else "general"}) for one in here.scores]
+    there = here.model_copy(update={"recipe": ESCI, "scores": swapped, "base_scores": []})
+    for records in ([here, there], [there, here]):
+        found = {s.name: s.general.key for s in split(records, general="clinic/accuracy") if s.general}
+        assert found == {"small on clinic": "arithmetic/accuracy", "small on esci": "clinic/accuracy"}

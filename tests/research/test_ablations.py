@@ -446,7 +446,7 @@ def test_commands(
         (["norm", "--methods", "lora"], "matched of full fine-tuning"),
         (["norm", "--methods", "talr+wise_ft"], "matched of full fine-tuning"),
         (["norm", "--methods", "sft"], "give a method other than sft"),
-        (["normalization", "--rates", "-1"], "learning_rate"),
+        (["normalization", "--rates", "-1"], "--rates"),
     ],
 )
 def test_bad_input_is_one_line(

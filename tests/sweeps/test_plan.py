@@ -48,7 +48,8 @@ def test_without_axes_the_trials_are_those_named_or_the_base_alone() -> None:
     [
         ({"axis": {}}, "did you mean 'axes'"),
         ({"axes": {"lr": []}}, "axis 'lr' needs a list"),
-        ({"axes": {"lr": [1e-5, 1e-5]}}, "two trials are the same"),
+        ({"axes": {"lr": [1e-5, 1e-5]}}, "two trials are the same, sft-lr1e-05; remove one"),
+        ({"axes": {"lr": [1e-4, 1.0000001e-4]}}, "called sft-lr0.0001: they differ by less than a name can tell"),
         ({"axes": {"lr": [1]}, "search": {"trials": 1, "space": SPACE}}, "axes or a search, not both"),
     ],
 )
@@ -60,7 +61,7 @@ def test_a_wrong_plan_is_one_line(study: dict[str, Any], line: str) -> None:
 def test_settings() -> None:
     settings = read_settings({"resources": {"gpus": 1, "cpus": 2}, "keep_models": False})
     assert (settings.resources.gpus, settings.resources.cpus, settings.keep_models) == (1, 2, False)
-    with pytest.raises(UserError, match=r"resources.gpu'; leave it out"):
+    with pytest.raises(UserError, match=r"resources: unknown key 'gpu'; did you mean 'gpus'\?"):
         read_settings({"resources": {"gpu": 1}})
     with pytest.raises(UserError, match=r"resources.cpus: input should be greater"):
         read_settings({"resources": {"cpus": 0}})
@@ -72,7 +73,14 @@ def test_settings() -> None:
         ({"trials": 0, "space": SPACE}, "search: trials: input should be greater"),
         ({"trials": 1, "space": {}}, "search: space"),
         ({"trials": 1, "sampler": "grid", "space": SPACE}, "search: sampler: input should be 'tpe' or 'nsga2'"),
-        ({"trials": 1, "space": {"lr": {"low": 1, "high": 0}}}, "low must be below high"),
+        ({"trials": 1, "space": {"lr": {"low": 1, "high": 0}}}, "study: search: space.lr: low must be below high"),
+        ({"trials": 1, "space": {"lr": {"low": 1, "hihg": 2}}}, "space.lr: unknown key 'hihg'; did you mean 'high'?"),
+        ({"trials": 1, "space": {"lr": {"low": 0, "high": float("inf")}}}, "space.lr.high: must be a finite number"),
+        ({"trials": 1, "space": {"lr": {"low": -1e308, "high": 1e308}}}, "further apart than a number can say"),
+        ({"trials": 1, "space": {"lr": 1e-5}}, "'lr' needs a range or a list"),
+        ({"trials": 1, "space": {"lr": [[1e-5]]}}, "'lr' needs a range or a list"),
+        ({"trials": 1, "space": SPACE, "objectives": ["x"]}, "objectives: must be a mapping of keys to values"),
+        ({"trails": 1, "space": SPACE}, "unknown key 'trails'; did you mean 'trials'?"),
         ({"trials": 1, "space": {"lr": {"low": 0, "high": 1, "log": True}}}, "needs low > 0"),
         ({"trials": 1, "space": {"sigma": {"low": 0, "high": 1}}}, "no method has a {sigma}"),
         ({"trials": 1, "space": {"method": ["talr(tau={tau})"]}}, "'{tau}' has no range"),

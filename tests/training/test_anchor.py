@@ -270,7 +270,7 @@ def test_a_merge_shares_the_training_of_its_replay_and_of_nothing_else() -> None
     ("method", "told"),
     [
         ("replay(share=1)", "share must be below 1"),
-        ("replay(share=0)", "share must be a number in [0, 1]"),
+        ("replay(share=0)", "share must be a number above 0, up to 1"),
         ("replay(loss=mse)", "loss must be nll or kl"),
         ("replay(rows=0)", "rows must be a whole number >= 1"),
         ("replay(source=3)", "source must be self, a file or a data set"),

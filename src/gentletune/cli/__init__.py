@@ -17,6 +17,7 @@ from gentletune.core.errors import UserError, memory_errors
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
 _UsageError: Any = typer.BadParameter.__base__  # typer exports only this child of it
 
 
@@ -74,21 +75,26 @@ def _run() -> NoReturn:
     try:
         with quick_start(), memory_errors("in this command"):
             code = _lead() if rank() == 0 else _follow()
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
     except UserError as error:
         _fail(str(error))
     except _UsageError as error:
         _fail(error.format_message())
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the command again")
+        if error.filename is None:  # no file's, but the network's, or a bug of ours
             raise
-        _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the command again")
+        why = (error.strerror or type(error).__name__).lower()
+        _fail(f"cannot read or write {error.filename} ({why}); give another path, or mend this one")
     except UnicodeEncodeError as error:
         _fail(
             f"{error.object[error.start]!a} is half of a surrogate pair, no text; it is in a name or in what was read"
         )
     except (KeyboardInterrupt, typer.Abort):
         stderr.print("gentletune: interrupted; run the same command again to go on")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     sys.exit(code or 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,11 +45,14 @@ def split_methods(text: str) -> list[str]:
 
 
 def numbers(flag: str, text: str) -> list[float]:
-    """A comma-separated list of numbers; empty for an empty text. Raises `UserError` where one is none."""
+    """A comma-separated list of numbers above 0; empty for an empty text. Raises `UserError` where one is none."""
     try:
-        return [float(part) for part in text.split(",")] if text.strip() else []
-    except ValueError as error:
-        raise UserError(f"{flag}: '{text}' is no list of numbers such as 1e-5,1e-4") from error
+        found = [float(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        found = [math.nan]
+    if not all(0 < number < math.inf for number in found):
+        raise UserError(f"{flag}: '{text}' is no list of numbers above 0 such as 1e-5,1e-4")
+    return found
 
 
 def seed_list(text: str) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gentletune.cli.check import check_study
+from gentletune.cli.check import check_files, check_folder, check_study
 from gentletune.cli.common import app, numbers, prepare, say, seed_list, split_methods, stages, stdout
 from gentletune.cli.flags import recipe_command
 from gentletune.cli.recommend import MarginOption
@@ -46,7 +46,7 @@ def compare_command(
 
       gentletune compare --data mine.jsonl --model smollm2-135m --max-steps 100 --output runs/mine
     """
-    from gentletune.research.comparison.study import comparison_study, ready_study
+    from gentletune.research.comparison.study import comparison_study
 
     study = comparison_study(
         given,
@@ -55,8 +55,10 @@ def compare_command(
         rates=numbers("--rates", rates),
         seeds=seed_list(seeds),
     )
-    where = str(config or ready_study(given.get("data") or given.get("data_path")).name)
-    trials = check_study(study, output, where, files=run and not dry_run)
+    check_folder(output)
+    check_files(json_path)
+    where = str(config or "compare")  # of a ready study only what the flags say can be wrong
+    trials = check_study(study, output, where, files=run, download=not dry_run)
     if dry_run:
         for trial in trials:
             stdout.print(f"{trial.name}{f'  (weights of {trial.trains_like})' if trial.trains_like else ''}")

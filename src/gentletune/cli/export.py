@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gentletune.cli.check import check_files
 from gentletune.cli.common import app, say
 from gentletune.core.errors import UserError
 from gentletune.lm.export import GGUF_TYPES, check_repository, push_to_hub, to_gguf
@@ -48,7 +49,9 @@ def gguf_command(
 
       gentletune export gguf runs/a --converter ~/llama.cpp/convert_hf_to_gguf.py --type q8_0
     """
-    say(f"written: {to_gguf(_model(run), converter, output or run / 'model.gguf', kind)}")
+    model, target = _model(run), output or run / "model.gguf"
+    check_files(target)
+    say(f"written: {to_gguf(model, converter, target, kind)}")
 
 
 def _model(run: Path) -> Path:
@@ -56,6 +59,6 @@ def _model(run: Path) -> Path:
     for path in (run / "model", run):
         if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
             return path
-    raise UserError(
-        f"{run} holds no finished model; give a run directory whose training has ended, or the directory of a model"
-    )
+    why = "" if run.is_dir() else " (it is a file)" if run.exists() else " (no such directory)"
+    mend = "give a run directory whose training has ended, or the directory of a model"
+    raise UserError(f"{run} holds no finished model{why}; {mend}")

@@ -11,10 +11,9 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from gentletune.cli.check import check_recipe
+from gentletune.cli.check import check_files, check_recipe
 from gentletune.cli.common import ConfigOption, app, prepare, say, stages, stdout
 from gentletune.cli.flags import recipe_command
-from gentletune.core.errors import UserError
 from gentletune.core.recipe import load_recipe
 from gentletune.core.records import write_json_atomic
 
@@ -57,7 +56,7 @@ def inspect_command(
     """
     recipe = load_recipe(config, given)
     outputs = [path for path in (html, csv, parquet, json_path) if path is not None]
-    _check(outputs)
+    check_files(*outputs)
     check_recipe(recipe, trains=False)
     from gentletune.inspection import inspect, write_page
     from gentletune.inspection.summary import THRESHOLDS
@@ -75,15 +74,6 @@ def inspect_command(
         write_json_atomic(json_path, found.as_dict())
     for path in outputs:
         say(f"wrote {path}")
-
-
-def _check(paths: list[Path]) -> None:
-    """Refuse files that could not be written, before the model has worked for them."""
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a directory; give a file to write")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UserError(f"two outputs go to one file ({', '.join(map(str, paths))}); give each its own")
 
 
 def _print(found: Inspection) -> None:

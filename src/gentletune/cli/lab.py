@@ -35,12 +35,12 @@ def pretrain_command(
 
       gentletune lab pretrain --seed 1 --output runs/lab-1
     """
-    from gentletune.lab.pretrain import Pretraining, pretrain
-
-    settings = Pretraining(seed=seed, width=width, layers=layers, steps=steps, batch=batch)
     check_output(output)
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"output {output} is not empty; give another directory")
+    from gentletune.lab.pretrain import Pretraining, pretrain
+
+    settings = Pretraining(seed=seed, width=width, layers=layers, steps=steps, batch=batch)
     prepare()
     pretrain(settings, output, say)
     say(f"base model: {output}; gentletune evaluate --model {output} --tasks lab_skills measures it")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from gentletune.cli.check import check_recipe
+from gentletune.cli.check import check_files, check_recipe
 from gentletune.cli.common import ConfigOption, app, prepare, say, stdout
 from gentletune.cli.flags import recipe_command
 from gentletune.core.devices import check_devices
@@ -42,6 +42,7 @@ def plan_command(
       gentletune plan --model smollm2-135m --data clinic --gradient-checkpointing --probe
     """
     recipe = load_recipe(config, given)
+    check_files(json_path)
     check_devices(recipe, parse_method(recipe.method), gpus)
     check_recipe(recipe, models=[], data=False, here=memory is None or probe)
     from gentletune.runs.plan import plan_recipe

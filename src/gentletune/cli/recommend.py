@@ -11,11 +11,22 @@ import typer
 from gentletune.cli.common import app, stdout
 from gentletune.core.records import RunRecord, load_records
 
+
+def _margin(value: float | None) -> float | None:
+    """The value of --margin, refused before a run is read or made."""
+    if value is not None:
+        from gentletune.reporting.recommend import check_margin
+
+        check_margin(value)
+    return value
+
+
 MarginOption = Annotated[
     float | None,
     typer.Option(
+        callback=_margin,
         help="Loss of general skill that may be overlooked, in its score's unit. "
-        "By default 0.02 of accuracy or 0.05 bits per token."
+        "By default 0.02 of accuracy or 0.05 bits per token.",
     ),
 ]
 DomainOption = Annotated[str | None, typer.Option(help="Score of the domain axis, e.g. clinic/accuracy.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gentletune.cli.check import check_recipe
+from gentletune.cli.check import check_files, check_folder, check_output, check_recipe
 from gentletune.cli.common import (
     ConfigOption,
     app,
@@ -52,6 +52,7 @@ def verify_command(
 
       gentletune research theory verify --trees 10000 --seed 0 --json verify.json
     """
+    check_files(json_path)
     from gentletune.research.theory.verify import verify
 
     found = verify(trees, seed)
@@ -90,6 +91,7 @@ def fit_command(
     """
     recipe = load_recipe(config, given)
     learning_rates, chosen = numbers("--rates", rates), seed_list(seeds)
+    check_output(output)
     from gentletune.research.tilting.study import check_fit
 
     check_fit(recipe, learning_rates, chosen, (True, False), every, budget, general_positions, domain_positions)
@@ -138,6 +140,7 @@ def dynamics_command(
     if not names or not chosen:  # told before a model is looked for
         raise UserError("token dynamics need at least one method and one seed; give --methods and --seeds")
     recipe = load_recipe(config, given)
+    check_folder(output)
     check_recipe(recipe, methods=names)
     from gentletune.research.dynamics.run import token_dynamics
 
@@ -185,6 +188,7 @@ def ablations_command(
     recipe = load_recipe(config, given)
     named, learning_rates, temperatures = split_methods(methods), numbers("--rates", rates), numbers("--taus", taus)
     chosen = seed_list(seeds)
+    check_folder(output)
     check_recipe(recipe, methods=[recipe.method, *named], tasks=recipe.evaluate)
     from gentletune.research.ablations.run import ablation
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gentletune.cli.check import check_output, check_recipe, check_study
+from gentletune.cli.check import check_files, check_folder, check_output, check_recipe, check_study
 from gentletune.cli.common import (
     ConfigOption,
     app,
@@ -124,6 +124,7 @@ def evaluate_command(
       gentletune evaluate --model smollm2-135m --tasks gsm8k,medcalc,my_task.yaml --task-data tasks/
     """
     recipe = load_recipe(config, given | ({"model": base} if base else {}))
+    check_files(json_path, samples_path)
     has_data = recipe.data is not None or recipe.data_path is not None
     name, alone = model or recipe.model, not (has_data or base)
     models = [name] if alone else [name, recipe.model]
@@ -179,10 +180,11 @@ def sweep_command(
     from gentletune.sweeps.settled import settled
 
     study = read_study(config, model)
-    check_study(study, output, str(config), files=probe or not dry_run)
+    check_study(study, output, str(config), download=probe or not dry_run)
     if not dry_run and (done := settled(study, output)) is not None:
         _say_sweep(done, output)
         return
+    check_folder(output)
     from gentletune.sweeps.estimate import estimate
     from gentletune.sweeps.sweep import Queue, sweep
 
@@ -253,6 +255,7 @@ def advise_command(
     """
     recipe = load_recipe(config, given)
     probed = numbers("--rates", rates)
+    check_files(json_path)
     check_recipe(recipe)
     from gentletune.advice import advise, print_proposal
 
@@ -287,9 +290,10 @@ def report_command(
 
       gentletune report runs/study --margin 0.01
     """
+    records = load_records(runs)
+    check_folder(output or runs[0])
     from gentletune.reporting import report
 
-    records = load_records(runs)
     made = report(
         records, output or runs[0], title=title, domain=domain, general=general, margin=margin, refresh=refresh
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gentletune.cli.check import check_file
+from gentletune.cli.check import check_file, check_files
 from gentletune.cli.common import app, prepare, say, stages, stderr, stdout
 from gentletune.cli.scores import print_code_length
 from gentletune.core.records import write_json_atomic
@@ -29,6 +29,7 @@ def code_length_command(
 
       gentletune code-length notes.txt --model runs/a/model --base smollm2-135m --roundtrip 1
     """
+    check_files(json_path)
     check_file(path)
     for name in filter(None, (model, base)):
         resolve_model(name)

@@ -22,6 +22,9 @@ _PLAIN = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_too_short": "must not be empty",
+    "model_type": "must be a mapping of keys to values",
+    "dict_type": "must be a mapping of keys to values",
+    "finite_number": "must be a finite number",
 }
 _SMALLER = (
     "lower batch_size or eval_batch_tokens, set gradient_checkpointing: true, train adapters (+lora), or take a "
@@ -104,6 +107,17 @@ def check_text(value: Any, where: str) -> None:
             check_text(part, where)
 
 
+def check_pattern(name: str, pattern: str) -> None:
+    """Raises `ValueError` where `pattern`, the value of `name`, is no regular expression.
+
+    >>> check_pattern("targets", "[qv]_proj")
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{name} is no regular expression: {error}") from error
+
+
 def plainly(error: Mapping[str, Any]) -> str:
     """One of pydantic's `errors()` in plain words, to stand behind the key.
 
@@ -115,12 +129,13 @@ def plainly(error: Mapping[str, Any]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for a name that is not known, with the nearest right one.
+    """An error for a name that is not known, with the nearest right one, be it in capitals or not.
 
-    >>> str(unknown("method", "tarl", ["talr", "sft"]))
-    "unknown method 'tarl'; did you mean 'talr'? Known: sft, talr"
+    >>> str(unknown("method", "TARL", ["talr", "sft"]))
+    "unknown method 'TARL'; did you mean 'talr'? Known: sft, talr"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
+    small = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), small, n=1, cutoff=0.5)
+    hint = f"; did you mean '{small[near[0]]}'?" if near else "."
     return UserError(f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}")

@@ -76,8 +76,9 @@ def named(name: str) -> Optimizer:
     >>> named("sgd").momentum
     True
     """
-    if name == "adamw":
-        raise UserError(f"optimizer 'adamw' goes by transformers' name: {DEFAULT}")
+    if name.lower() in ("adam", "adamw"):
+        adam = ", which is Adam where weight_decay is 0" if name.lower() == "adam" else ""
+        raise UserError(f"optimizer '{name}' goes by transformers' name: {DEFAULT}{adam}")
     if name in _EARLY:
         raise UserError(
             f"'{name}' steps within the backward pass, before normalization, penalty and clipping have seen the whole "

@@ -115,7 +115,8 @@ def model_card(
 def explain_choice(card: Path, lines: Sequence[str]) -> None:
     """Write into a model card why a report names this model, in the place of what an earlier report wrote.
 
-    Nothing is done where there is no card, or it cannot be written. With no lines what was written is taken away.
+    Nothing is done where there is no card, or it is no UTF-8 text, or cannot be written. With no lines what was written
+    is taken away.
     """
     try:
         old = card.read_text(encoding="utf-8")
@@ -124,7 +125,7 @@ def explain_choice(card: Path, lines: Sequence[str]) -> None:
         new = f"{kept}\n{_CHOICE}\n{said}" if lines else kept
         if new != old:
             write_text_atomic(card, new)
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return
 
 

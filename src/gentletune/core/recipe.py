@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from gentletune.core import optimizers
-from gentletune.core.errors import UserError, check_text, plainly, unknown
+from gentletune.core.errors import UserError, check_text, unknown
 from gentletune.core.schedule import EarlyStop, Schedule, file_size, save_interval, schedule_text
 from gentletune.core.sources import DOMAIN_NAME, SOURCE_KEYS, Source, check_sources, keys_of, names_several, sources_of
-from gentletune.core.yaml_file import read_yaml
+from gentletune.core.yaml_file import read_yaml, validated
 
 ALIASES = {"lr": "learning_rate"}
 
@@ -302,20 +302,13 @@ class Recipe(BaseModel):
         return self
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], where: str = "recipe") -> Self:
-        """Validate `values`; every mistake becomes one `UserError` line that begins with `where`."""
+    def parse(cls, values: Mapping[str, Any], where: str = "recipe", flags: Collection[str] = ()) -> Self:
+        """Validate `values`; every mistake becomes one `UserError` line, which begins as `validated` says."""
         for key in values:
             if ALIASES.get(key, key) not in cls.model_fields:
                 problem = unknown("key", str(key), [*cls.model_fields, *ALIASES])
                 raise UserError(f"{where}: {problem}")
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            first = error.errors()[0]
-            message = plainly(first)
-            if first["loc"]:
-                message = f"{'.'.join(map(str, first['loc']))}: {message} (got {first['input']!r})"
-            raise UserError(f"{where}: {message}") from error
+        return validated(cls, dict(values), where, flags)
 
     def override(self, values: Mapping[str, Any]) -> Self:
         """A copy with `values` replaced, validated."""
@@ -394,7 +387,11 @@ def _renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def load_recipe(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe from a YAML file (or the defaults) with `overrides` on top."""
-    where = str(path) if path else "recipe"
-    values = read_yaml(path) if path else {}
-    return Recipe.parse({**_renamed(values, where), **_renamed(overrides or {}, "recipe")}, where=where)
+    """A recipe from a YAML file (or the defaults) with `overrides` on top.
+
+    Beside a file, a mistake in one of these is told by its flag (`--seed`), so that the file is not blamed for it.
+    """
+    given = _renamed(overrides or {}, "recipe")
+    if path is None:
+        return Recipe.parse(given)
+    return Recipe.parse({**_renamed(read_yaml(path), str(path)), **given}, where=str(path), flags=given)

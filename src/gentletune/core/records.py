@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from gentletune.core.errors import NotFiniteError, UserError
+from gentletune.core.errors import NotFiniteError, UserError, plainly
 
 RECORD_FILE = "record.json"
 SCHEMA = 3
 MEAN = "general_mean"  # of the general accuracies, where there are several
 FROM_BASE = ("kl_sampled", "nll_greedy")  # tasks that are changes from the base model already: it scores 0
+_AGAIN = "once it is deleted, `gentletune train` makes it again"
 Side = Literal["domain", "general"]
 OwnMetric = Literal["accuracy", "balanced_accuracy", "chrf"]
 OWN_SCORES = ("kl_sampled", "nll_greedy", "reference", "own_answers", MEAN, "domain_mean")
@@ -181,10 +182,8 @@ def write_record(directory: Path, record: RunRecord) -> None:
 
 
 def read_record(directory: Path) -> RunRecord | None:
-    """The run's record, or None where there is none. Raises `UserError` on a broken file."""
+    """The run's record, or None where there is none. Raises `UserError` on a file that is broken or cannot be read."""
     path = directory / RECORD_FILE
-    if not path.exists():
-        return None
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text, parse_constant=_no_number)
@@ -192,10 +191,29 @@ def read_record(directory: Path) -> RunRecord | None:
             record = RunRecord.model_validate_json(text)
             record._directory = directory
             return record
-    except ValueError as error:
-        raise UserError(f"{path} is not a run record: {str(error).splitlines()[0]}; delete it to run again") from error
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        why = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"cannot read {path} ({why}); make it readable, or move it away") from error
+    except (ValueError, RecursionError) as error:
+        mend = f"it is damaged, or another version's; {_AGAIN}"
+        raise UserError(f"{path} is not a run record: {_what_is_wrong(error)}; {mend}") from error
     other = values.get("schema_version", "none")
-    raise UserError(f"{path} is not a record of this gentletune (schema {other}, not {SCHEMA}); delete it to run again")
+    raise UserError(f"{path} is not a record of this gentletune (schema {other}, not {SCHEMA}); {_AGAIN}")
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """What a record failed on, in a line: of pydantic's errors the first, with the key it is about."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'"
+    return f"{key}: {plainly(first)}" if key else plainly(first)
 
 
 def _no_number(name: str) -> float:
@@ -203,17 +221,19 @@ def _no_number(name: str) -> float:
 
 
 def load_records(directories: Iterable[Path]) -> list[RunRecord]:
-    """Every `record.json` at or below the given directories, in path order.
+    """Every `record.json` at or below the given directories, in path order; one below two of them once.
 
-    Raises `UserError` where a directory is missing or none is found.
+    Raises `UserError` where a directory is missing, a record cannot be read, or none is found.
     """
     records: list[RunRecord] = []
-    roots = list(directories)
+    roots, known = list(directories), set[Path]()
     for root in roots:
         if not root.is_dir():
-            raise UserError(f"no such directory: {root}; give a run or study directory")
+            what = f"{root} is a file" if root.exists() else f"no such directory: {root}"
+            raise UserError(f"{what}; give a run or study directory")
         for path in sorted(root.rglob(RECORD_FILE)):
-            record = read_record(path.parent)
+            record = read_record(path.parent) if path.resolve() not in known else None
+            known.add(path.resolve())
             if record is not None:
                 records.append(record)
     if not records:

@@ -69,14 +69,14 @@ def write_samples(
 
 
 def read_samples(record: RunRecord) -> list[Sample]:
-    """The samples beside a record that `load_records` found; none where it has none, or the file is not whole."""
+    """The samples beside a record that `load_records` found; none where it has none, or the file is not readable."""
     path = record.directory / SAMPLES_FILE if record.directory else None
     if path is None or not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")  # JSON leaves other line ends in an answer as they are
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON leaves other line ends in an answer as they are
         return [Sample.model_validate(json.loads(line)) for line in lines if line]
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         return []
 
 

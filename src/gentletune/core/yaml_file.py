@@ -2,18 +2,23 @@
 
 PyYAML reads YAML 1.1, which takes `yes`, `no`, `on` and `off` for booleans, `5e-6` for text, `010` for 8, `1:30` for 90
 and `2024-01-01` for a date. Source: https://yaml.org/spec/1.2.2/#103-core-schema.
+`Keyed` and `validated` check what such a file's keys hold.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from gentletune.core.errors import UserError
+from gentletune.core.errors import UserError, plainly, unknown
 from gentletune.core.paths import user_path
+
+M = TypeVar("M", bound=BaseModel)
 
 # The scalars that are no text, with the characters they may begin with ("": an empty value).
 _SCALARS = {
@@ -85,3 +90,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: give a mapping of keys to values, such as `model: smollm2-135m`")
     return {str(key): value for key, value in values.items()}
+
+
+class Keyed(BaseModel):
+    """A frozen mapping of a YAML file; of a key that it does not know, the nearest that it does is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        for key in values if isinstance(values, Mapping) else ():
+            if key not in cls.model_fields:
+                raise ValueError(str(unknown("key", str(key), cls.model_fields)))
+        return values
+
+
+def validated(model: type[M], values: Any, where: str, flags: Collection[str] = ()) -> M:
+    """A pydantic model of `values`; every mistake becomes one `UserError` line that begins with `where`.
+
+    Where the key is one of `flags`, given on the command line, the line begins with the flag instead.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # Among the keys pydantic names what it tried, too: space.lr.function-after[_check(), Range].
+        keys = [key for part in first["loc"] if not (key := str(part)).startswith(("function-", "[key]"))]
+        message, place = plainly(first), [where]
+        if keys:
+            key, message = ".".join(keys), f"{message} (got {first['input']!r})"
+            place = [f"--{key.replace('_', '-')}"] if keys[0] in flags else [where, key]
+        raise UserError(": ".join([*place, message])) from error

@@ -109,11 +109,16 @@ def encode_rows(
     if found is None:
         found = _rows_in_memory(rows, tokenizer, where, how)
     if not found.rows:
-        raise UserError(
-            f"{where}: no row left to use: {found.too_long} longer than max_length {max_length} tokens, "
-            f"{found.no_label} without a label token; raise max_length or look at the rows"
-        )
+        raise UserError(f"{where}: no row left to use: {why_none(found.too_long, found.no_label, max_length)}")
     return found
+
+
+def why_none(too_long: int, no_label: int, max_length: int) -> str:
+    """Why all rows were left out, and the mend, for the end of a line."""
+    mend = "look at the rows"
+    if too_long:
+        mend = "truncate: left or right cuts longer ones, max_length keeps them up to the model's context"
+    return f"{too_long} longer than max_length {max_length} tokens, {no_label} without a label token; {mend}"
 
 
 def _rows_in_memory(rows: Sequence[Row], tokenizer: Any, where: str, how: dict[str, Any]) -> EncodedRows:

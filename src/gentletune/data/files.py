@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import date, time
 from functools import cached_property
 from itertools import islice
@@ -31,8 +32,8 @@ class RowFile:
     and the rest is not read. `content` is the SHA-256 of what is read, None where it is not read whole.
 
     Raises:
-        UserError: missing or empty file, unknown format, broken JSON (with its line), half a surrogate pair (with its
-            row), a hub that does not answer.
+        UserError: a file that is missing, empty or not to be read, unknown format, broken JSON (with its line), half a
+            surrogate pair (with its row), a hub that does not answer.
     """
 
     def __init__(self, path: str, *, split: str = "train", config: str | None = None, first: int | None = None) -> None:
@@ -60,18 +61,30 @@ class RowFile:
     def content(self) -> str | None:
         if self.first is not None:
             return None
-        return self._hub_hash if self.kind == "hub" else file_digest(user_path(self.path))
+        with _readable(self.path):
+            return self._hub_hash if self.kind == "hub" else file_digest(user_path(self.path))
 
     def __iter__(self) -> Iterator[Row]:
         number = 0
-        for number, row in enumerate(islice(self._read(), self.first), start=1):
-            if not self._checked:
-                for column, value in row.items():
-                    check_text(value, f"{self.path}: row {number}, {column!a}")
-            yield row
+        with _readable(self.path):
+            for number, row in enumerate(islice(self._read(), self.first), start=1):
+                if not self._checked:
+                    for column, value in row.items():
+                        check_text(value, f"{self.path}: row {number}, {column!a}")
+                yield row
         if number == 0:
             raise UserError(f"{self.path}: no rows; give a file with at least one")
         self._checked = True
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Turn what the file system refuses, such as a file that may not be read, into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{path}: {reason}; give a file that can be read") from error
 
 
 def read_rows(path: str, *, split: str = "train", config: str | None = None, first: int | None = None) -> list[Row]:
@@ -83,7 +96,7 @@ def read_text(path: str) -> str:
     """The whole of a UTF-8 text file, line ends as they are.
 
     Raises:
-        UserError: missing, empty or not UTF-8.
+        UserError: missing, empty, not UTF-8, or not to be read.
     """
     file = user_path(path)
     if file.is_dir():
@@ -91,7 +104,8 @@ def read_text(path: str) -> str:
     if not file.is_file():
         raise UserError(f"no such data file: {path}")
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with _readable(path):
+            text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
     if not text.strip():
@@ -121,8 +135,8 @@ def _json(raw: bytes | str, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        line = f" line {error.lineno}:" if error.lineno > 1 else ""
-        raise UserError(f"{where}:{line} broken JSON: {error.msg} at column {error.colno}") from error
+        line, what = f" line {error.lineno}:" if error.lineno > 1 else "", error.msg.removesuffix(" at")
+        raise UserError(f"{where}:{line} broken JSON: {what} at column {error.colno}") from error
     except RecursionError as error:
         raise UserError(f"{where}: JSON nested more than {_DEPTH} deep; no row needs that") from error
     except ValueError as error:  # Python's limit on the digits of a whole number
@@ -194,6 +208,8 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1000):
                 yield from map(_unpadded, batch.to_pylist())
+    except PermissionError:
+        raise
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -87,7 +88,7 @@ def load_data(recipe: Recipe) -> DomainData:
 def _alone(recipe: Recipe) -> DomainData:
     """The rows of the one source that `data` and `data_path` name."""
     known = None if recipe.data is None else domain(recipe.data)
-    _check_config(recipe)
+    _check_hub_keys(recipe)
     if known is not None and recipe.domain_metric != "auto":
         raise UserError(f"domain_metric is for files of your own; data: {known.name} has its own scoring, leave it out")
     if known is not None and known.generate is not None:
@@ -97,6 +98,9 @@ def _alone(recipe: Recipe) -> DomainData:
             raise UserError(f"data: {recipe.data} needs data_path (--data-path), a data file")
         names = ", ".join(domain_names())
         raise UserError(f"no data; give data (--data): a file such as mine.jsonl, a hub's owner/name, or of {names}")
+    if not recipe.cot and not reads_cot(recipe):
+        own = f"rows of your own ({recipe.data_path}) have no chain of thought apart from the answer"
+        raise UserError(f"cot: false is for domains; {own}, so leave cot out")
     return _from_file(recipe, recipe.data_path, known)
 
 
@@ -119,12 +123,12 @@ def _pool(recipe: Recipe, source: Source, first: DomainData, number: int) -> Poo
     """What a mixture can draw from a source: rows that share no group with the held-out rows of the `first`."""
     mine = recipe.model_copy(update=source.fields)
     known = None if mine.data is None else domain(mine.data)
+    _check_hub_keys(mine)
     if known is not None and known.generate is not None:
         generate = partial(known.generate, seed=recipe.seed, cot=recipe.cot, split="train")
         return Pool(source, make=lambda count: [example.row() for example in generate(count)])
     if number == 0:
         return Pool(source, first.train)
-    _check_config(mine)
     if mine.data_path is None:
         raise UserError(f"data: {source.path} needs a file; give {{path: FILE, domain: {source.path}}}")
     found = _file(mine, mine.data_path, known, _read_first(recipe, source))
@@ -182,9 +186,16 @@ def _file(recipe: Recipe, path: str, known: Domain | None, first: int | None, *,
     return shaped_file(file, known, cot=recipe.cot, by_column=part)
 
 
-def _check_config(recipe: Recipe) -> None:
-    if recipe.data_config is not None and (recipe.data_path is None or not _on_hub(recipe.data_path)):
-        raise UserError("data_config is for a data set of the hub, and data names none; leave it out")
+def _check_hub_keys(recipe: Recipe) -> None:
+    given = "data_config" if recipe.data_config is not None else "data_split" if recipe.data_split != "train" else None
+    if given is not None and (recipe.data_path is None or not _on_hub(recipe.data_path)):
+        raise UserError(f"{given} is for a data set of the hub, and data names none; leave it out")
+
+
+def reads_cot(recipe: Recipe) -> bool:
+    """Whether a domain reads `cot`: of the data, of a mixture, of the tasks or of a replay."""
+    named = {*recipe.tasks, *re.findall(r"\w+", recipe.method)}
+    return recipe.data is not None or any(s.fields["data"] for s in recipe.sources) or bool(named & {*domain_names()})
 
 
 def domain_name(recipe: Recipe) -> str:

@@ -15,6 +15,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.data import load_data
 from gentletune.data.domains import domain, domain_names
+from gentletune.data.encode import why_none
 from gentletune.data.forms import Row
 from gentletune.data.groups import draw
 from gentletune.inspection.hardest import Hardest, HardToken
@@ -158,10 +159,8 @@ def inspect_rows(
             if len(kept) < coloured:
                 kept.append(row)
         if not means:
-            raise UserError(
-                f"no row left to look at: {dropped.too_long} longer than max_length {source.max_length} tokens, "
-                f"{dropped.no_label} without a label token; raise max_length or look at the rows"
-            )
+            why = why_none(dropped.too_long, dropped.no_label, source.max_length)
+            raise UserError(f"no row left to look at: {why}")
         # The median in numpy, which takes any number of rows; batch_tau for its lower bound.
         tau = float(batch_tau(torch.tensor([float(np.median(np.frombuffer(means)))])))
         for tokens in spool.batches():

@@ -84,7 +84,7 @@ def to_gguf(model: Path, converter: str, target: Path, kind: str = "q8_0") -> Pa
         UserError: no converter, an unknown type, a directory without a whole model.
         RunFailedError: the converter ended with an error, or wrote nothing.
     """
-    script = check_converter(converter)
+    script = check_converter(converter).resolve()  # a bare name would be looked for on PATH
     if kind not in GGUF_TYPES:
         raise unknown("type of GGUF", kind, GGUF_TYPES)
     if not (model / "config.json").is_file():

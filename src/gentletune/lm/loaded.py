@@ -28,6 +28,10 @@ ROW_LENGTH = 4096
 """Longest row in tokens where the recipe does not say: one as long as today's contexts would fill any memory."""
 
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What transformers raises on a model's configuration or tokenizer; the last two where JSON is no object."""
+
+
 class Loaded:
     """A model by its directory, bundled alias or hub name, as it is trained, asked and measured.
 
@@ -158,11 +162,16 @@ class Loaded:
         try:
             directory = plain_directory(self.directory, trust_remote_code=self._trust)
             return AutoConfig.from_pretrained(directory, trust_remote_code=self._trust)
-        except (OSError, ValueError, KeyError):
+        except UNREADABLE:
             return self.model.config
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model takes at a time, where its configuration says so."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or None
+
     def _limit(self, wanted: int | None) -> int:
-        context = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        context = self.context
         if wanted is None:
             return int(context or 2**31)
         if context and wanted > context:
@@ -205,8 +214,8 @@ def load_model(
                 output_loading_info=True,
                 **held,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
+    except (*UNREADABLE, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{problem}: {why_unread(error)}") from error
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
         raise UserError(f"{problem}: its files lack {len(missing)} weights that its config names, such as {missing[0]}")
     model = model.to(place or device()).eval()
@@ -246,13 +255,21 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
         directory = plain_directory(directory, trust_remote_code=trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load a tokenizer from {directory}: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise UserError(f"cannot load a tokenizer from {directory}: {why_unread(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {directory} has no end token; a model trained with it would never stop")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Lengths are checked, and told, by whoever encodes: transformers' warning of a long text is said already.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def why_unread(error: Exception) -> str:
+    """What transformers says of files that it cannot read, in a line."""
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"{said}; are its JSON files whole?" if isinstance(error, (TypeError, AttributeError)) else said
 
 
 def base_causal_lm(model: Any) -> Any:

@@ -215,6 +215,20 @@ def weighted_nll(
         return WeightedNLL((weights * nll).sum(), seen, lse, weights)
 
 
+def backend_obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, *, bias: bool = False) -> str | None:
+    """Why a backend cannot take hidden states of this `dtype` on this device, or None: before there are any.
+
+    `bias` says whether the head has one.
+
+    >>> backend_obstacle("chunked", torch.device("cpu"), torch.float32) is None
+    True
+    """
+    if backend != "cce":
+        return None
+    empty = torch.empty(0, device=device, dtype=dtype)
+    return cce.obstacle(empty, Head(empty, empty if bias else None))
+
+
 def _prepare(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
     vocab_size: int | None, backend: Backend, top_k: int | None = None,
@@ -241,8 +255,8 @@ def _prepare(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     head = Head(weight, bias, softcap, scale)
-    if backend == "cce" and (obstacle := cce.obstacle(hidden, head)):
-        raise ValueError(f"head backend cce: {obstacle}; use auto or chunked")
+    if backend == "cce" and (why := cce.obstacle(hidden, head)):
+        raise ValueError(f"head backend cce: {why}; use auto or chunked")
     return hidden, head, backend
 
 

@@ -9,6 +9,7 @@ import ast
 import inspect
 import keyword
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -36,6 +37,7 @@ class _Part(NamedTuple):
 
 _METHODS: dict[str, _Entry] = {}
 _RANGE = re.compile(r"\d+ ?- ?\d+")
+_LARGEST = sys.float_info.max
 
 
 def register(name: str, title: str, reference: str, url: str) -> Callable[[Factory], Factory]:
@@ -195,11 +197,14 @@ def _show(value: Any) -> str:
     return value if bare else repr(value)
 
 
-def check_number(name: str, value: Any, *, low: float, high: float = float("inf"), open_low: bool = False) -> float:
-    """`value` as a float within [low, high] ((low, high] with `open_low`). Raises ValueError otherwise."""
+def check_number(name: str, value: Any, *, low: float, high: float = _LARGEST, open_low: bool = False) -> float:
+    """`value` as a finite float within [low, high] ((low, high] with `open_low`). Raises ValueError otherwise."""
     number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
     if number is None or not (low < number if open_low else low <= number) or not number <= high:
-        bound = f"in [{low:g}, {high:g}]" if high != float("inf") else f"{'>' if open_low else '>='} {low:g}"
+        bound = f"above {low:g}, up to {high:g}" if open_low else f"in [{low:g}, {high:g}]"
+        if high == _LARGEST:
+            finite = "" if number is None or number <= high else " and finite"
+            bound = f"{'>' if open_low else '>='} {low:g}{finite}"
         raise ValueError(f"{name} must be a number {bound}, got {value!r}")
     return float(number)
 

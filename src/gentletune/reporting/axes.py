@@ -105,18 +105,17 @@ def score_keys(records: Iterable[RunRecord], side: Side | None = None) -> list[s
     return list(dict.fromkeys(s.key for s in scores if side in (None, s.side)))
 
 
-def axis_keys(records: Sequence[RunRecord]) -> list[str]:
-    """Every key that names an axis: the scores', and those of the means over several."""
-    return [*score_keys(records), *(axis.key for axis in _means(records))]
+def axis_keys(records: Sequence[RunRecord], side: Side | None = None) -> list[str]:
+    """Every key that names an axis (of one side, if given): the scores', and those of the means over several."""
+    return [*score_keys(records, side), *(axis.key for axis in _means(records) if side in (None, axis.side))]
 
 
-def single_axis(records: Sequence[RunRecord], key: str) -> Axis:
-    """The axis of one score. Raises `UserError` where no run has it."""
-    for record in records:
-        for score in (*record.scores, *record.base_scores):
-            if score.key == key:
-                return _axis_of(score)
-    raise unknown("score", key, axis_keys(records))
+def single_axis(records: Sequence[RunRecord], key: str, side: Side | None = None) -> Axis:
+    """The axis of one score, of that `side` where runs have it on both. Raises `UserError` where no run has it."""
+    found = [score for r in records for score in (*r.scores, *r.base_scores) if score.key == key]
+    if not found:
+        raise unknown("score", key, axis_keys(records, side))
+    return _axis_of(next((score for score in found if score.side == side), found[0]))
 
 
 def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None) -> Axis | None:
@@ -126,12 +125,18 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
     more than 2 standard errors above zero for some run or its base model. Else it is the domain task's
     `bits_per_token`, or `kl_sampled/bits_per_token` for general skill. General scores that train the domain's own
     skill are taken only where there is nothing else. None where there is no score at all.
-    Raises `UserError` on an unknown `key`.
+    Raises `UserError` on an unknown `key`, and on one of the other side: a domain cannot vouch for its own safety.
     """
     if key is not None:
         if not score_keys(records):
             return None
-        return next((a for a in _means(records) if a.key == key), None) or single_axis(records, key)
+        asked = next((a for a in _means(records) if a.key == key), None) or single_axis(records, key, side)
+        if asked.side != side:
+            known = ", ".join(axis_keys(records, side)) or "none"
+            raise UserError(
+                f"{side}: '{key}' is a {asked.side} score; {side} scores: {known}; swap --domain and --general?"
+            )
+        return asked
     mean = _mean_axis(records, side)
     if mean is not None and _off_the_floor(mean, complete(records)):
         return mean
@@ -210,7 +215,7 @@ def _off_the_floor(axis: Axis, records: Sequence[RunRecord]) -> bool:
 
 
 def both_axes(records: Sequence[RunRecord], domain: str | None, general: str | None) -> tuple[Axis | None, Axis | None]:
-    """The domain and the general axis. Raises `UserError` on an unknown key, or one key for both."""
+    """The domain and the general axis. Raises `UserError` on a bad key, or one key for both."""
     if domain is not None and domain == general:
         raise UserError(f"both axes are '{domain}'; give two different scores")
     return choose_axis(records, "domain", domain), choose_axis(records, "general", general)

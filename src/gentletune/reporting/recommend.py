@@ -31,8 +31,8 @@ def recommend(
     few to show that, where no loss is seen (`choice` has the rules). `domain` and `general` choose the axes by score
     key (`clinic/accuracy`).
 
-    Raises `UserError` on a margin below 0 or not finite, an unknown key, and runs that are of several base models or
-    data sets, which are not compared.
+    Raises `UserError` on a margin below 0, not finite or, where the general axis is a share, of 1 or more; on an
+    unknown key or one of the other side; and on runs of several base models or data sets, which are not compared.
 
         from gentletune import load_records, recommend
         print(recommend(load_records([Path("runs/study")]), margin=0.01).safe)
@@ -50,9 +50,11 @@ def find(
     records: Sequence[RunRecord], domain: str | None = None, general: str | None = None, margin: float | None = None
 ) -> Findings:
     """The findings on runs that may be compared, all of them. Raises `UserError` on a bad margin or key."""
-    if margin is not None and not (math.isfinite(margin) and margin >= 0):
-        raise UserError(f"margin must be a number >= 0 in the general score's unit, got {margin:g}")
+    check_margin(margin)
     x, y = both_axes(records, domain, general)
+    if margin is not None and margin >= 1 and y is not None and (_is_share(y) or y.unit.endswith("from 0 to 1")):
+        told = f"margin {margin:g} is all of {y.key} or more, which goes from 0 to 1"
+        raise UserError(f"{told}; for {margin:g} % write {margin / 100:g}")
     shared = overlapping(records)
     known: dict[str, Any] = {
         "overlapping": tuple(shared),
@@ -88,10 +90,19 @@ def find(
     )
 
 
+def check_margin(margin: float | None) -> None:
+    """Raise `UserError` on a margin that no general score can have: below 0, infinite, not a number."""
+    if margin is not None and not (math.isfinite(margin) and margin >= 0):
+        raise UserError(f"margin must be a number >= 0 in the general score's unit, got {margin:g}")
+
+
 def default_margin(general: Axis | None) -> float:
     """The loss that may be overlooked without a word from the user."""
-    is_share = general is None or general.key.endswith(ACCURACIES) or "share" in general.unit
-    return MARGIN_SHARE if is_share else MARGIN_BITS
+    return MARGIN_SHARE if general is None or _is_share(general) else MARGIN_BITS
+
+
+def _is_share(axis: Axis) -> bool:
+    return axis.key.endswith(ACCURACIES) or "share" in axis.unit
 
 
 def _reason(choice: Choice) -> Reason:

@@ -53,7 +53,7 @@ def split(
     """One section for each base model and data set, in order of first appearance; at least one.
 
     A score asked for (`domain`, `general`) that a section does not have gives way there to the section's own choice.
-    Raises `UserError` where no run has it, and on a bad margin.
+    Raises `UserError` where no run has it or it is of the other side, and on a bad margin.
     """
     both_axes(records, domain, general)
     groups: dict[tuple[Any, ...], list[int]] = {(): []} if not records else {}
@@ -71,8 +71,8 @@ def _section(
     margin: float | None,
 ) -> Section:  # fmt: skip
     mine = [records[i] for i in places]
-    here = axis_keys(mine)
-    keys = domain if domain in here else None, general if general in here else None
+    keys = (domain if domain in axis_keys(mine, "domain") else None,
+            general if general in axis_keys(mine, "general") else None)  # fmt: skip
     return Section(name, mine, places, *both_axes(mine, *keys), find(mine, *keys, margin))
 
 

@@ -57,7 +57,8 @@ def check_directory(run: Path, state: dict[str, Any]) -> None:
 
 
 def _said(state: dict[str, Any]) -> dict[str, Any]:
-    return {**state.get("identity", {}), **{key: value for key, value in state.items() if key != "identity"}}
+    identity, rest = state.get("identity"), {key: value for key, value in state.items() if key != "identity"}
+    return {**identity, **rest} if isinstance(identity, dict) else rest
 
 
 def scraps(run: Path) -> list[Path]:
@@ -77,10 +78,14 @@ def holds_model(directory: Path) -> bool:
 
 
 def holds_results(run: Path) -> bool:
-    """Whether weights, a checkpoint or a complete record would be lost with the directory; weights may be dropped."""
+    """Whether weights, a checkpoint or a complete record would be lost with the directory; weights may be dropped.
+
+    Weights are also those that wait for their merge, an adapter that waits to be merged, and what ranks left.
+    """
     record = read_record(run)
     complete = record is not None and record.status == "complete"
-    return complete or has_weights(run) or last_checkpoint(run) is not None
+    waiting = (run / "tuned", run / CHECKPOINTS / "adapter", run / CHECKPOINTS / "launch" / "model")
+    return complete or has_weights(run) or last_checkpoint(run) is not None or any(map(holds_model, waiting))
 
 
 def forget_start(run: Path) -> None:
@@ -92,11 +97,14 @@ def forget_start(run: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of a run directory. Raises `UserError` where it cannot be read."""
+    """A file of a run directory. Raises `UserError` where it cannot be read, or is no object."""
+    mend = "delete the run directory and start again"
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; delete the run directory and start again") from error
+        raise UserError(f"cannot read {path}: {error}; {mend}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {path}: it holds no JSON object; {mend}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +10,12 @@ from gentletune.core.errors import UserError
 from gentletune.core.provenance import provenance
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import FROM_BASE, Score
-from gentletune.data import DomainData, load_data
+from gentletune.data import DomainData, encode_rows, load_data
 from gentletune.evaluation.finite import of_model
 from gentletune.evaluation.harness import Stage, code_walls, resolve_tasks
 from gentletune.evaluation.measure import Reference, content_hashes, measure, reference_answers, silent, with_mean
 from gentletune.lm.loaded import Loaded
+from gentletune.runs.inputs import check_answer_lengths, told_longer
 from gentletune.runs.ranks import all_gpus
 from gentletune.stats import Change, compare
 
@@ -72,6 +74,12 @@ def evaluate(recipe: Recipe, model: str, *, alone: bool = False, stage: Stage = 
     if data is not None and alone:
         raise UserError("a domain is measured with KL from a base model; give --base, or --tasks alone")
     subject = Loaded.of(recipe, model)
+    held = None
+    if data is not None:
+        held = encode_rows(data.test, subject.tokenizer, where=f"{data.name}, held out", **subject.encoding)
+        if line := told_longer(recipe, subject, held, "held-out"):
+            print(f"gentletune: {line}", file=sys.stderr)
+    check_answer_lengths(recipe, subject, tasks, data, held)
     base = subject if alone or model == recipe.model else Loaded.of(recipe)
     subject.dtype = base.dtype  # both are computed alike
     subject.load()  # so that what is wrong with its weights is told now

@@ -17,12 +17,12 @@ from gentletune.core.locks import locked
 from gentletune.core.recipe import Processes, Recipe
 from gentletune.core.records import RunRecord
 from gentletune.core.schedule import EarlyStop
-from gentletune.data import DomainData, EncodedRows, encode_rows, load_data
-from gentletune.data.encode import label_counts
+from gentletune.data import DomainData, Encoded, EncodedRows, encode_rows, load_data
+from gentletune.data.encode import IGNORE, label_counts
 from gentletune.data.load import ReplaySource, prompts_for, replay_source
 from gentletune.evaluation.code_length import sequence_nll
 from gentletune.evaluation.finite import check_rows, of_model
-from gentletune.evaluation.harness import Stage, code_walls, resolve_tasks
+from gentletune.evaluation.harness import EvalTask, Stage, code_walls, resolve_tasks
 from gentletune.evaluation.measure import content_hashes, silent
 from gentletune.evaluation.steering import PROMPTS
 from gentletune.lm.held import use_bf16
@@ -90,6 +90,8 @@ class Inputs:
             self.hashes["replay"] = self.replayed.hash
         self.train = encoded("training", self.data.train, self.hashes["train"])
         self.test = encoded("held out", self.data.test, self.hashes["test"])
+        if recipe.evaluate or recipe.evaluate_every:
+            check_answer_lengths(recipe, base, tasks, self.data, self.test)
         what = [fields, base.hash, base.max_length, recipe.reference_path, recipe.eval_batch_tokens]
         self.measured: dict[str, str] = (
             {}
@@ -174,16 +176,10 @@ class Inputs:
         return sizes_drawn(self.recipe, self.train.rows)
 
     @property
-    def longer(self) -> str:
-        """What became of training rows longer than `max_length`, in a line; empty where there are none."""
-        rows, limit, side = self.train, self.base.encoding["max_length"], self.recipe.truncate
-        if not (count := rows.too_long + rows.cut):
-            return ""
-        fate = "left out (truncate: left or right cuts them)" if side == "drop" else f"cut on the {side}"
-        told = f"{count:,} of {rows.count:,} training rows are longer than {limit:,} tokens and {fate}"
-        if self.recipe.max_length is None and limit == self.base.max_length:  # the model's whole context
-            return told
-        return f"{told}; max_length raises that"
+    def longer(self) -> list[str]:
+        """What became of rows longer than `max_length`, in a line for each side that has some."""
+        sides = {"training": self.train, "held-out": self.test}
+        return [line for side, rows in sides.items() if (line := told_longer(self.recipe, self.base, rows, side))]
 
     @property
     def data_figures(self) -> dict[str, Any]:
@@ -238,6 +234,46 @@ class Inputs:
             means = cached_json("sequence_nll", key, compute)
         weights: list[float] = self.method.sequence_weights(torch.tensor(means, dtype=torch.float64)).tolist()
         return weights
+
+
+def told_longer(recipe: Recipe, model: Loaded, rows: EncodedRows, side: str) -> str:
+    """What became of rows of a side that are longer than `max_length`, in a line; empty where there are none."""
+    limit, cut = model.encoding["max_length"], recipe.truncate
+    if not (count := rows.too_long + rows.cut):
+        return ""
+    fate = "left out (truncate: left or right cuts them)" if cut == "drop" else f"cut on the {cut}"
+    told = f"{count:,} of {rows.count:,} {side} rows are longer than {limit:,} tokens and {fate}"
+    return told if limit == model.context else f"{told}; max_length raises that"
+
+
+def check_answer_lengths(
+    recipe: Recipe, model: Loaded, tasks: Sequence[EvalTask], data: DomainData | None, held: EncodedRows | None
+) -> None:
+    """To call before anything is measured: answers may not be as long as all that the model takes in.
+
+    `held` are the held-out rows of the `data`, as tokens.
+
+    Raises:
+        UserError: they leave a question no room, of a task or of the data; with a number of tokens that does.
+    """
+    context = model.max_length
+    for task in tasks:
+        if task.own is not None and task.own.max_tokens >= context:
+            raise _no_room(task.name, task.own.max_tokens, context, f"max_gen_toks below {context}")
+    if data is not None and held is not None and data.examples and recipe.domain_tokens >= context:
+        left = context - max(1, *map(_question, held.rows))
+        raise _no_room(data.name, recipe.domain_tokens, context, f"domain_tokens {left} or less")
+
+
+def _no_room(task: str, tokens: int, context: int, mend: str) -> UserError:
+    told = f"task '{task}': answers of {tokens} tokens leave no room for a question in a context of {context}"
+    return UserError(f"{told}; give {mend}")
+
+
+def _question(row: Encoded) -> int:
+    """Tokens of a row before its last answer; none where it is not told apart from that (`labels: all`)."""
+    last = max(place for place, label in enumerate(row.labels) if label != IGNORE)
+    return max((place + 1 for place, label in enumerate(row.labels[:last]) if label == IGNORE), default=0)
 
 
 def processes_here(wanted: Processes) -> int:

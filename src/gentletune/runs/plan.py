@@ -18,7 +18,7 @@ from gentletune.data import encode_rows, load_data
 from gentletune.data.templates import set_chat_template
 from gentletune.lm.fitting import Changes, Way, largest_rows, nearest, with_rows
 from gentletune.lm.held import memory, parameter_count
-from gentletune.lm.loaded import ROW_LENGTH, load_tokenizer
+from gentletune.lm.loaded import ROW_LENGTH, UNREADABLE, load_tokenizer, why_unread
 from gentletune.lm.model_files import BUNDLES, PACKAGED, quiet, resolve_model
 from gentletune.lm.plan import MemoryPlan, Planner, Setting
 from gentletune.lm.setting import Machine, Rows, setting_of, size
@@ -192,7 +192,7 @@ def first_lines(inputs: Inputs) -> list[str]:
     check_weights_fit(inputs)
     machine = Machine.here(inputs.recipe)
     plan = planned(inputs.recipe, inputs.base.config, inputs.sizes, machine, inputs.processes)
-    return [*plan.lines(), *anchor_lines(inputs), *([inputs.longer] if inputs.longer else [])]
+    return [*plan.lines(), *anchor_lines(inputs), *inputs.longer]
 
 
 def check_weights_fit(inputs: Inputs) -> None:
@@ -249,8 +249,8 @@ def model_config(name: str, *, trust_remote_code: bool = False) -> Any:
     try:
         with quiet():
             return AutoConfig.from_pretrained(str(place), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"no configuration of model {name}: {str(error).strip().splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise UserError(f"no configuration of model {name}: {why_unread(error)}") from error
 
 
 def _of_hub(name: str) -> bool:

@@ -7,18 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from gentletune.core.errors import UserError, plainly, unknown
+from gentletune.core.errors import UserError, unknown
 from gentletune.core.recipe import Processes, Recipe
-from gentletune.core.yaml_file import read_yaml
+from gentletune.core.yaml_file import Keyed, read_yaml, validated
 from gentletune.data.hub import data_name
 from gentletune.methods import parse_method, training_part
 
-M = TypeVar("M", bound=BaseModel)
 _KEYS = ("base", "axes", "also", "search", "resources", "keep_models")
+_MAPPINGS = {
+    "base": "{data: clinic}",
+    "axes": "{method: [sft], learning_rate: [1e-5]}",
+    "search": "{trials: 20, space: {learning_rate: {low: 1e-6, high: 1e-4, log: true}}}",
+    "resources": "{gpus: 1}",
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,8 @@ class Trial:
         return recipe.training_fields() | {"method": training_part(recipe.method), "save": recipe.save}
 
 
-class Resources(BaseModel):
+class Resources(Keyed):
     """What one trial gets. None: a GPU for each of its processes where there are any; an even share of the cores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     gpus: int | None = Field(None, ge=0)
     cpus: int | None = Field(None, ge=1)
@@ -55,21 +58,22 @@ class Resources(BaseModel):
         return max((total if wanted == "auto" else wanted for wanted in processes), default=1) if total else 0
 
 
-class Settings(BaseModel):
+class Settings(Keyed):
     """How a study is run, as far as study.yaml says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     resources: Resources = Resources()
     keep_models: bool = True
 
 
 def read_study(path: Path, model: str | None = None) -> dict[str, Any]:
-    """study.yaml as a mapping, with `model` in the place of its base recipe's. Raises `UserError` on broken YAML."""
+    """study.yaml as a mapping, with `model` in the place of its base recipe's.
+
+    Raises:
+        UserError: broken YAML, a study of another shape.
+    """
     study = read_yaml(path)
-    if model is not None and isinstance(study.get("base", {}), dict):
-        study["base"] = {**study.get("base", {}), "model": model}
-    return study
+    check_keys(study, str(path))
+    return {**study, "base": (study.get("base") or {}) | ({} if model is None else {"model": model})}
 
 
 def read_settings(study: Mapping[str, Any], where: str = "study") -> Settings:
@@ -79,7 +83,8 @@ def read_settings(study: Mapping[str, Any], where: str = "study") -> Settings:
     2
     """
     check_keys(study, where)
-    return validated(Settings, {k: study[k] for k in ("resources", "keep_models") if k in study}, where)
+    given = {k: study[k] for k in ("resources", "keep_models") if study.get(k) is not None}
+    return validated(Settings, given, where)
 
 
 def plan(study: Mapping[str, Any], output: Path, where: str = "study") -> list[Trial]:
@@ -108,9 +113,14 @@ def plan(study: Mapping[str, Any], output: Path, where: str = "study") -> list[T
     trials: list[Trial] = []
     for change in [*changes, *also]:
         trials.append(make_trial(base, change, output, trials, where))
-    names = [trial.name for trial in trials]
-    if len(set(names)) < len(names):
-        raise UserError(f"{where}: two trials are the same; remove one")
+    named: dict[str, Trial] = {}
+    for trial in trials:
+        other = named.setdefault(trial.name, trial)
+        if other.recipe != trial.recipe:
+            problem = "by less than a name can tell, six digits of a rate and '_' for most signs; remove one"
+            raise UserError(f"{where}: two trials would be called {trial.name}: they differ {problem}")
+        if other is not trial:
+            raise UserError(f"{where}: two trials are the same, {trial.name}; remove one")
     return trials
 
 
@@ -145,19 +155,13 @@ def _name(recipe: Recipe, change: Mapping[str, Any]) -> str:
 
 
 def check_keys(study: Mapping[str, Any], where: str) -> None:
-    """Raises `UserError` for a key no study has."""
-    for key in study:
+    """Raises `UserError` for a key no study has, and for a value of another shape than the key's; None says nothing."""
+    for key, value in study.items():
         if key not in _KEYS:
             raise UserError(f"{where}: {unknown('key', str(key), _KEYS)}")
-
-
-def validated(model: type[M], values: Any, where: str) -> M:
-    """A pydantic model of `values`; every mistake becomes one `UserError` line."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "study"
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{where}: unknown key '{key}'; leave it out") from error
-        raise UserError(f"{where}: {key}: {plainly(first)} (got {first['input']!r})") from error
+        if key in _MAPPINGS and not isinstance(value, Mapping | None):
+            raise UserError(f"{where}: {key} must be a mapping, such as {key}: {_MAPPINGS[key]}, got {value!r}")
+    also = [] if study.get("also") is None else study["also"]
+    if not isinstance(also, (list, tuple)) or not all(isinstance(change, Mapping) for change in also):
+        example = "also: [{method: talr, learning_rate: 1e-5}]"
+        raise UserError(f"{where}: also must be a list of mappings, such as {example}, got {also!r}")

@@ -7,6 +7,7 @@ it are the trials' RunRecords; a sampler seeded by the number of the question se
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,53 +15,50 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gentletune.core.errors import UserError, unknown
 from gentletune.core.recipe import ALIASES, Recipe
 from gentletune.core.records import RunRecord, Score, read_record, write_json_atomic
+from gentletune.core.yaml_file import Keyed, validated
 from gentletune.data.load import domain_name
-from gentletune.sweeps.plan import Trial, make_trial, validated
+from gentletune.sweeps.plan import Trial, check_keys, make_trial
 
 SEARCH = ".search"
 _PLACE = re.compile(r"\{(\w+)\}")
 Choice = bool | int | float | str | None
 
 
-class Range(BaseModel):
+class Range(Keyed):
     """A continuous parameter."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    low: float
-    high: float
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
     log: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.low < self.high:
             raise ValueError("low must be below high")
+        if not math.isfinite(self.high - self.low):
+            raise ValueError("low and high are further apart than a number can say")
         if self.log and self.low <= 0:
             raise ValueError("a logarithmic range needs low > 0")
         return self
 
 
-class Objectives(BaseModel):
+class Objectives(Keyed):
     """The two scores, by `task/metric`; None of the domain: its bits per token."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     domain: str | None = None
     general: str = "kl_sampled/bits_per_token"
 
 
-class Search(BaseModel):
+class Search(Keyed):
     """How to look for settings: `space` holds ranges, and lists of choices.
 
     A key of the space is a recipe key, or the name of a `{place}` in a text such as `method: "talr(tau={tau})"`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sampler: Literal["tpe", "nsga2"] = "tpe"
     trials: int = Field(ge=1)
@@ -68,6 +66,16 @@ class Search(BaseModel):
     population: int | None = Field(None, ge=2)
     space: dict[str, Range | list[Choice]] = Field(min_length=1)
     objectives: Objectives = Objectives()
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _ranges_or_lists(cls, space: Any) -> Any:
+        """Told apart here: pydantic would name what it tried, a class of ours or `list[nullable[union[…]]]`."""
+        for name, values in space.items() if isinstance(space, Mapping) else ():
+            plain = isinstance(values, list) and not any(isinstance(value, (list, Mapping)) for value in values)
+            if not values or not (plain or isinstance(values, (Range, Mapping))):
+                raise ValueError(f"'{name}' needs a range or a list of values: {{low: 1e-6, high: 1e-4}}, or [1, 2]")
+        return space
 
 
 @dataclass(frozen=True)
@@ -86,15 +94,14 @@ def read_search(study: Mapping[str, Any], where: str = "study") -> Search | None
     >>> read_search(study).sampler
     'tpe'
     """
+    check_keys(study, where)
     if not study.get("search"):
         return None
     search = validated(Search, study["search"], f"{where}: search")
     base = study.get("base") or {}
     texts = [base.get("method", ""), *(c for v in search.space.values() if isinstance(v, list) for c in v)]
     places = {name for text in texts if isinstance(text, str) for name in _PLACE.findall(text)}
-    for name, values in search.space.items():
-        if values == []:
-            raise UserError(f"{where}: search: space '{name}' needs a range or a list of values")
+    for name in search.space:
         if ALIASES.get(name, name) not in Recipe.model_fields and name not in places:
             problem = unknown("recipe key", name, [*Recipe.model_fields, *ALIASES])
             raise UserError(f"{where}: search: {problem}, and no method has a {{{name}}}")
@@ -245,9 +252,14 @@ class Questions:
         found: list[dict[str, Any]] = []
         while (file := self._file(len(found))).exists():
             try:
-                found.append(json.loads(file.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise UserError(f"{file} is broken ({error}); delete it and those after it to ask again") from error
+                values = json.loads(file.read_text(encoding="utf-8"))
+                if not isinstance(values, dict):
+                    raise ValueError("no mapping of keys to values")
+                filled(values, self.method)
+            except (ValueError, KeyError) as error:
+                problem = f"no value for {error}" if isinstance(error, KeyError) else error
+                raise UserError(f"{file} is broken ({problem}); delete it and those after it to ask again") from error
+            found.append(values)
         return found
 
     def _file(self, number: int) -> Path:

@@ -20,6 +20,8 @@ from gentletune.lm.held import use_bf16
 from gentletune.lm.label_tokens import evaluating
 from gentletune.lm.loaded import base_causal_lm, hidden_states
 from gentletune.lm.model_files import quiet
+from gentletune.losses import Backend
+from gentletune.losses.heads import backend_obstacle
 from gentletune.training.packing import Collator, Layout
 
 T = TypeVar("T")
@@ -34,7 +36,8 @@ def attending(model: Any, recipe: Recipe, bf16: bool) -> Iterator[tuple[str, Lay
     `bf16` says whether the model is computed with in bf16.
 
     Raises:
-        UserError: an attention that cannot run here, or with this model; packed rows that would see each other.
+        UserError: an attention or a head that cannot run here, or with this model; packed rows that would see each
+            other.
     """
     base = base_causal_lm(model)
     own = base.config._attn_implementation
@@ -42,6 +45,7 @@ def attending(model: Any, recipe: Recipe, bf16: bool) -> Iterator[tuple[str, Lay
     if recipe.attention == "auto" and recipe.packing and bf16 and (flash := _flash(base)) is not None:
         name = flash
     _check(name, bf16)
+    _check_head(recipe.head, bf16, getattr(base.get_output_embeddings(), "bias", None) is not None)
     layout: Layout = "padded" if not recipe.packing else "flat" if name.startswith("flash") else "packed"
     with _switched(base, name):
         # Of shares, rank 0's host alone holds the weights before they are cut: the others have none to tell it by.
@@ -91,10 +95,11 @@ def check_speed(recipe: Recipe) -> None:
     """What cannot train on this machine, told before weights are loaded.
 
     Raises:
-        UserError: an attention that cannot run here, `compile` without a compiler; that, or packing with flash
-            attention, with shares of the weights.
+        UserError: an attention or a head that cannot run here, `compile` without a compiler; that, or packing with
+            flash attention, with shares of the weights.
     """
     _check(recipe.attention, use_bf16(recipe))
+    _check_head(recipe.head, use_bf16(recipe) or recipe.weights == "bf16")
     shares = sharing(recipe) == "fsdp2" and (launched() > 1 or recipe.processes != 1)
     if shares and recipe.packing and recipe.attention.startswith("flash"):  # the weights begin on the host
         raise UserError(f"packing with attention: {recipe.attention} cannot be tried under fsdp2; give sdpa, or auto")
@@ -118,6 +123,12 @@ def _check(name: str, bf16: bool) -> None:
         raise UserError(f"attention: {name} trains on a GPU, and none is here; give sdpa, or auto")
     if name.startswith("flash") and not bf16:
         raise UserError(f"attention: {name} computes in bf16 alone; set precision: bf16, or attention: sdpa")
+
+
+def _check_head(head: Backend, bf16: bool, bias: bool = False) -> None:
+    why = backend_obstacle(head, device(), torch.bfloat16 if bf16 else torch.float32, bias=bias)
+    if why is not None:
+        raise UserError(f"head: {head}: {why}; give auto or chunked")
 
 
 def _switch(base: Any, name: str) -> None:

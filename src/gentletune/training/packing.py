@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -64,6 +65,13 @@ def rows_to_draw(recipe: Recipe, rows: Sequence[Encoded]) -> int:
     """How many rows a training on these draws its batches from: what `Recipe.steps` counts."""
     length = pack_length(recipe, rows)
     return len(rows) if length is None else len(training_set(rows, pack=length))
+
+
+def batches_in_words(recipe: Recipe, rows: int, drawn: int) -> str:
+    """How rows become batches, in words."""
+    if recipe.packing:
+        return f"{rows:,} rows packed into {drawn:,}"
+    return f"{rows:,} rows, " + ("those of like length together" if recipe.group_by_length else "in random order")
 
 
 def sizes_drawn(recipe: Recipe, rows: Sequence[Encoded]) -> Rows:
@@ -141,3 +149,18 @@ class Collator(DataCollatorForLanguageModeling):
             return torch.tensor(values, dtype=torch.float32)
         rows = [torch.tensor(value, dtype=torch.float32) for value in values]
         return torch.cat(rows)[None] if self.layout == "flat" else pad_sequence(rows, batch_first=True)
+
+
+class ByEpoch(Sampler[int]):
+    """Rows of like length in an order that a resumed epoch has again: transformers goes by the global random state."""
+
+    def __init__(self, sampler: Any, trainer: Any) -> None:
+        self.sampler, self.trainer = sampler, trainer
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = int(self.trainer.state.epoch or 0)
+        self.sampler.generator = torch.Generator().manual_seed(self.trainer.args.seed + epoch)
+        return iter(self.sampler)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback as PlainProgress
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from gentletune.core.errors import UserError
+from gentletune.core.errors import UserError, is_out_of_memory
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import Schedule
 from gentletune.data import Encoded
@@ -42,7 +43,7 @@ from gentletune.training.loss import remove_token_nll
 from gentletune.training.lost_updates import LostUpdates
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
 from gentletune.training.optimizers import Releasing, own_optimizer, trained_dtype
-from gentletune.training.packing import Collator, pack_length, training_set
+from gentletune.training.packing import ByEpoch, Collator, batches_in_words, pack_length, training_set
 from gentletune.training.sharding import Background, Whole, forget_sharding, reshard, shard_on_cpu, whole
 from gentletune.training.throughput import Meter, Metered
 
@@ -108,7 +109,7 @@ class GentleTrainer(Releasing, MethodMixin, Metered, SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """As transformers makes it, but that rows of like length come as the seed and the epoch say."""
         sampler = super()._get_train_sampler(train_dataset)
-        return _ByEpoch(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
+        return ByEpoch(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     # --- checkpoints
 
@@ -178,26 +179,24 @@ class GentleTrainer(Releasing, MethodMixin, Metered, SFTTrainer):
 
     def restore(self, checkpoint: Path) -> None:
         """Take up the previous batch's statistic and the running average where the checkpoint left them."""
-        if self.average is not None:
-            self.average.read(checkpoint)
-        file = checkpoint / PREVIOUS_FILE
-        if file.exists():
-            self.previous = torch.load(file, weights_only=True, map_location="cpu").to(self.accelerator.device)
+        with _reading(checkpoint):
+            if self.average is not None:
+                self.average.read(checkpoint)
+            file = checkpoint / PREVIOUS_FILE
+            if file.exists():
+                self.previous = torch.load(file, weights_only=True, map_location="cpu").to(self.accelerator.device)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-class _ByEpoch(Sampler[int]):
-    """Rows of like length in an order that a resumed epoch has again: transformers goes by the global random state."""
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
-    def __init__(self, sampler: Any, trainer: Any) -> None:
-        self.sampler, self.trainer = sampler, trainer
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = int(self.trainer.state.epoch or 0)
-        self.sampler.generator = torch.Generator().manual_seed(self.trainer.args.seed + epoch)
-        return iter(self.sampler)
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
 
 class TALRTrainer(MethodMixin, SFTTrainer):
@@ -269,7 +268,7 @@ def fit(
     weights each (`strategy: fsdp2`), rank 0 alone gets the model, on the host.
 
     Raises:
-        UserError: a precision the machine lacks; a budget without `steer`.
+        UserError: a precision the machine lacks; a budget without `steer`; a checkpoint that cannot be read.
         TrainingDivergedError: loss or weights no longer finite; the last checkpoint is kept.
     """
     torch.manual_seed(recipe.seed)  # adapters are initialised at random
@@ -320,7 +319,7 @@ def fit(
             trainer.restore(checkpoint)
         if trainer.is_world_process_zero():
             scaled = rate_in_words(recipe, method)
-            progress.say(f"attention {attention}; {_batches(recipe, len(rows), len(drawn))}{scaled}")
+            progress.say(f"attention {attention}; {batches_in_words(recipe, len(rows), len(drawn))}{scaled}")
             if trainer.replayer is not None:
                 progress.say(trainer.replayer.described)
         try:
@@ -350,13 +349,6 @@ def fit(
     return Fitted(None if wrapped is None else _plain(recipe, method, wrapped).eval(), figures)
 
 
-def _batches(recipe: Recipe, rows: int, drawn: int) -> str:
-    """How rows become batches, in words."""
-    if recipe.packing:
-        return f"{rows:,} rows packed into {drawn:,}"
-    return f"{rows:,} rows, " + ("those of like length together" if recipe.group_by_length else "in random order")
-
-
 def _plain(recipe: Recipe, method: Method, wrapped: Any) -> Any:
     """The tuned model in the base model's architecture; its adapter still apart where the recipe keeps it so."""
     how = method.parameterisation
@@ -374,15 +366,31 @@ def _release(trainer: GentleTrainer) -> None:
 
 def _finished(trainer: GentleTrainer, checkpoint: Path, stop: StopEarly | None) -> bool:
     """Whether the checkpoint is of the last step: it is loaded then. transformers would train one step more."""
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, (StopEarly, RateControl)):
-            callback.restore(state)
+    with _reading(checkpoint):
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, (StopEarly, RateControl)):
+                callback.restore(state)
     if state.global_step < state.max_steps and not (stop and stop.stopped):
         return False
     trainer.state = state
     trainer._load_from_checkpoint(str(checkpoint))
     return True
+
+
+@contextmanager
+def _reading(checkpoint: str | Path | None) -> Iterator[None]:
+    """Turn what damaged files of a checkpoint end in into one line."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError,
+            UnpicklingError, SafetensorError) as error:  # fmt: skip
+        if is_out_of_memory(error):
+            raise
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"checkpoint {checkpoint} cannot be read ({why}); delete it, or the run, and run the same command again"
+        ) from error
 
 
 def last_checkpoint(run: Path) -> Path | None:

@@ -82,8 +82,9 @@ def test_how_answers_are_read(
         ("extract: choice", "extract: number", "extract: choice goes with choices"),
         ("extract: choice", "extract: guess", "extract:"),
         ("max_tokens: 9", "max_tokens: 0", "max_tokens:"),
-        ("max_tokens: 9", "colour: red", "colour:"),
-        ("metric: balanced_accuracy", "metric: chrf", "metric: Input should be 'accuracy' or 'balanced_accuracy'"),
+        ("max_tokens: 9", "colour: red", "task.yaml: unknown key 'colour'"),
+        ("extract: choice", "extrct: choice", "task.yaml: unknown key 'extrct'; did you mean 'extract'?"),
+        ("metric: balanced_accuracy", "metric: chrf", "metric: input should be 'accuracy' or 'balanced_accuracy'"),
         ("file: rows.jsonl", "file: gone.jsonl", "no such data file"),
         ("{{note}}", "{{note", "template"),
         ("{{note}}", "{{ 1 // 0 }}", "row 1: template 'Note: "),
@@ -108,9 +109,10 @@ def test_an_answer_that_is_no_number_is_named(tmp_path: Path) -> None:
 
 
 def test_a_pattern_must_compile(tmp_path: Path) -> None:
-    text = "task: t\nfile: rows.jsonl\nprompt: '{{note}}'\nanswer: '{{level}}'\nextract: regex\npattern: '('\n"
-    with pytest.raises(UserError, match="no regular expression"):
-        user_task(written(tmp_path, text), None)
+    text = "task: t\nfile: rows.jsonl\nprompt: '{{note}}'\nanswer: '{{level}}'\nextract: regex\npattern: "
+    for pattern in ("'('", "'a{99999999999}'"):
+        with pytest.raises(UserError, match=r"task\.yaml: pattern is no regular expression: "):
+            user_task(written(tmp_path, f"{text}{pattern}\n"), None)
 
 
 def test_a_column_may_have_any_name(tmp_path: Path) -> None:

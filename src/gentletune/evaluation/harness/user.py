@@ -9,12 +9,12 @@ from typing import Literal, Self
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from gentletune.core.errors import UserError, check_text
+from gentletune.core.errors import UserError, check_pattern, check_text
 from gentletune.core.paths import user_path
 from gentletune.core.records import Side
-from gentletune.core.yaml_file import read_yaml
+from gentletune.core.yaml_file import Keyed, read_yaml, validated
 from gentletune.data.answers import plain, stated
 from gentletune.data.files import read_rows
 from gentletune.data.forms import Row
@@ -23,10 +23,8 @@ from gentletune.evaluation.harness.own import Item, OwnTask, Verdict
 from gentletune.evaluation.reading import answer_text, read_choice, read_number
 
 
-class UserTask(BaseModel):
+class UserTask(Keyed):
     """The YAML's keys. `prompt`, `answer`, `group` and `category` are Jinja templates over a row's columns."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = Field(min_length=1)
     file: str = Field(min_length=1)
@@ -50,10 +48,7 @@ class UserTask(BaseModel):
         if (self.extract == "choice") != bool(self.choices):
             raise ValueError("extract: choice goes with choices, and choices with extract: choice")
         if self.pattern is not None:
-            try:
-                re.compile(self.pattern)
-            except re.error as error:
-                raise ValueError(f"pattern is no regular expression: {error}") from error
+            check_pattern("pattern", self.pattern)
         return self
 
     def read(self, response: str) -> str | None:
@@ -87,13 +82,7 @@ def user_task(path: Path, limit: int | None) -> OwnTask:
     Raises:
         UserError: a key, a template, a row or an answer that is not as it should be, with its place.
     """
-    values = read_yaml(path)
-    try:
-        spec = UserTask.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from error
+    spec = validated(UserTask, read_yaml(path), str(path))
     file = path.parent / user_path(spec.file)
     rows = draw(list(enumerate(read_rows(str(file)), start=1)), limit)
     items = [_item(spec, row, f"{file}: row {number}") for number, row in rows]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
-from gentletune.core.errors import UserError, unknown
+from gentletune.core.errors import UserError, check_pattern, unknown
 from gentletune.core.optimizers import check_bitsandbytes
 from gentletune.methods.base import Deviation, Method, Parameterisation, add_gradient
 from gentletune.methods.reach import layer_of, unread
@@ -100,10 +100,11 @@ def peft(
     Raises:
         ValueError: an unknown kind, a value outside its range, or one that the kind does not have.
     """
+    kind = str(kind)  # of a recipe's text it may be a list
     if kind in _NOT_HERE:
         raise ValueError(f"kind={kind} is not served: {_NOT_HERE[kind]}")
     if kind not in KINDS:
-        raise ValueError(str(unknown("kind", str(kind), KINDS)))
+        raise ValueError(str(unknown("kind", kind, KINDS)))
     return Method(parameterise=adapter(KINDS[kind], kind, r, alpha, dropout, targets, layers, rate_scale))
 
 
@@ -130,6 +131,10 @@ def adapter(
         if theirs is None:
             raise ValueError(f"{name} has no {key}; leave it out")
         options[theirs] = value
+    if targets and isinstance(targets, str):
+        check_pattern("targets", targets)
+    elif not isinstance(targets, list) or not targets or not all(isinstance(part, str) for part in targets):
+        raise ValueError(f"targets must be all-linear, a pattern, or a list such as [q_proj, v_proj], got {targets!r}")
     chosen, scale = chosen_layers(layers), check_number("rate_scale", rate_scale, low=0, open_low=True)
 
     def wrap(model: Any) -> Any:

@@ -12,6 +12,7 @@ from gentletune.core.records import RunRecord, load_records, write_text_atomic
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.reporting import report
+from gentletune.reporting.recommend import check_margin
 from gentletune.research.comparison.pages import write
 from gentletune.research.comparison.result import Comparison
 from gentletune.sweeps.sweep import Say, sweep
@@ -33,12 +34,14 @@ def compare_methods(
 ) -> tuple[list[RunRecord], list[Comparison]]:
     """Run what is missing of the study under `output`, and write tables, picture and report there.
 
-    The study itself is written beside them, as a file for `gentletune sweep`. Raises `UserError` as `sweep` does.
+    The study itself is written beside them, as a file for `gentletune sweep`. Raises `UserError` as `sweep` does,
+    and on a bad margin.
 
     >>> study = comparison_study({"data": "lab"}, methods=["sft", "talr"])  # doctest: +SKIP
     >>> records, (found,) = compare_methods(study, Path("runs/compare"))  # doctest: +SKIP
     >>> print("\\n".join(found.sentences()))  # doctest: +SKIP
     """
+    check_margin(margin)
     write_text_atomic(output / STUDY_FILE, yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True))
     records = sweep(study, output, where=where, executor=executor, workers=workers, stage=stage, say=say)
     return records, read_comparison(output, margin=margin)

@@ -16,6 +16,7 @@ from gentletune.core.errors import UserError
 from gentletune.core.locks import holding
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import write_json_atomic
+from gentletune.data.load import reads_cot
 from gentletune.evaluation.harness import Stage
 from gentletune.evaluation.measure import silent
 from gentletune.research.tilting.bench import Bench
@@ -68,12 +69,12 @@ def fit(
     check_fit(recipe, rates, seeds, cots, every, budget, general_positions, domain_positions)
     recipe, rates = recipe.override({"evaluate": False, "output": None}), sorted(rates)
     shared, kinds = Shared(), list[Inputs]()
-    for cot in cots:
+    for cot in cots if reads_cot(recipe) else (True,):
         inputs = Inputs(recipe.override({"cot": cot, "seed": seeds[0]}), shared)
-        if any(inputs.hashes == other.hashes for other in kinds):
-            say("the data have no chain of thought to leave out: one kind is measured")
-        else:
+        if not any(inputs.hashes == other.hashes for other in kinds):
             kinds.append(inputs)
+    if len(kinds) < len(cots):
+        say("the data have no chain of thought to leave out: one kind is measured")
     settings = {"every": every, "general_positions": general_positions, "domain_positions": domain_positions}
     with holding(output):
         _claim(output, kinds, settings | {"rates": rates, "first_seed": seeds[0]})
