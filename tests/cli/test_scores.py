@@ -11,8 +11,8 @@ from gentletune.core.records import Score
 from gentletune.stats import accuracy_score, ratio_score
 
 
-def shown(*scores: Score, base: tuple[Score, ...] = ()) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def shown(*scores: Score, base: tuple[Score, ...] = (), width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     print_scores(console, scores, base, "title")
     return console.file.getvalue()
 
@@ -26,6 +26,18 @@ def test_changes_are_paired_and_have_an_interval() -> None:
     assert "they hold for these weights, not for another training seed" in text
     assert "another training seed" not in shown(after)
     assert "change" not in shown(after)
+
+
+def test_in_a_narrow_window_no_figure_is_cut_in_two() -> None:
+    after, before = (
+        ratio_score(bits, [4, 4, 5], task="own_answers", side="general", metric="overconfidence", higher_is_better=True)
+        for bits in ([61.0, 70.0, 20.0], [-40.0, -44.0, -77.0])
+    )
+    domain = accuracy_score([1, 0, 1], task="t", side="domain")
+    lines = [line.split() for line in shown(after, domain, base=(before,), width=80).splitlines()]
+    assert ["own_answers/overconfidence", "↑", "-12.3846", "11.6154", "±", "4.4342", "3", "+24.0000"] in lines
+    assert any(len(line) == 2 and line[0].startswith("[+") and line[1].endswith("]") for line in lines)
+    assert [line for line in lines if line in (["domain:"], ["general:"])] == [["domain:"], ["general:"]]
 
 
 def test_kl_from_base_is_a_change_already() -> None:

@@ -344,6 +344,18 @@ def test_plain_sft_alone_is_set_beside_nothing() -> None:
     assert [line.split(",")[0] for line in one.sentences()] == ["Only plain SFT has a complete run"]
 
 
+def test_runs_without_sft_are_shown_and_said_to_have_nothing_to_stand_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number, record in enumerate(r for r in made(1) if r.label == "kept"):
+        write_record(tmp_path / str(number), record)
+    assert run(monkeypatch, "compare", "--no-run", "--output", str(tmp_path)) == 0
+    said = capfd.readouterr()
+    assert "kept" in said.out
+    assert "no complete run of plain sft, which methods are compared with; add sft to --methods" in said.err
+    assert "no complete run has both" not in said.err
+
+
 @pytest.mark.parametrize("name", [*READY, OWN])
 def test_ready_studies_are_studies_seed_by_seed(name: str, tmp_path: Path) -> None:
     assert ready_study(name if name in READY else "mine.jsonl").name == f"{name}.yaml"

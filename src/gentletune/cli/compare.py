@@ -78,12 +78,15 @@ def compare_command(
     else:
         records, found = [], read_comparison(output, margin=margin)
     for one in found:
-        if not one.sentences():
+        if len(one.section.axes) < 2:
             say(f"{one.section.name}: no complete run has both a domain and a general score")
             continue
         show_frame(rates_table(one), f"{one.section.name}: domain / general")
-        for line in one.headlines() or one.sentences():
+        lines = one.headlines() or one.sentences()
+        for line in lines:
             stdout.print(line, soft_wrap=True, highlight=False, markup=False)
+        if not lines:
+            say("no complete run of plain sft, which methods are compared with; add sft to --methods")
     if any(len(one.lines) > 1 for one in found):
         say(f"in the table: {legend()}")
     if json_path:

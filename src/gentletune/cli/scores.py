@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _RARE = 0.02  # answers cut off or unreadable up to this share are not told
+_WIDE = 95  # columns of a window in which a change and its interval have one line
 _MANY = 10  # categories, of which not each has a line of its own
 
 
@@ -23,20 +25,24 @@ def print_scores(console: Console, scores: Sequence[Score], base: Sequence[Score
     if not scores:
         return
     before = {score.key: score for score in base}
-    headings = ["side", "score (↑ higher, ↓ lower is better)", "value ± s.e.", "n"]
-    headings[2:2] = ["base"] if before else []
-    headings += ["change [95 %]"] if before else []
-    table = Table(title=title)
+    headings = ["score", *(["base"] if before else []), "value ± s.e.", "n", *(["change [95 %]"] if before else [])]
+    # Narrow enough for 80 columns, with the interval beneath its change where both do not fit.
+    wide = console.width >= _WIDE
+    caption = "↑ higher, ↓ lower is better"
+    table = Table(title=title, box=None, padding=(0, 2 if wide else 1, 0, 0), caption=caption, caption_justify="left")
     for heading in headings:
         # The name is what a reader looks for: in a narrow window it is the last to be cut.
-        table.add_column(heading, no_wrap=heading.startswith("score"), overflow="fold")
-    for score in scores:
-        start = before.get(score.key)
-        cells = [score.side, f"{score.key} {'↑' if score.higher_is_better else '↓'}"]
-        cells += [_figure(start.value) if start else ""] if before else []
-        cells += [_with_error(score), str(score.n)]
-        cells += [_change(score, start)] if before else []
-        table.add_row(*cells)
+        table.add_column(heading, no_wrap=heading == "score", overflow="fold")
+    for side, ours in groupby(sorted(scores, key=lambda score: score.side), key=lambda score: score.side):
+        table.add_row(f"{side}:", style="bold")
+        for score in ours:
+            start = before.get(score.key)
+            cells = [f"{score.key} {'↑' if score.higher_is_better else '↓'}"]
+            cells += [_figure(start.value) if start else ""] if before else []
+            cells += [_with_error(score), str(score.n)]
+            change = _change(score, start)
+            cells += [change if wide else change.replace(" [", "\n[")] if before else []
+            table.add_row(*cells)
     console.print(table)
     if any(_change(score, before.get(score.key)) for score in scores):
         said = "Intervals are over test items: they hold for these weights, not for another training seed."
