@@ -19,7 +19,7 @@ from gentletune.reporting.axes import both_axes
 from gentletune.reporting.choice import Choice
 from gentletune.reporting.settings import settings_of
 from gentletune.reporting.words import answer
-from gentletune.stats import accuracy_score
+from gentletune.stats import accuracy_score, ratio_score
 from tests.helpers import run_cli
 
 from .report_records import failed, pair, run
@@ -570,10 +570,9 @@ def test_a_margin_must_be_a_number(margin: float) -> None:
         (["--margin", "2"], "margin 2 is all of facts/accuracy or more, which goes from 0 to 1; for 2 % write 0.02"),
         (["--margin", "1", "--json"], "for 1 % write 0.01"),
         (
-            ["--general", "clinic/accuracy"],
-            "general: 'clinic/accuracy' is a domain score; general scores: facts/accuracy; swap --domain and",
+            ["--domain", "facts/accuracy", "--general", "clinic/accuracy"],
+            "general: 'clinic/accuracy' is the domain's own score; general scores: facts/accuracy",
         ),
-        (["--domain", "facts/accuracy"], "domain: 'facts/accuracy' is a general score; domain scores: clinic/accuracy"),
     ],
 )
 def test_a_margin_in_per_cent_and_axes_that_are_swapped_are_refused(
@@ -642,3 +641,18 @@ def test_what_is_named_keeps_to_the_rules(
 def test_talr_worse_on_one_side_and_no_better_on_the_other_is_never_safe(loss: float, gap: float) -> None:
     found = recommend([pair("talr", 1e-5, 0.90 - gap, 0.60 - loss), pair("sft", 1e-5, 0.90, 0.605)])
     assert names(found) == ("sft 1e-5", "sft 1e-5")
+
+
+def test_the_score_of_a_neighbouring_domain_may_stand_for_general_skill() -> None:
+    def with_near(rate: float) -> RunRecord:
+        made = items("sft", rate, (90, 0), (1, 1))
+        own = ratio_score(
+            [8.0, 9.0], [4, 4], task="clinic", side="domain", metric="bits_per_token", higher_is_better=False
+        )
+        near = accuracy_score([1.0, 0.0] * 100, task="medcalc", side="domain")
+        return made.model_copy(update={k: [*getattr(made, k), own, near] for k in ("scores", "base_scores")})
+
+    records = [with_near(1e-5), with_near(1e-4)]
+    assert recommend(records, domain="clinic/accuracy", general="medcalc/accuracy").general_axis == "medcalc/accuracy"
+    with pytest.raises(UserError, match="is the domain's own score"):
+        recommend(records, domain="medcalc/accuracy", general="clinic/accuracy")

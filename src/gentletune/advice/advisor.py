@@ -140,6 +140,8 @@ def advise(
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / _USUAL)))
     most = max(count, min(LONGER * count, full))
     bench, general = _bench(recipe, loaded, rows, count, most, say)
+    if margin is not None and margin >= 1 and general is not None:
+        raise UserError(f"margin {margin:g} is all of the accuracy or more, which goes from 0 to 1; for 2 % write 0.02")
     margin = margin if margin is not None else MARGIN_BITS if general is None else MARGIN_SHARE
     search = _Search(bench, base, count, general, margin, full / count, say)
     if rates is None:

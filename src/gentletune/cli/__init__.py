@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from contextlib import suppress
 from importlib.metadata import version
@@ -17,6 +18,8 @@ from gentletune.core.errors import UserError, memory_errors
 
 __all__ = ["app", "main"]
 
+# What a file system refuses of a path.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 _UsageError: Any = typer.BadParameter.__base__  # typer exports only this child of it
 
@@ -84,7 +87,8 @@ def _run() -> NoReturn:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the command again")
-        if error.filename is None:  # no file's, but the network's, or a bug of ours
+        path = error.filename  # none of the network's, and of a program that is missing no path
+        if error.errno not in _REFUSED and not (error.errno == errno.ENOENT and os.sep in str(path or "")):
             raise
         why = (error.strerror or type(error).__name__).lower()
         _fail(f"cannot read or write {error.filename} ({why}); give another path, or mend this one")

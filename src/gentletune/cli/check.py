@@ -112,8 +112,10 @@ def _is_here(model: str) -> bool:
 def check_output(run: Path) -> None:
     """Raises `UserError` where a run directory cannot be written into, or another process is at it."""
     from gentletune.core.locks import check_free
+    from gentletune.core.records import RECORD_FILE
 
-    check_folder(run)
+    if not (run / RECORD_FILE).exists():  # a finished run is only read, maybe from where nothing can be written
+        check_folder(run)
     with suppress(OSError):  # what the file system refuses is told by whoever writes there
         check_free(run)
 
@@ -158,7 +160,7 @@ def check_study(
 ) -> list[Trial]:
     """Plan a study and, with `files`, check the recipe of its first trial unless that is done; the trials.
 
-    `download` is that of `check_recipe`. Raises `UserError`.
+    `download` is that of `check_recipe`; without it the study may be for another machine. Raises `UserError`.
     """
     from gentletune.core.records import read_record
     from gentletune.sweeps.plan import plan, read_settings
@@ -171,9 +173,9 @@ def check_study(
     if trials:
         record = read_record(output / trials[0].name)
         if record is None or record.status == "failed":
-            check_recipe(trials[0].recipe, tasks=trials[0].recipe.evaluate, download=download)
+            check_recipe(trials[0].recipe, tasks=trials[0].recipe.evaluate, download=download, here=download)
     elif search is not None and not output.exists():  # its trials are yet to be asked for
         base = {key: value for key, value in study["base"].items() if key not in search.space and key != "method"}
         recipe = Recipe.parse(base, where=where)
-        check_recipe(recipe, tasks=recipe.evaluate, download=download)
+        check_recipe(recipe, tasks=recipe.evaluate, download=download, here=download)
     return trials

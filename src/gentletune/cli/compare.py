@@ -55,8 +55,9 @@ def compare_command(
         rates=numbers("--rates", rates),
         seeds=seed_list(seeds),
     )
-    check_folder(output)
-    check_files(json_path)
+    if not dry_run:
+        check_folder(output)
+        check_files(json_path)
     where = str(config or "compare")  # of a ready study only what the flags say can be wrong
     trials = check_study(study, output, where, files=run, download=not dry_run)
     if dry_run:

@@ -109,12 +109,12 @@ class RunRecord(BaseModel):
 
     @property
     def directory(self) -> Path | None:
-        """The run directory that it was read from or written to; None for a record that is on no disk."""
+        """The run directory that it was read from or written to; None for one on no disk. A changed copy keeps it."""
         return self._directory
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same, wherever they lie."""
-        return isinstance(other, RunRecord) and self.model_dump() == other.model_dump()
+        return isinstance(other, RunRecord) and self.__dict__ == other.__dict__
 
     def score(self, key: str, base: bool = False) -> Score | None:
         """The score named `task/metric`, or None."""

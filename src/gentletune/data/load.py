@@ -100,7 +100,7 @@ def _alone(recipe: Recipe) -> DomainData:
         raise UserError(f"no data; give data (--data): a file such as mine.jsonl, a hub's owner/name, or of {names}")
     if not recipe.cot and not reads_cot(recipe):
         own = f"rows of your own ({recipe.data_path}) have no chain of thought apart from the answer"
-        raise UserError(f"cot: false is for domains; {own}, so leave cot out")
+        raise UserError(f"cot: false is for domains; {own}, so leave cot out (on the command line --cot)")
     return _from_file(recipe, recipe.data_path, known)
 
 

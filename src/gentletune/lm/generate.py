@@ -192,7 +192,7 @@ def _whole_states(model: Any) -> Iterator[None]:
     and a vocabulary of 150,000. If that fails, it does without oneDNN from then on, at a fraction of the speed.
     """
     head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    handle = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]) if given else None)
     try:
         yield
     finally:

@@ -125,17 +125,16 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
     more than 2 standard errors above zero for some run or its base model. Else it is the domain task's
     `bits_per_token`, or `kl_sampled/bits_per_token` for general skill. General scores that train the domain's own
     skill are taken only where there is nothing else. None where there is no score at all.
-    Raises `UserError` on an unknown `key`, and on one of the other side: a domain cannot vouch for its own safety.
+    Raises `UserError` on an unknown `key`, and on one of the data's own as the general score: a domain cannot vouch for
+    its own safety.
     """
     if key is not None:
         if not score_keys(records):
             return None
         asked = next((a for a in _means(records) if a.key == key), None) or single_axis(records, key, side)
-        if asked.side != side:
+        if side == "general" and asked.side == "domain" and is_own(records, asked.key):
             known = ", ".join(axis_keys(records, side)) or "none"
-            raise UserError(
-                f"{side}: '{key}' is a {asked.side} score; {side} scores: {known}; swap --domain and --general?"
-            )
+            raise UserError(f"general: '{key}' is the domain's own score; general scores: {known}")
         return asked
     mean = _mean_axis(records, side)
     if mean is not None and _off_the_floor(mean, complete(records)):
@@ -145,6 +144,13 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
     wanted = losses if side == "domain" else [*GENERAL_FALLBACK, *losses]
     chosen = next((name for name in [*wanted, *names] if name in names), None)
     return single_axis(records, chosen) if chosen else None
+
+
+def is_own(records: Sequence[RunRecord], key: str) -> bool:
+    """Whether a score is of the data trained on, which alone have a code length beside their answers, or their mean."""
+    scores = [s for r in records for s in (*r.scores, *r.base_scores) if s.side == "domain"]
+    own = {s.task for s in scores if s.metric == "bits_per_token"} or {s.task for s in scores}
+    return key.partition("/")[0] in own | {"domain_mean"}
 
 
 def overlapping(records: Sequence[RunRecord]) -> list[str]:

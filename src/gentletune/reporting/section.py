@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from gentletune.core.records import RunRecord
-from gentletune.reporting.axes import Axis, axis_keys, both_axes
+from gentletune.reporting.axes import Axis, axis_keys, both_axes, is_own
 from gentletune.reporting.findings import Findings
 from gentletune.reporting.recommend import find
 from gentletune.reporting.settings import Setting, settings_of
@@ -53,7 +53,7 @@ def split(
     """One section for each base model and data set, in order of first appearance; at least one.
 
     A score asked for (`domain`, `general`) that a section does not have gives way there to the section's own choice.
-    Raises `UserError` where no run has it or it is of the other side, and on a bad margin.
+    Raises `UserError` where no run has it or, for `general`, it is the domain's own, and on a bad margin.
     """
     both_axes(records, domain, general)
     groups: dict[tuple[Any, ...], list[int]] = {(): []} if not records else {}
@@ -71,8 +71,9 @@ def _section(
     margin: float | None,
 ) -> Section:  # fmt: skip
     mine = [records[i] for i in places]
-    keys = (domain if domain in axis_keys(mine, "domain") else None,
-            general if general in axis_keys(mine, "general") else None)  # fmt: skip
+    here, apart = axis_keys(mine), axis_keys(mine, "general")
+    aside = general in here and (general in apart or not is_own(mine, str(general)))
+    keys = domain if domain in here else None, general if aside else None
     return Section(name, mine, places, *both_axes(mine, *keys), find(mine, *keys, margin))
 
 

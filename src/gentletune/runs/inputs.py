@@ -259,7 +259,8 @@ def check_answer_lengths(
     context = model.max_length
     for task in tasks:
         if task.own is not None and task.own.max_tokens >= context:
-            raise _no_room(task.name, task.own.max_tokens, context, f"max_gen_toks below {context}")
+            mend = f"max_gen_toks, or the task file's max_tokens, below {context}"
+            raise _no_room(task.name, task.own.max_tokens, context, mend)
     if data is not None and held is not None and data.examples and recipe.domain_tokens >= context:
         left = context - max(1, *map(_question, held.rows))
         raise _no_room(data.name, recipe.domain_tokens, context, f"domain_tokens {left} or less")

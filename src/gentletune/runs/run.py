@@ -129,7 +129,7 @@ def train_held(inputs: Inputs, run: Path, reuse: Path | None = None, stage: Stag
         write_json_atomic(run / STATE_FILE, inputs.state)
         try:
             record = _run(inputs, run, reuse, stage)
-        except Exception as error:
+        except UserError as error:
             if type(error) is not RunFailedError:  # a rank that died has left its last words
                 forget_start(run)
             raise

@@ -72,7 +72,8 @@ class Search(Keyed):
     def _ranges_or_lists(cls, space: Any) -> Any:
         """Told apart here: pydantic would name what it tried, a class of ours or `list[nullable[union[…]]]`."""
         for name, values in space.items() if isinstance(space, Mapping) else ():
-            plain = isinstance(values, list) and not any(isinstance(value, (list, Mapping)) for value in values)
+            several = (list, tuple)
+            plain = isinstance(values, several) and not any(isinstance(value, (*several, Mapping)) for value in values)
             if not values or not (plain or isinstance(values, (Range, Mapping))):
                 raise ValueError(f"'{name}' needs a range or a list of values: {{low: 1e-6, high: 1e-4}}, or [1, 2]")
         return space

@@ -385,11 +385,12 @@ def _reading(checkpoint: str | Path | None) -> Iterator[None]:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError,
             UnpicklingError, SafetensorError) as error:  # fmt: skip
-        if is_out_of_memory(error):
+        # A device or a rank that failed is a RuntimeError, too.
+        if is_out_of_memory(error) or isinstance(error, (torch.AcceleratorError, torch.distributed.DistBackendError)):
             raise
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"checkpoint {checkpoint} cannot be read ({why}); delete it, or the run, and run the same command again"
+            f"checkpoint {checkpoint} cannot be read ({why}); if it is damaged, move it away and run this again"
         ) from error
 
 

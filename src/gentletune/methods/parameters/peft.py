@@ -133,7 +133,7 @@ def adapter(
         options[theirs] = value
     if targets and isinstance(targets, str):
         check_pattern("targets", targets)
-    elif not isinstance(targets, list) or not targets or not all(isinstance(part, str) for part in targets):
+    elif not isinstance(targets, (list, tuple)) or not targets or not all(isinstance(part, str) for part in targets):
         raise ValueError(f"targets must be all-linear, a pattern, or a list such as [q_proj, v_proj], got {targets!r}")
     chosen, scale = chosen_layers(layers), check_number("rate_scale", rate_scale, low=0, open_low=True)
 
