@@ -32,7 +32,8 @@ def recommend(
     key (`clinic/accuracy`).
 
     Raises `UserError` on a margin below 0, not finite or, where the general axis is a share, of 1 or more; on an
-    unknown key, or the domain's own as `general`; and on runs of several base models or data sets, which are not compared.
+    unknown key, or the domain's own as `general`; and on runs of several base models or data sets, which are not
+    compared.
 
         from gentletune import load_records, recommend
         print(recommend(load_records([Path("runs/study")]), margin=0.01).safe)
