@@ -124,18 +124,26 @@ def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+def test_a_margin_in_per_cent_is_refused(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--general-prompts", "4"]
+    assert run_cli(monkeypatch, *call, "--general-tokens", "4", "--margin", "2") == 2
+    assert capfd.readouterr().err.splitlines()[-1].endswith("goes from 0 to 1; for 2 % write 0.02")
+
+
 def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     seen, proposal = trained_rows(monkeypatch), tmp_path / "proposal.json"
     call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--batch-size", "1"]
-    call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3", "--margin", "9"]
+    call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3", "--margin", "0.9"]
     assert run_cli(monkeypatch, *call, "--json", str(proposal)) == 0
     assert seen == [45, 45]  # the last is the longer one, of as many steps as the full run
     found = json.loads(proposal.read_text(encoding="utf-8"))
     assert found["probe_rows"] == 45
     assert [p["steps"] for p in found["points"]] == [36, 60]
-    assert found["margin"] == 9.0
+    assert found["margin"] == 0.9
     assert found["grid_ends"] == ["largest probe"]
     out = capfd.readouterr().out
     assert "The grid ends here: nothing above 0.001 was probed" in out

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -276,7 +275,10 @@ def test_what_the_file_system_refuses_is_one_line(
 def test_an_interrupt_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gentletune.cli.runs, "load_records", lambda _: signal.raise_signal(signal.SIGINT))
+    def stop(_: Any) -> None:  # a signal would do nothing where Ctrl-C is ignored, as behind nohup
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gentletune.cli.runs, "load_records", stop)
     assert run(monkeypatch, "report", str(tmp_path)) == 130
     assert capfd.readouterr().err == "gentletune: interrupted; run the same command again to go on\n"
 
