@@ -31,7 +31,7 @@ from gentletune.evaluation.measure import reference_answers
 from gentletune.lm.loaded import Loaded
 from gentletune.methods import parse_method
 from gentletune.methods.parameters.peft import RATE_SCALE
-from gentletune.reporting.recommend import MARGIN_BITS, MARGIN_SHARE
+from gentletune.reporting.recommend import MARGIN_BITS, MARGIN_SHARE, check_margin
 from gentletune.runs.inputs import processes_here
 from gentletune.training.packing import rows_to_draw
 
@@ -140,8 +140,8 @@ def advise(
     count = steps or max(LEAST_STEPS, min(STEPS, full, int(_SHARE * sweep_runs * full / _USUAL)))
     most = max(count, min(LONGER * count, full))
     bench, general = _bench(recipe, loaded, rows, count, most, say)
-    if margin is not None and margin >= 1 and general is not None:
-        raise UserError(f"margin {margin:g} is all of the accuracy or more, which goes from 0 to 1; for 2 % write 0.02")
+    if general is not None:
+        check_margin(margin, "the general accuracy")
     margin = margin if margin is not None else MARGIN_BITS if general is None else MARGIN_SHARE
     search = _Search(bench, base, count, general, margin, full / count, say)
     if rates is None:

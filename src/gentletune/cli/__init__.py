@@ -14,7 +14,7 @@ import typer
 from gentletune.cli.common import app, prepare, stderr
 from gentletune.cli.start import quick_start
 from gentletune.core.devices import launched, leave, rank
-from gentletune.core.errors import UserError, memory_errors
+from gentletune.core.errors import UserError, memory_errors, refusal
 
 __all__ = ["app", "main"]
 
@@ -90,8 +90,7 @@ def _run() -> NoReturn:
         path = error.filename  # none of the network's, and of a program that is missing no path
         if error.errno not in _REFUSED and not (error.errno == errno.ENOENT and os.sep in str(path or "")):
             raise
-        why = (error.strerror or type(error).__name__).lower()
-        _fail(f"cannot read or write {error.filename} ({why}); give another path, or mend this one")
+        _fail(f"cannot read or write {error.filename} ({refusal(error)}); give another path, or mend this one")
     except UnicodeEncodeError as error:
         _fail(
             f"{error.object[error.start]!a} is half of a surrogate pair, no text; it is in a name or in what was read"

@@ -107,6 +107,15 @@ def check_text(value: Any, where: str) -> None:
             check_text(part, where)
 
 
+def refusal(error: OSError) -> str:
+    """What the file system says, for the middle of a line.
+
+    >>> refusal(PermissionError(13, "Permission denied"))
+    'permission denied'
+    """
+    return (error.strerror or type(error).__name__).lower()
+
+
 def check_pattern(name: str, pattern: str) -> None:
     """Raises `ValueError` where `pattern`, the value of `name`, is no regular expression.
 

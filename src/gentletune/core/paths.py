@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gentletune.core.errors import UserError
+from gentletune.core.errors import UserError, refusal
 
 
 def user_path(text: str) -> Path:
@@ -21,5 +21,5 @@ def user_path(text: str) -> Path:
             f"{text[:80]}: nobody here has the home '{text.split('/')[0]}'; write the folder out"
         ) from error
     except OSError as error:
-        raise UserError(f"{text[:80]}: {(error.strerror or 'no path').lower()}; give another path") from error
+        raise UserError(f"{text[:80]}: {refusal(error)}; give another path") from error
     return path

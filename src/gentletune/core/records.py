@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from gentletune.core.errors import NotFiniteError, UserError, plainly
+from gentletune.core.errors import NotFiniteError, UserError, plainly, refusal
 
 RECORD_FILE = "record.json"
 SCHEMA = 3
@@ -194,8 +194,7 @@ def read_record(directory: Path) -> RunRecord | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        why = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"cannot read {path} ({why}); make it readable, or move it away") from error
+        raise UserError(f"cannot read {path} ({refusal(error)}); make it readable, or move it away") from error
     except (ValueError, RecursionError) as error:
         mend = f"it is damaged, or another version's; {_AGAIN}"
         raise UserError(f"{path} is not a run record: {_what_is_wrong(error)}; {mend}") from error

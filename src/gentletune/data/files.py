@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gentletune.core.cache import file_digest
-from gentletune.core.errors import UserError, check_text
+from gentletune.core.errors import UserError, check_text, refusal
 from gentletune.core.paths import user_path
 from gentletune.data.forms import Row, fits_a_form, without_nulls
 from gentletune.data.hub import hub_rows, is_hub_name
@@ -83,8 +83,7 @@ def _readable(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"{path}: {reason}; give a file that can be read") from error
+        raise UserError(f"{path}: {refusal(error)}; give a file that can be read") from error
 
 
 def read_rows(path: str, *, split: str = "train", config: str | None = None, first: int | None = None) -> list[Row]:

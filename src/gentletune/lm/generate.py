@@ -188,8 +188,9 @@ def _no_defaults(model: Any) -> Iterator[None]:
 def _whole_states(model: Any) -> Iterator[None]:
     """The states that the head reads as one piece of memory, not cut out of a prompt's.
 
-    Of a cut, torch on a CPU makes a matrix product a row, and in bf16 copies the head for each: 28 GB for 60 prompts
-    and a vocabulary of 150,000. If that fails, it does without oneDNN from then on, at a fraction of the speed.
+    Where they are cut out, torch on a CPU makes one matrix product per prompt, and in bf16 copies the head for each:
+    28 GB for 60 prompts and a vocabulary of 150,000. If that fails, torch does without oneDNN from then on, at a
+    fraction of the speed.
     """
     head = model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]) if given else None)

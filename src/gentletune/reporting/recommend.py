@@ -53,9 +53,8 @@ def find(
     """The findings on runs that may be compared, all of them. Raises `UserError` on a bad margin or key."""
     check_margin(margin)
     x, y = both_axes(records, domain, general)
-    if margin is not None and margin >= 1 and y is not None and (_is_share(y) or y.unit.endswith("from 0 to 1")):
-        told = f"margin {margin:g} is all of {y.key} or more, which goes from 0 to 1"
-        raise UserError(f"{told}; for {margin:g} % write {margin / 100:g}")
+    if y is not None and (_is_share(y) or y.unit.endswith("from 0 to 1")):
+        check_margin(margin, y.key)
     shared = overlapping(records)
     known: dict[str, Any] = {
         "overlapping": tuple(shared),
@@ -91,8 +90,14 @@ def find(
     )
 
 
-def check_margin(margin: float | None) -> None:
-    """Raise `UserError` on a margin that no general score can have: below 0, infinite, not a number."""
+def check_margin(margin: float | None, share: str | None = None) -> None:
+    """Raise `UserError` on a margin that no general score can have: below 0, infinite, not a number.
+
+    Of a `share`, named so, 1 is all there is, and as a margin would make everything safe.
+    """
+    if margin is not None and margin >= 1 and share is not None:
+        told = f"margin {margin:g} is all of {share} or more, which goes from 0 to 1"
+        raise UserError(f"{told}; for {margin:g} % write {margin / 100:g}")
     if margin is not None and not (math.isfinite(margin) and margin >= 0):
         raise UserError(f"margin must be a number >= 0 in the general score's unit, got {margin:g}")
 

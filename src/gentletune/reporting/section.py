@@ -71,9 +71,9 @@ def _section(
     margin: float | None,
 ) -> Section:  # fmt: skip
     mine = [records[i] for i in places]
-    here, apart = axis_keys(mine), axis_keys(mine, "general")
-    aside = general in here and (general in apart or not is_own(mine, str(general)))
-    keys = domain if domain in here else None, general if aside else None
+    here = axis_keys(mine)
+    own = general not in axis_keys(mine, "general") and is_own(mine, str(general))
+    keys = domain if domain in here else None, general if general in here and not own else None
     return Section(name, mine, places, *both_axes(mine, *keys), find(mine, *keys, margin))
 
 
