@@ -134,7 +134,7 @@ def _merging(recipe: Any, scratch: Path) -> dict[str, int]:
     from memory import Peaks
 
     from gentletune.cli.common import prepare
-    from gentletune.lm.adapters import rounded_away, save_adapter
+    from gentletune.lm.adapters import merge_adapter, save_adapter
     from gentletune.lm.device import give_back_memory
     from gentletune.runs import adapted
     from gentletune.runs.inputs import Inputs
@@ -145,14 +145,14 @@ def _merging(recipe: Any, scratch: Path) -> dict[str, int]:
     give_back_memory()
     peaks, profile = Peaks(), profiler()
 
-    def begins(model: Any) -> float | None:
+    def begins(plain: Any, adapter: Path) -> Any:
         nonlocal alive
         alive = alive_tensors()
         profile.start()
-        return rounded_away(model)
+        return merge_adapter(plain, adapter)
 
-    with patch.object(adapted, "rounded_away", begins):
-        model, _ = adapted.unquantised(inputs, scratch / "adapter")
+    with patch.object(adapted, "merge_adapter", begins):
+        model = adapted.unquantised(inputs, scratch / "adapter")
     tensors = most(profile, alive)
     del model
     return {"tensors": tensors} | {kind: peaks.peak[kind] - peaks.base[kind] for kind in ("VmRSS", "RssAnon")}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gentletune.lm.adapters import add_adapter, rounded_away, save_adapter
+from gentletune.lm.adapters import merge_adapter, save_adapter
 from gentletune.lm.fitting import largest_rows, nearest, with_rows
 from gentletune.lm.loaded import load_model
 from gentletune.lm.plan import GPU_OVERHEAD, Planner, Setting, optimizer_bytes
@@ -169,9 +169,7 @@ def test_the_plan_of_a_merge_is_what_torch_holds(weights: str, tmp_path: Path) -
     held = sum(tensor.nbytes for tensor in (*base.parameters(), *base.buffers()))
 
     def merge() -> None:
-        wrapped = add_adapter(base, tmp_path / "adapter")
-        rounded_away(wrapped)
-        wrapped.merge_and_unload()
+        merge_adapter(base, tmp_path / "adapter")
 
     setting = Setting(Work(1, 8, 4), "lora(r=2)", weights=weights, quantization="4bit", eval_tokens=0)
     assert Planner(base.config).plan(setting).merging == pytest.approx(held + allocated(merge), rel=0.02)

@@ -99,6 +99,27 @@ def test_a_penalty_on_its_change_has_the_slope_of_the_merged_weights(method: str
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_it_merges_into_bf16_weights_without_a_bias(method: str, base: LlamaForCausalLM) -> None:
+    """Each weight is one of the two bf16 numbers around what it should be, the same at each merge, right on average."""
+    other = moved(method, base.bfloat16())
+    with torch.no_grad():
+        wanted = [m.get_base_layer().weight.float() + adapter_delta(m) for m in adapted_layers(other)]
+        again = parse_method(method).parameterisation.unwrap(copy.deepcopy(other))
+        model = parse_method(method).parameterisation.unwrap(other)
+    assert type(model) is LlamaForCausalLM
+    off, scale = 0.0, 0.0
+    for (name, value), whole in zip(change(model, base).items(), wanted, strict=True):
+        found = model.get_parameter(name)
+        assert found.dtype == torch.bfloat16
+        assert value.any(), name
+        assert torch.equal(found, again.get_parameter(name))
+        step = whole.abs() * 2**-7
+        assert ((found.float() - whole).abs() <= step + 1e-9).all(), name
+        off, scale = off + float((found.float() - whole).sum()), scale + float(step.square().sum())
+    assert abs(off) < 4 * scale**0.5 / 2  # four standard deviations, of at most half a step for each weight
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_it_is_saved_alone_and_comes_back(method: str, base: LlamaForCausalLM, tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "base")
     wrapped = moved(method, base)

@@ -19,7 +19,7 @@ from gentletune.methods import training_part as trained_as
 from gentletune.methods.base import Place, merge_weights, places
 from gentletune.runs.budget import upper_bound
 from gentletune.runs.inputs import Inputs
-from tests.helpers import tiny_recipe
+from tests.helpers import saved_weights, tiny_recipe
 
 
 def merged(text: str, base: Tensor, tuned: Tensor, place: Place | None = None) -> Tensor:
@@ -143,6 +143,22 @@ def test_what_differs_in_its_merge_alone_is_one_training() -> None:
     assert {trained_as(f"talr+{merge}") for merge in merges} == {"talr"}
     # A training keeps the average in the place of the last weights, so it is another one.
     assert trained_as("ema(decay=0.5)+wise_ft") == "ema(decay=0.5)"
+
+
+def test_an_average_in_bf16_keeps_its_share_of_updates_of_a_single_step(tiny_dir: Path, tmp_path: Path) -> None:
+    """Rounded to the nearest, a quarter of a step would be nothing and three quarters all of it."""
+    how = {"weights": "bf16", "max_steps": 2, "learning_rate": 1e-5, "evaluate": False, "probe_every": 0}
+    train(tiny_recipe(tiny_dir, tmp_path / "sft", **how))
+    base = {name: value.bfloat16().float() for name, value in saved_weights(tiny_dir).items()}
+    sft = saved_weights(tmp_path / "sft" / "model")
+    whole = {name: sft[name].float() - value for name, value in base.items()}
+    assert any(change.any() for change in whole.values())
+    for alpha in (0.25, 0.75):
+        run = tmp_path / f"average-{alpha}"
+        train(tiny_recipe(tiny_dir, run, method=f"wise_ft(alpha={alpha})", **how))
+        found = saved_weights(run / "model")
+        kept = sum(float(((found[name].float() - base[name]) * change).sum()) for name, change in whole.items())
+        assert kept / sum(float(change.square().sum()) for change in whole.values()) == pytest.approx(alpha, abs=0.1)
 
 
 def test_a_budget_is_measured_on_the_weights_that_are_saved(tiny_dir: Path, tmp_path: Path) -> None:

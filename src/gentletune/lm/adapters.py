@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import torch
 from gentletune.core.errors import UserError
 from gentletune.core.optimizers import check_bitsandbytes
 from gentletune.lm.model_files import quiet
-from gentletune.methods.parameters.peft import adapted_layers, adapter_delta
+from gentletune.methods.parameters.peft import merged
 
 Bits = Literal["4bit", "8bit"]
 
@@ -59,7 +58,7 @@ def merge_adapter(model: Any, directory: Path) -> Any:
     Raises:
         UserError: as `add_adapter`.
     """
-    return add_adapter(model, directory).merge_and_unload()
+    return merged(add_adapter(model, directory))
 
 
 def add_adapter(model: Any, directory: Path) -> Any:
@@ -83,20 +82,3 @@ def add_adapter(model: Any, directory: Path) -> Any:
         kind = wrapped.peft_config["default"].peft_type
         raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights, so there is nothing to add")
     return wrapped
-
-
-@torch.no_grad()
-def rounded_away(model: Any) -> float | None:
-    """How much of its adapter a PEFT model loses when it is added to weights of 2 bytes: ‖lost‖ / ‖adapter‖.
-
-    In bf16 a weight takes steps of 1/256 of itself or so. None where there is no adapter on such weights.
-    """
-    lost = whole = 0.0
-    for module in adapted_layers(model):
-        weight = module.get_base_layer().weight
-        if weight.dtype in (torch.bfloat16, torch.float16):
-            delta, start = adapter_delta(module).float(), weight.float()
-            kept = (start + delta).to(weight.dtype).float() - start
-            lost += float((kept - delta).square().sum())
-            whole += float(delta.square().sum())
-    return math.sqrt(lost / whole) if whole else None

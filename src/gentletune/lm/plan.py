@@ -215,7 +215,7 @@ class Planner:
     def _merging(self, setting: Setting, skeleton: Skeleton) -> int:
         """The plain base model, the adapter, and what adding it to the largest layer takes; 0 where it is not added.
 
-        That is the product in fp32, twice; where weights of 2 bytes round it, what is lost is measured, in five such.
+        That is the product in fp32, twice; with weights of 2 bytes the whole sum in fp32 and the rounded one beside it.
         An adapter comes out of training apart over a quantised base, or to be saved alone; without measuring, that is
         not added to anything. The base comes as it was published and is held as the recipe holds its models
         (`runs.adapted.unquantised`).
@@ -229,7 +229,7 @@ class Planner:
         plain: int = sum(p.numel() for p in skeleton.plain) * each + skeleton.buffers
         adapter: int = sum(p.nbytes for p in skeleton.trained)
         there = GPU_OVERHEAD if setting.work.gpu and setting.eval_tokens else 0
-        return plain + adapter + (20 if each == 2 else 8) * largest + there
+        return plain + adapter + (16 if each == 2 else 8) * largest + there
 
     def _evaluation(self, setting: Setting, skeleton: Skeleton) -> tuple[int, bool]:
         """Weights, a batch's forward pass or its cache of keys and values, a block of logits; by a rule of thumb?"""

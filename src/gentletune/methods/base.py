@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from gentletune.methods.rounding import put
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -342,18 +344,19 @@ def deviation_norm(deviations: Iterable[Deviation]) -> float:
 def merge_weights(
     model: nn.Module, base: Mapping[str, Tensor], merge: Merge, tuned: Mapping[str, Tensor] | None = None
 ) -> float:
-    """Merge θ⁰ into a tuned model in place, one tensor at a time; ‖θ - θ⁰‖ of what came of it.
+    """Merge θ⁰ into a tuned model in place, one tensor at a time, in fp32 at least; ‖θ - θ⁰‖ of what came of it.
 
-    `tuned` are the weights to merge where the model no longer holds them.
+    `tuned` are the weights to merge where the model no longer holds them. Weights of 2 bytes are rounded at random
+    (`methods.rounding`): to the nearest, three quarters of a step would be a whole one.
     """
     import torch
 
-    squares, parameters = 0.0, dict(model.named_parameters())
+    squares, parameters, chance = 0.0, dict(model.named_parameters()), torch.Generator().manual_seed(0)
     for name, place in places(parameters).items():
         parameter = parameters[name]
-        start = base[name].to(parameter.device, parameter.dtype)
-        after = parameter.detach() if tuned is None else tuned[name].to(parameter.device, parameter.dtype)
-        with torch.no_grad():
-            parameter.copy_(merge(place, start, after))
+        whole = torch.promote_types(parameter.dtype, torch.float32)
+        start = base[name].to(parameter.device, whole)
+        after = (parameter.detach() if tuned is None else tuned[name]).to(parameter.device, whole)
+        put(parameter, merge(place, start, after), chance)
         squares += float(squared_norm(parameter.detach() - start))
     return math.sqrt(squares)

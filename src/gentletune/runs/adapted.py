@@ -12,7 +12,7 @@ import torch
 from gentletune.core.cache import whole_directory
 from gentletune.core.errors import UserError
 from gentletune.core.paths import user_path
-from gentletune.lm.adapters import add_adapter, rounded_away, save_adapter
+from gentletune.lm.adapters import merge_adapter, save_adapter
 from gentletune.lm.device import give_back_memory
 from gentletune.lm.held import published_dtype
 from gentletune.lm.loaded import load_model
@@ -32,8 +32,8 @@ def keep_adapter(trained: Any, run: Path) -> Path:
     return adapter
 
 
-def unquantised(inputs: Inputs, adapter: Path) -> tuple[Any, dict[str, float]]:
-    """The plain base model with the adapter added to its own weights, a tensor at a time, and what rounding took of it.
+def unquantised(inputs: Inputs, adapter: Path) -> Any:
+    """The plain base model with the adapter added to its own weights, a tensor at a time.
 
     The caller holds no other model. From under a quantised base the result is in the dtype the base was published in,
     else in what the run holds its models in. Where nothing is to be measured it lies on the host.
@@ -44,9 +44,7 @@ def unquantised(inputs: Inputs, adapter: Path) -> tuple[Any, dict[str, float]]:
     dtype = published_dtype(base.directory) if published else base.dtype
     place = None if recipe.evaluate else torch.device("cpu")
     plain = load_model(base.directory, dtype, trust_remote_code=recipe.trust_remote_code, place=place)
-    wrapped = add_adapter(plain, adapter)
-    share = rounded_away(wrapped)
-    return wrapped.merge_and_unload().eval(), {} if share is None else {"merge_rounding": share}
+    return merge_adapter(plain, adapter).eval()
 
 
 def adapter_of(run: Path) -> Path:

@@ -53,7 +53,6 @@ from gentletune.runs.saved import SourceFailedError, card_text, reused, save
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.attention import check_speed
-from gentletune.training.lost_updates import TOLERATED
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.sharding import called_in_parts, to_share
 from gentletune.training.trainer import last_checkpoint
@@ -252,12 +251,8 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
                 adapter = keep_adapter(tuned, run)
                 del tuned  # a base in few bits goes before the plain one comes
                 whole = recipe.save == "merged" or recipe.evaluate  # else no device need hold the base model
-                tuned, rounding = unquantised(inputs, adapter) if whole else (None, {})
-                figures |= rounding
+                tuned = unquantised(inputs, adapter) if whole else None
         figures["train_seconds"] = time.perf_counter() - begun
-        if recipe.save == "merged" and (share := figures.get("merge_rounding", 0.0)) > TOLERATED:
-            mend = "save: adapter keeps it" if recipe.quantization else "weights: fp32 keeps it"
-            print(f"gentletune: {share:.0%} of the adapter is lost in weights of 2 bytes; {mend}", file=sys.stderr)
     if inputs.method.merge is not None:
         figures["tuned_norm"] = figures["update_norm"]  # for trials that take the weights before the merge
         if math.isfinite(figures["tuned_norm"]):

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from gentletune.lm.adapters import rounded_away
-
 
 def progress_bar(console: Console) -> Progress:
     """The one style of progress line: description, bar, count, elapsed, ETA."""
@@ -116,8 +114,6 @@ def figures_of(trainer: Any, metrics: Path) -> dict[str, float]:
     """What a record says of a training that has ended, by its trainer and the lines of its log."""
     lines = [line for line in read_metrics(metrics) if "nll" in line]
     figures = {"steps": float(trainer.state.global_step), "update_norm": trainer.update_norm()}
-    if (share := rounded_away(trainer.model)) is not None:
-        figures["merge_rounding"] = share
     if lines:
         figures |= {"first_nll": lines[0]["nll"], "last_nll": lines[-1]["nll"]}
         figures["label_tokens"] = sum(line["label_tokens"] for line in lines)

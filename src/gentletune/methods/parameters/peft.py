@@ -15,8 +15,10 @@ from gentletune.core.optimizers import check_bitsandbytes
 from gentletune.methods.base import Deviation, Method, Parameterisation, add_gradient
 from gentletune.methods.reach import layer_of, unread
 from gentletune.methods.registry import check_number, check_whole, register
+from gentletune.methods.rounding import SMALL, put
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 RATE_SCALE = 10.0  # adapters are usually trained at about ten times the rate of whole weights
@@ -149,7 +151,7 @@ def adapter(
             raise UserError(f"method {name}: {str(error).strip().splitlines()[0]}") from error
 
     return Parameterisation(
-        wrap=wrap, deviations=adapter_deviations, unwrap=lambda model: model.merge_and_unload(), needs_base=False,
+        wrap=wrap, deviations=adapter_deviations, unwrap=merged, needs_base=False,
         adapter=True, quantizable=kind.quantizable, shardable=kind.shardable, rate_scale=scale,
     )  # fmt: skip
 
@@ -250,6 +252,27 @@ def adapter_delta(module: Any) -> Tensor:
         module.base_layer = own
         module.train(training)
     return delta if isinstance(plain, Conv1D) else delta.T
+
+
+def merged(model: Any) -> Any:
+    """The plain model under a PEFT model, what the adapter changes added to its weights, in place, a layer at a time.
+
+    Weights of 2 bytes are rounded at random (`methods.rounding`), by the same draws each time.
+    """
+    import torch
+
+    chance = torch.Generator().manual_seed(0)
+    for layer in adapted_layers(model):
+        if layer.get_base_layer().weight.itemsize == SMALL:
+            layer.merge = partial(_merge_at_random, layer, chance)  # PEFT calls it, a layer at a time
+    with torch.no_grad():
+        return model.merge_and_unload()
+
+
+def _merge_at_random(layer: Any, chance: torch.Generator, *args: Any, **kwargs: Any) -> None:
+    whole = layer.get_base_layer().weight.float() + adapter_delta(layer).float()
+    type(layer).merge(layer, *args, **kwargs)  # what else it changes, such as a bias
+    put(layer.get_base_layer().weight, whole, chance)
 
 
 def in_full(layer: nn.Module) -> Any:

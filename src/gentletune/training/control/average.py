@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
+from gentletune.methods.rounding import put
+
 AVERAGE_FILE = "average.safetensors"
 
 
@@ -43,9 +45,9 @@ class Average(TrainerCallback):
 
     def give(self, model: Any) -> None:
         """Put the average in the place of the trained weights, rounded to what they are held in."""
+        chance = torch.Generator().manual_seed(0)
         for name, value in _trained(model).items():
-            with torch.no_grad():
-                value.copy_(self.values[name])
+            put(value, self.values[name], chance)
 
 
 def _trained(model: Any) -> dict[str, Tensor]:

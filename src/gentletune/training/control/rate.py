@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.trainer_callback import ExportableState
 
 from gentletune.core.records import Score
 from gentletune.methods.base import TrustRegion, interpolated
+from gentletune.methods.rounding import put
 from gentletune.training.early_stop import Seen
 from gentletune.training.looking import ProbeCallback
 
@@ -74,9 +76,10 @@ class RateControl(ProbeCallback, ExportableState):
         else:
             self.ceiling = max(LEAST, self.rate * max(SHRINK, change))
             logs["update_kept"] = share = math.sqrt(change)
+            chance = torch.Generator().manual_seed(state.global_step)
             for name, value in self.trainer.model.named_parameters():
                 if value.requires_grad:
-                    value.detach().copy_(interpolated(self.start[name], value.detach(), share))
+                    put(value, interpolated(self.start[name], value.detach().float(), share), chance)
         due = control.should_log
         self.trainer.log({"rate_ceiling": self.ceiling, **logs})
         control.should_log = due

@@ -1,0 +1,121 @@
+"""What rounding does to a merge into bf16 weights: to the nearest, or at random, beside weights that are not rounded.
+
+    python benchmarks/merge.py --run RUN [--run RUN ...] [--json PATH]
+
+RUN is a finished run of `gentletune train` in bf16 that kept its model: LoRA with `save: adapter`, which is merged whole,
+or all weights, of which three averages with the base model are made. Of each, on its held-out answers: KL in bits per
+token from the weights that are not rounded to the base model and to both rounded ones, and the answers' bits per token.
+All compute in fp32, so that nothing but the rounding differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import machine, write_json
+from torch import Tensor
+
+from gentletune import Recipe, load_records
+from gentletune.data import Encoded
+from gentletune.lm.adapters import add_adapter
+from gentletune.lm.loaded import load_model
+from gentletune.lm.model_files import is_adapter
+from gentletune.methods.parameters.peft import adapted_layers, adapter_delta
+from gentletune.methods.rounding import rounded_at_random
+from gentletune.runs.inputs import Inputs
+
+Rounding = Callable[[Tensor], Tensor]
+Answers = list[tuple[Tensor, Tensor]]
+SHARES = (0.25, 0.5, 0.75)
+
+
+def log_probabilities(model: Any, row: Encoded) -> tuple[Tensor, Tensor]:
+    """Of each label of a row: (labels, vocabulary) in nats, and the labels' ids."""
+    labels = torch.tensor(row.labels)[1:]
+    kept = labels != -100
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1][kept]
+    return logits.float().log_softmax(-1), labels[kept]
+
+
+def nearest(values: Tensor) -> Tensor:
+    return values.bfloat16()
+
+
+def random(seed: int) -> Rounding:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda values: rounded_at_random(values, torch.bfloat16, generator)
+
+
+class Compared:
+    """The base model of a run in fp32, whose weights can be moved by a share of what training changed, and rounded."""
+
+    def __init__(self, run: Path) -> None:
+        recipe = Recipe.parse(dict(load_records([run])[0].recipe))
+        inputs = Inputs(recipe)
+        self.name, self.rate, self.rows = recipe.model, recipe.learning_rate, list(inputs.test.rows)
+        self.adapter = is_adapter(run / "model")
+        self.model = load_model(inputs.base.directory, torch.bfloat16).float()
+        if self.adapter:
+            wrapped = add_adapter(self.model, run / "model").eval()
+            layers = list(adapted_layers(wrapped))
+            self.deltas = [adapter_delta(layer).detach() for layer in layers]
+            self.weights = [layer.get_base_layer().weight for layer in layers]
+            self.model = wrapped.unload()
+        else:
+            tuned = dict(load_model(run / "model", torch.bfloat16).named_parameters())
+            self.weights = list(self.model.parameters())
+            self.deltas = [tuned[name].float() - value for name, value in self.model.named_parameters()]
+        self.starts = [weight.detach().clone() for weight in self.weights]
+
+    def answers(self, share: float, rounding: Rounding | None = None) -> Answers:
+        """Of each row by the model with that share of the change; None: not rounded."""
+        for weight, start, delta in zip(self.weights, self.starts, self.deltas, strict=True):
+            moved = start + share * delta
+            weight.copy_(moved if rounding is None else rounding(moved).float())
+        return [log_probabilities(self.model, row) for row in self.rows]
+
+
+def beside(exact: Answers, other: Answers) -> dict[str, float]:
+    """Bits per token: KL to the other answers, and what they say of the labels."""
+    divergence = nll = 0.0
+    for (one, labels), (two, _) in zip(exact, other, strict=True):
+        divergence += float((one.exp() * (one - two)).sum())
+        nll -= float(two.gather(1, labels[:, None]).sum())
+    bit = math.log(2) * sum(len(labels) for _, labels in exact)
+    return {"kl": divergence / bit, "bits": nll / bit}
+
+
+@torch.no_grad()
+def compared(run: Path) -> list[dict[str, Any]]:
+    """All sides of one run."""
+    one, rows = Compared(run), []
+    base = one.answers(0)
+    for share in (1.0,) if one.adapter else SHARES:
+        exact = one.answers(share)
+        row = {"model": one.name, "learning_rate": one.rate, "adapter": one.adapter, "share": share}
+        row |= {"rows": len(one.rows), "exact": beside(exact, exact), "base": beside(exact, base)}
+        for name, rounding in {"nearest": nearest, "random": random(0), "random, another seed": random(1)}.items():
+            row[name] = beside(exact, one.answers(share, rounding))
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, action="append", required=True)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = [row for run in options.run for row in compared(run)]
+    if options.json:
+        write_json(options.json, {**machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

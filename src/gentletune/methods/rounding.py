@@ -1,0 +1,44 @@
+"""Weights computed in fp32 and put where they are held in 2 bytes, without losing what is smaller than a step there."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SMALL = 2  # bytes of a weight that takes steps of 1/256 of itself (bf16) or 1/2048 (fp16), at most
+
+
+def put(parameter: Tensor, values: Tensor, chance: torch.Generator) -> None:
+    """Copy fp32 values into a parameter, in place; into one of 2 bytes rounded at random.
+
+    A bf16 weight takes steps of about 1/256 of itself. Rounded to the nearest, changes smaller than half a step are all
+    lost, and what is lost points the same way everywhere; rounded at random they are kept on average. Values that the
+    dtype has stay as they are.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    own, new = (each.to_local() if isinstance(each, DTensor) else each.detach() for each in (parameter, values))
+    with torch.no_grad():
+        own.copy_(rounded_at_random(new, own.dtype, chance) if own.itemsize == SMALL else new)
+
+
+def rounded_at_random(values: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tensor:
+    """fp32 values in a float dtype of 2 bytes, each one of its two neighbours there, the nearer one the likelier.
+
+    The mean over draws is the value. `chance` is a generator of the host, so that every device draws the same.
+
+    >>> import torch
+    >>> drawn = rounded_at_random(torch.full((10_000,), 1.001), torch.bfloat16, torch.Generator().manual_seed(0))
+    >>> drawn.unique().tolist(), round(drawn.float().mean().item(), 3)
+    ([1.0, 1.0078125], 1.001)
+    """
+    import torch
+
+    cut = 23 + round(math.log2(torch.finfo(dtype).eps))  # bits of a fp32 mantissa that the dtype lacks
+    more = torch.randint(1 << cut, values.shape, generator=chance, dtype=torch.int32).to(values.device)
+    return more.add_(values.view(torch.int32)).bitwise_and_(-(1 << cut)).view(torch.float32).to(dtype)
