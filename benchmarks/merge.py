@@ -2,8 +2,8 @@
 
     python benchmarks/merge.py --run RUN [--run RUN ...] [--json PATH]
 
-RUN is a finished run of `gentletune train` in bf16 that kept its model: LoRA with `save: adapter`, which is merged whole,
-or all weights, of which three averages with the base model are made. Of each, on its held-out answers: KL in bits per
+RUN is a finished run of `gentletune train` in bf16 that kept its model: LoRA with `save: adapter`, merged whole, or all
+weights, of which three averages with the base model are made. Of each, on its held-out answers: KL in bits per
 token from the weights that are not rounded to the base model and to both rounded ones, and the answers' bits per token.
 All compute in fp32, so that nothing but the rounding differs.
 """
