@@ -125,8 +125,6 @@ def figures_of(trainer: Any, metrics: Path) -> dict[str, float]:
         figures["mfu"] = sum(mfu * spent for mfu, spent in known) / sum(spent for _, spent in known)
     if lost := [line["lost_updates"] for line in lines if "lost_updates" in line]:
         figures["lost_updates"] = sum(lost) / len(lost)
-    if trainer.lost_updates is not None and trainer.optimizer is not None:
-        figures |= trainer.lost_updates.waiting(trainer.optimizer, figures["update_norm"])
     return figures
 
 

@@ -74,9 +74,14 @@ class StopEarly(TrainerCallback, ExportableState):
             self.stopped = True
             control.should_training_stop = control.should_save = True
 
+    @property
+    def has_last(self) -> bool:
+        """Whether the best weights are those of the last step."""
+        return not self.best_step or self.best_step == int(self.trainer.state.global_step)
+
     def give_best(self) -> None:
         """Put the best weights into the trainer's model, where they are not those it has."""
-        if self.best_step and self.best_step != self.trainer.state.global_step:
+        if not self.has_last:
             with quiet():  # a tied head is not in the file, which transformers would warn of
                 self.trainer._load_from_checkpoint(str(self.folder / f"best-{self.best_step}"))
 

@@ -7,7 +7,7 @@ half of that rounds to nothing, every time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from gentletune.core.optimizers import betas_of, named
 from gentletune.core.recipe import Recipe
 from gentletune.methods.base import squared_norm
+from gentletune.methods.rounding import put
 
 TOLERATED = 0.01  # share of updates that may be lost without a word
 ENTRIES = 2**17  # of all weights, evenly spread, are looked at
@@ -129,20 +130,29 @@ class LostUpdates(TrainerCallback):
         share, self._share = self._share, {}
         return share
 
-    def waiting(self, optimizer: Any, moved: float) -> dict[str, float]:
-        """`waiting_norm`: the length of all that is kept for weights to take in later, and never comes to them now.
+    def keeps(self, model: Any) -> bool:
+        """Whether the optimiser keeps what bf16 weights of the model cannot take in (Kahan summation)."""
+        small = any(p.requires_grad and p.dtype == torch.bfloat16 for p in model.parameters())
+        return small and named(self.recipe.optimizer).bf16 == "kahan"
 
-        Where the weights `moved` less than that, by their ‖θ-θ⁰‖, a line says so.
+    def arrive(self, optimizer: Any, moved: Callable[[], float]) -> dict[str, float]:
+        """Put what Kahan summation still keeps into the weights, rounded at random; `waiting_norm`, the length of it.
+
+        Where the weights `moved` less than that while training, by their ‖θ-θ⁰‖, a line says so.
         """
-        kept = [found for each in optimizer.state.values() if isinstance(found := each.get("kahan_comp"), Tensor)]
+        states = {} if optimizer is None else optimizer.state
+        kept = {p: found for p, each in states.items() if isinstance(found := each.get("kahan_comp"), Tensor)}
         if not kept:
             return {}
-        norm = math.sqrt(sum(float(squared_norm(each)) for each in kept))
-        if norm > moved and self._first:
+        norm = math.sqrt(sum(float(squared_norm(found)) for found in kept.values()))
+        if norm > (before := moved()) and self._first:
             self._say(
-                f"the updates were too small or too few for bf16 weights: they moved by {moved:.2g}, and {norm:.2g} "
-                "of updates never came to them; set weights: fp32, or train longer or at a larger rate"
+                f"most updates were too small for bf16 weights while training, which moved them by {before:.2g}; "
+                f"the rest, {norm:.2g}, is added now, so gradients never saw it; weights: fp32 takes each in at once"
             )
+        chance = torch.Generator().manual_seed(0)
+        for parameter, found in kept.items():
+            put(parameter, parameter.detach().float() + found.float(), chance)
         return {"waiting_norm": norm}
 
     def _say(self, text: str) -> None:
