@@ -3,11 +3,12 @@
     python benchmarks/lost_updates.py [--seeds 0,1] [--only lab] [--json PATH] [--figure PATH --shown lab:200]
 
 The lab's base model learns its domain, and SmolLM2-135M-Instruct short helpdesk messages, by AdamW (betas 0.9, 0.99, no
-weight decay, gradients clipped to 1) at constant rates from 1e-7 to 1e-4, the weights held in three ways:
+weight decay, gradients clipped to 1) at constant rates from 1e-7 to 1e-4, the weights held in four ways:
 
     fp32    as ever
     bf16    torch.optim.AdamW on bf16 weights
     kahan   optimi.AdamW on bf16 weights, which adds what a weight could not take in to the next update
+    added   the same, and at the end what is still kept is added to the weights, rounded at random, as `train` does
 
 All start from the same weights, those of the model rounded to bf16, and see the same rows. Recorded are ‖θ-θ⁰‖ of the
 weights that the forward pass uses (`moved`), the same with what Kahan summation keeps for later (`kept`), the share of
@@ -33,17 +34,18 @@ from gentletune.data import encode_rows, load_data
 from gentletune.data.batches import pad_batch
 from gentletune.lab import lab_domain  # noqa: F401 - its import makes the domain `lab` known
 from gentletune.lm.loaded import Loaded
+from gentletune.methods.rounding import put
 from gentletune.training.lost_updates import Watch
 
 RATES = (1e-7, 1e-6, 1e-5, 1e-4)
-KINDS = ("fp32", "bf16", "kahan")
+KINDS = ("fp32", "bf16", "kahan", "added")
 BETAS = (0.9, 0.99)
 # By model: the data, rows a step, and the numbers of steps; rows come round again after 40 steps.
 STUDIES: dict[str, tuple[str, int, tuple[int, ...]]] = {
     "lab": ("lab", 8, (10, 200)),
     "smollm2-135m": ("helpdesk", 2, (10,)),
 }
-TITLES = {"fp32": "fp32", "bf16": "bf16", "kahan": "bf16, Kahan summation"}
+TITLES = {"fp32": "fp32", "bf16": "bf16", "kahan": "bf16, Kahan summation", "added": "the same, the rest added"}
 
 
 def batches(base: Loaded, data: str, size: int, seed: int, steps: int) -> list[dict[str, Any]]:
@@ -62,7 +64,7 @@ def run(base: Loaded, kind: str, rate: float, seed: int, steps: int, before: flo
     model = model.train() if kind != "fp32" else model.float().train()
     trained = list(model.parameters())
     how: dict[str, Any] = {"lr": rate, "betas": BETAS, "eps": 1e-8, "weight_decay": 0.0}
-    optimizer: Any = optimi.AdamW(trained, **how) if kind == "kahan" else torch.optim.AdamW(trained, **how)
+    optimizer: Any = optimi.AdamW(trained, **how) if kind in ("kahan", "added") else torch.optim.AdamW(trained, **how)
     rows, watch, lost = batches(base, data, size, seed, steps), Watch(trained), []
     before = nll(model, rows) if before is None else before
     for batch in rows:
@@ -73,10 +75,14 @@ def run(base: Loaded, kind: str, rate: float, seed: int, steps: int, before: flo
         lost.append(watch.lost(optimizer.state))
         optimizer.zero_grad()
     moved = kept = 0.0
+    chance = torch.Generator().manual_seed(seed)
     for parameter, first in zip(trained, start, strict=True):
+        waiting = optimizer.state[parameter].get("kahan_comp")
+        if kind == "added" and waiting is not None:
+            put(parameter, parameter.detach().float() + waiting.float(), chance)
+            waiting = None
         change = parameter.detach().double() - first.double()
         moved += float(change.square().sum())
-        waiting = optimizer.state[parameter].get("kahan_comp")
         kept += float((change if waiting is None else change + waiting.double()).square().sum())
     optimizer.state.clear()
     return {

@@ -59,10 +59,18 @@ def test_greedy_answers_are_lm_evals(subject: Loaded, sure: Any, batch_tokens: i
     assert expected[7] == plain[0].split(stop)[0] != plain[0]
 
 
-def test_a_long_context_is_cut_on_the_left_as_lm_eval_does(subject: Loaded, sure: Any) -> None:
+def test_a_long_context_is_cut_on_the_left_as_lm_eval_does_and_a_line_says_so(
+    subject: Loaded, sure: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     ours, theirs = pair(subject, sure, max_length=100)
-    requests = asked("generate_until", [(" ".join(PROMPTS), GREEDY), (PROMPTS[0], GREEDY)])
+    requests = asked("generate_until", [(" ".join(PROMPTS), GREEDY), ("Seven", GREEDY)])
     assert ours.generate_until(requests) == theirs.generate_until(requests, disable_tqdm=True)
+    room = 100 - GREEDY["max_gen_toks"]
+    assert f"gentletune: 1 of 2 prompts are longer than the {room} tokens" in capsys.readouterr().err
+    ours.generate_until(requests[1:])
+    assert "prompts are longer" not in capsys.readouterr().err
+    ours.loglikelihood(asked("loglikelihood", [(" ".join(PROMPTS), " yes"), ("Seven", " yes")]))
+    assert "1 of 2 prompts are longer than the 101 tokens" in capsys.readouterr().err
 
 
 def test_log_likelihoods_are_lm_evals(subject: Loaded, sure: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -104,8 +105,10 @@ class GentleLM(_LocalLM):
                 self.cache_hook.add_partial("generate_until", asked[place], text)
 
         progress, ends = self.progress, end_tokens(self.tokenizer)
+        prompts = [self.tok_encode(context) for context, _ in asked]
+        _say_cut(prompts, room)
         generate(
-            self.model, self.tokenizer, [self.tok_encode(context)[-room:] for context, _ in asked],
+            self.model, self.tokenizer, [ids[-room:] for ids in prompts],
             max_new_tokens=limit, sample=sample, stop=stop, batch_tokens=self._batch_tokens,
             progress=progress and (lambda done, _: progress(before + done, total)), ended=ended,
             **(sampling if sample else {}),
@@ -117,6 +120,7 @@ class GentleLM(_LocalLM):
         """(log-probability in nats, whether greedy) of each continuation; contexts are cut on the left."""
         shared: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
         lasts = []
+        _say_cut([context + continuation for _, context, continuation in requests], self.max_length + 1)
         for number, (_, context, continuation) in enumerate(requests):
             *fed, last = (context + continuation)[-(self.max_length + 1) :]
             shared[tuple(fed), len(continuation)].append(number)
@@ -138,6 +142,16 @@ class GentleLM(_LocalLM):
             if self.progress:
                 self.progress(done, len(requests))
         return found
+
+
+def _say_cut(prompts: Sequence[Sequence[int]], room: int) -> None:
+    """A line where prompts do not fit: lm-eval cuts them without a word, so do we, but for the word."""
+    if count := sum(len(ids) > room for ids in prompts):
+        print(
+            f"gentletune: {count} of {len(prompts)} prompts are longer than the {room:,} tokens that the model's "
+            "context or max_length leaves for them, and are cut on the left",
+            file=sys.stderr,
+        )
 
 
 def _score(
