@@ -2,9 +2,9 @@
 
     python benchmarks/merge.py --run RUN [--run RUN ...] [--json PATH]
 
-RUN is a finished run of `gentletune train` in bf16 that kept its model: LoRA with `save: adapter`, merged whole, or all
-weights, of which three averages with the base model are made. Of each, on its held-out answers: KL in bits per
-token from the weights that are not rounded to the base model and to both rounded ones, and the answers' bits per token.
+RUN is a finished run of `gentletune train` that kept its model, from a base model published in bf16: LoRA with `save:
+adapter`, merged whole; all weights in fp32, put into bf16 as they are; or all weights in bf16, of which three averages
+with the base model are made. Of each, on its held-out answers: KL in bits per token from the weights that are not rounded to the base model and to both rounded ones, and the answers' bits per token.
 All compute in fp32, so that nothing but the rounding differs.
 """
 
@@ -68,10 +68,13 @@ class Compared:
             self.weights = [layer.get_base_layer().weight for layer in layers]
             self.model = wrapped.unload()
         else:
-            tuned = dict(load_model(run / "model", torch.bfloat16).named_parameters())
+            tuned = dict(load_model(run / "model").named_parameters())
             self.weights = list(self.model.parameters())
-            self.deltas = [tuned[name].float() - value for name, value in self.model.named_parameters()]
+            self.deltas = [tuned[name] - value for name, value in self.model.named_parameters()]
         self.starts = [weight.detach().clone() for weight in self.weights]
+        moved = [start + delta for start, delta in zip(self.starts, self.deltas, strict=True)]
+        in_bf16 = all(torch.equal(each, each.bfloat16().float()) for each in moved)
+        self.shares = SHARES if in_bf16 and not self.adapter else (1.0,)
 
     def answers(self, share: float, rounding: Rounding | None = None) -> Answers:
         """Of each row by the model with that share of the change; None: not rounded."""
@@ -96,7 +99,7 @@ def compared(run: Path) -> list[dict[str, Any]]:
     """All sides of one run."""
     one, rows = Compared(run), []
     base = one.answers(0)
-    for share in (1.0,) if one.adapter else SHARES:
+    for share in one.shares:
         exact = one.answers(share)
         row = {"model": one.name, "learning_rate": one.rate, "adapter": one.adapter, "share": share}
         row |= {"rows": len(one.rows), "exact": beside(exact, exact), "base": beside(exact, base)}
