@@ -2,10 +2,10 @@
 
     python benchmarks/merge.py --run RUN [--run RUN ...] [--json PATH]
 
-RUN is a finished run of `gentletune train` that kept its model, from a base model published in bf16: LoRA with `save:
-adapter`, merged whole; all weights in fp32, put into bf16 as they are; or all weights in bf16, of which three averages
-with the base model are made. Of each, on its held-out answers: KL in bits per token from the weights that are not rounded to the base model and to both rounded ones, and the answers' bits per token.
-All compute in fp32, so that nothing but the rounding differs.
+RUN is a finished run of `gentletune train` that kept its model, from a base model in bf16: LoRA with `save: adapter`,
+merged whole; all weights in fp32, put into bf16; or all weights in bf16, of which three averages with the base model
+are made. Of each, on its held-out answers: KL in bits per token from the weights that are not rounded to the base model
+and to both rounded ones, and the answers' bits per token. All compute in fp32, so that only the rounding differs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from gentletune.runs.inputs import Inputs
 
 Rounding = Callable[[Tensor], Tensor]
 Answers = list[tuple[Tensor, Tensor]]
-SHARES = (0.25, 0.5, 0.75)
 
 
 def log_probabilities(model: Any, row: Encoded) -> tuple[Tensor, Tensor]:
@@ -63,23 +62,27 @@ class Compared:
         self.model = load_model(inputs.base.directory, torch.bfloat16).float()
         if self.adapter:
             wrapped = add_adapter(self.model, run / "model").eval()
-            layers = list(adapted_layers(wrapped))
-            self.deltas = [adapter_delta(layer).detach() for layer in layers]
-            self.weights = [layer.get_base_layer().weight for layer in layers]
-            self.model = wrapped.unload()
+            self.layers = list(adapted_layers(wrapped))
+            self.weights = [layer.get_base_layer().weight for layer in self.layers]
+            self.model, self.shares = wrapped.unload(), (1.0,)
         else:
-            tuned = dict(load_model(run / "model").named_parameters())
-            self.weights = list(self.model.parameters())
-            self.deltas = [tuned[name] - value for name, value in self.model.named_parameters()]
-        self.starts = [weight.detach().clone() for weight in self.weights]
-        moved = [start + delta for start, delta in zip(self.starts, self.deltas, strict=True)]
-        in_bf16 = all(torch.equal(each, each.bfloat16().float()) for each in moved)
-        self.shares = SHARES if in_bf16 and not self.adapter else (1.0,)
+            tuned = load_model(run / "model")  # as it was saved, in fp32 if that is how it was trained
+            self.weights, self.tuned = list(self.model.parameters()), list(tuned.parameters())
+            in_bf16 = all(torch.equal(each, each.bfloat16().float()) for each in self.tuned)
+            self.shares = (0.25, 0.5, 0.75) if in_bf16 else (1.0,)
+        self.starts = [weight.detach().bfloat16() for weight in self.weights]
+
+    def delta(self, number: int, start: Tensor) -> Tensor:
+        """What training changed a weight by."""
+        if self.adapter:
+            return adapter_delta(self.layers[number])
+        return self.tuned[number] - start
 
     def answers(self, share: float, rounding: Rounding | None = None) -> Answers:
         """Of each row by the model with that share of the change; None: not rounded."""
-        for weight, start, delta in zip(self.weights, self.starts, self.deltas, strict=True):
-            moved = start + share * delta
+        for number, (weight, kept) in enumerate(zip(self.weights, self.starts, strict=True)):
+            start = kept.float()
+            moved = start + share * self.delta(number, start)
             weight.copy_(moved if rounding is None else rounding(moved).float())
         return [log_probabilities(self.model, row) for row in self.rows]
 
