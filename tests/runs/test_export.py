@@ -132,6 +132,39 @@ def test_weights_in_shards_are_the_same_weights(tiny_dir: Path, tmp_path: Path) 
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
 
 
+def test_a_model_in_fp32_is_written_in_bf16_without_losing_small_updates(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rounded to the nearest, a training at a small rate from a base model in bf16 would be mostly undone."""
+    plain = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.bfloat16)
+    plain.save_pretrained(tmp_path / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "base" / file).write_bytes((tiny_dir / file).read_bytes())
+    train(short(tmp_path / "base", tmp_path / "run", learning_rate=1e-6, warmup=0.0, weights="fp32", shard_size="60KB"))
+    assert command(monkeypatch, "export", "bf16", str(tmp_path / "run")) == 0
+    target = tmp_path / "run" / "model-bf16"
+    assert f"written: {target}" in capsys.readouterr().err.replace("\n", "")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype="auto")
+    model, loading = AutoModelForCausalLM.from_pretrained(target, dtype="auto", output_loading_info=True)
+    assert (whole.dtype, model.dtype, loading["missing_keys"]) == (torch.float32, torch.bfloat16, set())
+    nearest = random = all_of_it = 0.0
+    for name, start in plain.state_dict().items():
+        exact, found = whole.state_dict()[name], model.state_dict()[name]
+        change = exact - start.float()
+        nearest += float(((exact.bfloat16().float() - start.float()) * change).sum())
+        random += float(((found.float() - start.float()) * change).sum())
+        all_of_it += float(change.square().sum())
+    assert nearest / all_of_it < 0.3
+    assert random / all_of_it == pytest.approx(1, abs=0.3)
+    assert (target / "tokenizer.json").read_bytes() == (tmp_path / "run" / "model" / "tokenizer.json").read_bytes()
+
+    assert command(monkeypatch, "export", "bf16", str(tmp_path / "run")) == 2
+    assert "model-bf16 has something in it; give a new directory" in " ".join(capsys.readouterr().err.split())
+    assert command(monkeypatch, "export", "bf16", str(target), "--output", str(tmp_path / "again")) == 2
+    assert "are not in fp32, so there is nothing to round" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_study_uploads_nothing(tiny_dir: Path, tmp_path: Path) -> None:
     fields = short(tiny_dir, tmp_path, push_to_hub="me/mine").model_dump(exclude={"learning_rate", "output"})
     with pytest.raises(UserError, match="push_to_hub is for one run; leave it out"):

@@ -1,4 +1,4 @@
-"""A finished model elsewhere: `export hub`, `export gguf`."""
+"""A finished model elsewhere: `export hub`, `export bf16`, `export gguf`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from gentletune.cli.check import check_files
+from gentletune.cli.check import check_files, check_folder
 from gentletune.cli.common import app, say
 from gentletune.core.errors import UserError
-from gentletune.lm.export import GGUF_TYPES, check_repository, push_to_hub, to_gguf
+from gentletune.lm.export import GGUF_TYPES, check_repository, push_to_hub, to_bf16, to_gguf
 
-export_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Upload a model, or write it as GGUF.")
+export_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="Upload a model, or write it in bf16 or as GGUF."
+)
 app.add_typer(export_app, name="export")
 RunArgument = Annotated[Path, typer.Argument(help="Run directory or model directory.")]
 
@@ -32,6 +34,30 @@ def hub_command(
     model = _model(run)
     check_repository(repository)
     say(f"uploaded: {push_to_hub(model, repository, private=not public)}")
+
+
+@export_app.command("bf16")
+def bf16_command(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option(help="The directory to write; model-bf16 beside the model by default.")
+    ] = None,
+) -> None:
+    """Write a model that is held in fp32 in bf16, for serving, so that small updates are kept on average.
+
+    What serves a model in bf16 rounds each weight to the nearest, and most of what a small learning rate changed is
+    lost.
+
+    [bold]Example[/bold]
+
+      gentletune export bf16 runs/a
+    """
+    model = _model(run)
+    target = output or model.with_name("model-bf16")
+    check_folder(target)
+    if target.exists() and any(target.iterdir()):  # what is written whole would take its place
+        raise UserError(f"output {target} has something in it; give a new directory")
+    say(f"written: {to_bf16(model, target)}")
 
 
 @export_app.command("gguf")

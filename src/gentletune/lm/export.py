@@ -1,17 +1,21 @@
-"""A saved model elsewhere: on the model hub, and as GGUF by llama.cpp's own converter. Needs no torch to say no."""
+"""A saved model elsewhere: on the hub, in bf16, as GGUF by llama.cpp's own converter. Needs no torch to say no."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from gentletune.core.cache import whole_directory
 from gentletune.core.errors import RunFailedError, UserError, unknown
 from gentletune.core.paths import user_path
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import whole_file
-from gentletune.lm.model_files import quiet
+from gentletune.lm.model_files import INDEX, quiet
 
 GGUF_TYPES = ("q8_0", "f16", "bf16", "f32", "auto", "tq1_0", "tq2_0")  # what the converter writes by itself
 _CONVERTER = "convert_hf_to_gguf.py"
@@ -103,6 +107,45 @@ def to_gguf(model: Path, converter: str, target: Path, kind: str = "q8_0") -> Pa
         if not scratch.stat().st_size:
             raise RunFailedError(f"gguf: {script.name} wrote nothing")
     return target
+
+
+def to_bf16(model: Path, target: Path) -> Path:
+    """Write a model directory with its fp32 weights in bf16, rounded at random, whole or not at all; returns `target`.
+
+    The same model gives the same files. Weights that are not fp32, and every other file, are as they were.
+
+    Raises:
+        UserError: a directory without a whole model, or without fp32 weights.
+    """
+    files = sorted(model.glob("*.safetensors"))
+    if not (model / "config.json").is_file() or not files:
+        raise UserError(f"bf16: {model} holds no whole model; give a run directory, or one saved with save: merged")
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from gentletune.methods.rounding import rounded_at_random
+
+    chance, found, size = torch.Generator().manual_seed(0), False, 0
+    with whole_directory(target) as scratch:
+        shutil.copytree(model, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+        for file in files:
+            weights = load_file(file)
+            for name, value in weights.items():
+                if value.dtype == torch.float32:
+                    weights[name], found = rounded_at_random(value, torch.bfloat16, chance), True
+            save_file(weights, scratch / file.name, metadata={"format": "pt"})
+            size += sum(value.nbytes for value in weights.values())
+        if not found:
+            raise UserError(f"bf16: the weights in {model} are not in fp32, so there is nothing to round")
+        _set(scratch / "config.json", "dtype", "bfloat16")
+        if (index := scratch / INDEX).is_file():
+            _set(index, "metadata", {"total_size": size})
+    return target
+
+
+def _set(file: Path, key: str, value: Any) -> None:
+    content = json.loads(file.read_bytes())
+    file.write_text(json.dumps(content | {key: value}, indent=2) + "\n", encoding="utf-8")
 
 
 def _first_line(error: Exception) -> str:

@@ -85,7 +85,7 @@ class LostUpdates(TrainerCallback):
     """Says how the weights are held, and measures at each logging step what share of the updates bf16 loses.
 
     `take` gives the last measurement once, for the log. Where a step at a rate that counts loses more than 1 %, a line
-    on the terminal says so, once; and where most of what was kept never came to the weights.
+    on the terminal says so, once; and at the end where most of the update was still kept.
     """
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
