@@ -1,11 +1,12 @@
 """What rounding does to a merge into bf16 weights: to the nearest, or at random, beside weights that are not rounded.
 
-    python benchmarks/merge.py --run RUN [--run RUN ...] [--json PATH]
+    python benchmarks/merge.py --run RUN [--run RUN ...] [--rows N] [--json PATH]
 
 RUN is a finished run of `gentletune train` that kept its model, from a base model in bf16: LoRA with `save: adapter`,
 merged whole; all weights in fp32, put into bf16; or all weights in bf16, of which three averages with the base model
 are made. Of each, on its held-out answers: KL in bits per token from the weights that are not rounded to the base model
-and to both rounded ones, and the answers' bits per token. All compute in fp32, so that only the rounding differs.
+and to both rounded ones, and the answers' bits per token. All compute in fp32, so that only the rounding differs. What
+the JSON holds already is kept.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ def random(seed: int) -> Rounding:
 class Compared:
     """The base model of a run in fp32, whose weights can be moved by a share of what training changed, and rounded."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, rows: int | None) -> None:
         recipe = Recipe.parse(dict(load_records([run])[0].recipe))
         inputs = Inputs(recipe)
-        self.name, self.rate, self.rows = recipe.model, recipe.learning_rate, list(inputs.test.rows)
+        self.name, self.rate, self.rows = recipe.model, recipe.learning_rate, list(inputs.test.rows)[:rows]
         self.adapter = is_adapter(run / "model")
         self.model = load_model(inputs.base.directory, torch.bfloat16).float()
         if self.adapter:
@@ -98,9 +99,9 @@ def beside(exact: Answers, other: Answers) -> dict[str, float]:
 
 
 @torch.no_grad()
-def compared(run: Path) -> list[dict[str, Any]]:
+def compared(run: Path, count: int | None) -> list[dict[str, Any]]:
     """All sides of one run."""
-    one, rows = Compared(run), []
+    one, rows = Compared(run, count), []
     base = one.answers(0)
     for share in one.shares:
         exact = one.answers(share)
@@ -116,10 +117,12 @@ def compared(run: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, action="append", required=True)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rows", type=int, help="held-out rows at most")
+    parser.add_argument("--json", type=Path, default=Path("merge.json"))
     options = parser.parse_args()
-    rows = [row for run in options.run for row in compared(run)]
-    if options.json:
+    rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    for run in options.run:
+        rows += compared(run, options.rows)
         write_json(options.json, {**machine(), "rows": rows})
 
 
