@@ -75,11 +75,10 @@ def run(base: Loaded, kind: str, rate: float, seed: int, steps: int, before: flo
         lost.append(watch.lost(optimizer.state))
         optimizer.zero_grad()
     moved = kept = 0.0
-    chance = torch.Generator().manual_seed(seed)
     for parameter, first in zip(trained, start, strict=True):
         waiting = optimizer.state[parameter].get("kahan_comp")
         if kind == "added" and waiting is not None:
-            put(parameter, parameter.detach().float() + waiting.float(), chance)
+            put(parameter, parameter.detach().float() + waiting.float())
             waiting = None
         change = parameter.detach().double() - first.double()
         moved += float(change.square().sum())

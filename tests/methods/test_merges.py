@@ -161,6 +161,36 @@ def test_an_average_in_bf16_keeps_its_share_of_updates_of_a_single_step(tiny_dir
         assert kept / sum(float(change.square().sum()) for change in whole.values()) == pytest.approx(alpha, abs=0.1)
 
 
+def test_what_training_left_alone_stays_where_the_base_is_rounded_itself(tiny_dir: Path, tmp_path: Path) -> None:
+    """The base model of the run is the published one in bf16, and no merge moves a weight that is still the base's."""
+    how = {"weights": "bf16", "evaluate": False, "probe_every": 0}
+    base = {name: value.bfloat16() for name, value in saved_weights(tiny_dir).items()}
+    train(tiny_recipe(tiny_dir, tmp_path / "none", method="wise_ft(alpha=0)", **how))
+    found = saved_weights(tmp_path / "none" / "model")
+    assert all(torch.equal(found[name], value) for name, value in base.items())
+    train(tiny_recipe(tiny_dir, tmp_path / "sft", **how))
+    for method in ("wise_ft(alpha=0.5)", "dare(p=0.5)", "ties(density=0.2)"):
+        train(tiny_recipe(tiny_dir, tmp_path / method, method=method, **how))
+        sft, found = saved_weights(tmp_path / "sft" / "model"), saved_weights(tmp_path / method / "model")
+        for name, value in base.items():
+            alone = sft[name] == value
+            assert torch.equal(found[name][alone], value[alone]), (method, name)
+
+
+def test_an_average_after_an_average_is_drawn_anew(tiny_dir: Path, tmp_path: Path) -> None:
+    """Were both rounded by the same draws, a weight that the first moved up would be moved up by the second, too."""
+    how = {"weights": "bf16", "max_steps": 3, "learning_rate": 2e-6, "evaluate": False, "probe_every": 0}
+    train(tiny_recipe(tiny_dir, tmp_path / "ema", method="ema(decay=0.5)", **how))
+    train(tiny_recipe(tiny_dir, tmp_path / "both", method="ema(decay=0.5)+wise_ft(alpha=0.25)", **how))
+    base = saved_weights(tiny_dir)
+    kept = whole = 0.0
+    for name, value in saved_weights(tmp_path / "ema" / "model").items():
+        change = value.float() - base[name].bfloat16().float()
+        found = saved_weights(tmp_path / "both" / "model")[name].float() - base[name].bfloat16().float()
+        kept, whole = kept + float((found * change).sum()), whole + float(change.square().sum())
+    assert kept / whole == pytest.approx(0.25, abs=0.1)
+
+
 def test_a_budget_is_measured_on_the_weights_that_are_saved(tiny_dir: Path, tmp_path: Path) -> None:
     """bf16 weights are rounded before they are measured: the files give the same KL again."""
     method = "wise_ft(alpha=auto, budget=0.02)"

@@ -52,8 +52,9 @@ def fitted(tokenizer: Any, run: Path, watch: Watch, method: str = "sft", **chang
         of: dict[str, Any] = {"task": "clinic", "side": "domain", "metric": "accuracy", "stderr": None, "n": 4}
         return [Score(value=NLL[watch.step], higher_is_better=True, **of)]
 
+    model = make_model(len(tokenizer)).to(torch.bfloat16 if recipe.weights == "bf16" else torch.float32)
     return fit(
-        recipe, parse_method(method), make_model(len(tokenizer)), tokenizer, rows, run, callbacks=[watch],
+        recipe, parse_method(method), model, tokenizer, rows, run, callbacks=[watch],
         probe=lambda _model: {"domain_nll": NLL[watch.step]}, evaluate=score if recipe.evaluate_every else None,
     )  # fmt: skip
 
@@ -75,6 +76,19 @@ def test_the_best_weights_come_out(early: str, best: int, steps: int, tokenizer:
     assert found.figures["steps"] == steps
     assert found.figures["stopped_early"] == (steps < 14)
     assert_same(found.model, watch.weights[best])
+
+
+def test_what_bf16_weights_could_not_take_in_is_added_to_the_last_step_alone(tokenizer: Any, tmp_path: Path) -> None:
+    """What Kahan summation keeps belongs to the weights of the last step; an earlier best step's are left alone."""
+    how: dict[str, Any] = {"weights": "bf16", "lr": 1e-5}
+    watch = Watch()
+    early = fitted(tokenizer, tmp_path / "early", watch, early_stop="domain_nll(patience=2)", **how)
+    assert (early.figures["best_step"], early.figures["steps"]) == (8, 12)
+    assert_same(early.model, watch.weights[8])
+    assert "waiting_norm" not in early.figures
+    last = fitted(tokenizer, tmp_path / "last", watch, early_stop="domain_nll(patience=3)", **how)
+    assert last.figures["waiting_norm"] > 0
+    assert any(not torch.equal(value, watch.weights[14][name]) for name, value in last.model.named_parameters())
 
 
 def test_a_score_of_which_more_is_better(tokenizer: Any, tmp_path: Path) -> None:

@@ -157,6 +157,29 @@ def test_it_is_added_after_a_kill_at_the_last_checkpoint_too(tokenizer: Any, tmp
     assert all(torch.equal(weights[name], value) for name, value in whole.model.named_parameters())
 
 
+def test_an_average_of_bf16_weights_keeps_what_is_smaller_than_a_step(tokenizer: Any, tmp_path: Path) -> None:
+    """The average of training's fp32 states is between two bf16 numbers mostly; what is saved has its mean."""
+
+    class Keep(TrainerCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.values = {name: value.clone() for name, value in self.trainer.average.values.items()}
+
+    recipe = Recipe.parse(
+        fields("adamw_torch", lr=1e-4, method="ema(decay=0.9)") | {"precision": "auto", "weights": "bf16"}
+    )
+    rows, keep = encode_rows(load_data(recipe).train, tokenizer, max_length=512).rows, Keep()
+    keep.trainer = None
+    done = fit(recipe, parse_method(recipe.method), bf16_model(tokenizer), tokenizer, rows, tmp_path, callbacks=[keep])
+    between = off = 0.0
+    for name, value in done.model.named_parameters():
+        missing = keep.values[name] - keep.values[name].bfloat16().float()
+        between += float(missing.abs().sum())
+        off += float((value.detach().float() - keep.values[name])[missing != 0].sum())
+    assert between > 0
+    assert abs(off) < 0.1 * between
+    assert "waiting_norm" not in done.figures
+
+
 def fit_fp32(tokenizer: Any, run: Path, **keys: Any) -> float:
     """‖θ-θ⁰‖ of the same training from the same weights, held in fp32."""
     recipe = Recipe.parse(fields("adamw_torch", **keys))

@@ -351,12 +351,12 @@ def merge_weights(
     """
     import torch
 
-    squares, parameters, chance = 0.0, dict(model.named_parameters()), torch.Generator().manual_seed(0)
+    squares, parameters = 0.0, dict(model.named_parameters())
     for name, place in places(parameters).items():
         parameter = parameters[name]
         whole = torch.promote_types(parameter.dtype, torch.float32)
-        start = base[name].to(parameter.device, whole)
+        start = base[name].to(parameter.device, parameter.dtype).to(whole)  # as the base model is held
         after = (parameter.detach() if tuned is None else tuned[name]).to(parameter.device, whole)
-        put(parameter, merge(place, start, after), chance)
+        put(parameter, merge(place, start, after))
         squares += float(squared_norm(parameter.detach() - start))
     return math.sqrt(squares)

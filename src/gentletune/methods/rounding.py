@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING
 
@@ -10,27 +11,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALL = 2  # bytes of a weight that takes steps of 1/256 of itself (bf16) or 1/2048 (fp16), at most
+_BLOCK = 2**24  # entries rounded at a time
+_SAMPLE = 4096  # entries that the draws are seeded by
 
 
-def put(parameter: Tensor, values: Tensor, chance: torch.Generator) -> None:
+def put(parameter: Tensor, values: Tensor) -> None:
     """Copy fp32 values into a parameter, in place; into one of 2 bytes rounded at random.
 
     A bf16 weight takes steps of about 1/256 of itself. Rounded to the nearest, changes smaller than half a step are all
     lost, and what is lost points the same way everywhere; rounded at random they are kept on average. Values that the
-    dtype has stay as they are.
+    dtype has stay as they are. The draws are seeded by the values: the same values come out the same, and what is
+    rounded again after another change is drawn anew.
     """
-    import torch
-    from torch.distributed.tensor import DTensor
-
-    own, new = (each.to_local() if isinstance(each, DTensor) else each.detach() for each in (parameter, values))
-    with torch.no_grad():
-        own.copy_(rounded_at_random(new, own.dtype, chance) if own.itemsize == SMALL else new)
+    own, new = parameter.detach(), values.detach()
+    if own.itemsize != SMALL or not own.is_contiguous():
+        own.copy_(rounded_at_random(new, own.dtype, _draws(new)) if own.itemsize == SMALL else new)
+        return
+    chance = _draws(new)
+    for mine, block in zip(own.view(-1).split(_BLOCK), new.reshape(-1).split(_BLOCK), strict=True):
+        mine.copy_(rounded_at_random(block, own.dtype, chance))
 
 
 def rounded_at_random(values: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tensor:
     """fp32 values in a float dtype of 2 bytes, each one of its two neighbours there, the nearer one the likelier.
 
-    The mean over draws is the value. `chance` is a generator of the host, so that every device draws the same.
+    The mean over draws is the value, but for fp16 below its normal range. `chance` is a generator of the host, so that
+    every device draws the same.
 
     >>> import torch
     >>> drawn = rounded_at_random(torch.full((10_000,), 1.001), torch.bfloat16, torch.Generator().manual_seed(0))
@@ -41,4 +47,14 @@ def rounded_at_random(values: Tensor, dtype: torch.dtype, chance: torch.Generato
 
     cut = 23 + round(math.log2(torch.finfo(dtype).eps))  # bits of a fp32 mantissa that the dtype lacks
     more = torch.randint(1 << cut, values.shape, generator=chance, dtype=torch.int32).to(values.device)
-    return more.add_(values.view(torch.int32)).bitwise_and_(-(1 << cut)).view(torch.float32).to(dtype)
+    found = more.add_(values.view(torch.int32)).bitwise_and_(-(1 << cut)).view(torch.float32)
+    return torch.where(values.isfinite(), found, values).to(dtype)  # the sum can turn a NaN into a number
+
+
+def _draws(values: Tensor) -> torch.Generator:
+    import torch
+
+    flat = values.reshape(-1)
+    sample = flat[:: max(1, flat.numel() // _SAMPLE)].cpu().contiguous()
+    digest = hashlib.sha256(sample.numpy().tobytes()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -7,7 +7,7 @@ half of that rounds to nothing, every time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,24 +135,23 @@ class LostUpdates(TrainerCallback):
         small = any(p.requires_grad and p.dtype == torch.bfloat16 for p in model.parameters())
         return small and named(self.recipe.optimizer).bf16 == "kahan"
 
-    def arrive(self, optimizer: Any, moved: Callable[[], float]) -> dict[str, float]:
+    def arrive(self, trainer: Any) -> dict[str, float]:
         """Put what Kahan summation still keeps into the weights, rounded at random; `waiting_norm`, the length of it.
 
-        Where the weights `moved` less than that while training, by their ‖θ-θ⁰‖, a line says so.
+        Where the weights moved less than that while training, by their ‖θ-θ⁰‖, a line says so.
         """
-        states = {} if optimizer is None else optimizer.state
+        states = {} if trainer.optimizer is None else trainer.optimizer.state
         kept = {p: found for p, each in states.items() if isinstance(found := each.get("kahan_comp"), Tensor)}
         if not kept:
             return {}
         norm = math.sqrt(sum(float(squared_norm(found)) for found in kept.values()))
-        if norm > (before := moved()) and self._first:
+        if norm > (before := trainer.update_norm()) and trainer.is_world_process_zero():
             self._say(
                 f"most updates were too small for bf16 weights while training, which moved them by {before:.2g}; "
                 f"the rest, {norm:.2g}, is added now, so gradients never saw it; weights: fp32 takes each in at once"
             )
-        chance = torch.Generator().manual_seed(0)
         for parameter, found in kept.items():
-            put(parameter, parameter.detach().float() + found.float(), chance)
+            put(parameter, parameter.detach().float().add_(found))
         return {"waiting_norm": norm}
 
     def _say(self, text: str) -> None:

@@ -333,7 +333,7 @@ def fit(
             if average is not None:
                 average.give(trainer.model)
             elif stop is None or stop.has_last:
-                late = lost.arrive(trainer.optimizer, trainer.update_norm)
+                late = lost.arrive(trainer)
             figures = figures_of(trainer, run / METRICS_FILE) | late
             figures |= (stop.figures() if stop else {}) | (rate.figures() if rate else {})
             if (used := optimizer_rate(recipe, method)) != recipe.learning_rate:
@@ -378,7 +378,8 @@ def _finished(trainer: GentleTrainer, checkpoint: Path, stop: StopEarly | None) 
         return False
     trainer.state = state
     trainer._load_from_checkpoint(str(checkpoint))
-    if trainer.lost_updates is not None and trainer.lost_updates.keeps(trainer.model):
+    last = trainer.average is None and (stop is None or stop.has_last)
+    if last and trainer.lost_updates is not None and trainer.lost_updates.keeps(trainer.model):
         trainer.create_optimizer_and_scheduler(state.max_steps)
         trainer._load_optimizer_and_scheduler(str(checkpoint))
     return True

@@ -18,7 +18,6 @@ from gentletune.methods.registry import check_number, check_whole, register
 from gentletune.methods.rounding import SMALL, put
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 RATE_SCALE = 10.0  # adapters are usually trained at about ten times the rate of whole weights
@@ -257,22 +256,26 @@ def adapter_delta(module: Any) -> Tensor:
 def merged(model: Any) -> Any:
     """The plain model under a PEFT model, what the adapter changes added to its weights, in place, a layer at a time.
 
-    Weights of 2 bytes are rounded at random (`methods.rounding`), by the same draws each time.
+    Linear layers of 2 bytes are rounded at random (`methods.rounding`); what else a user's own adapter may change, such
+    as an embedding, is added as PEFT does it.
     """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
-    chance = torch.Generator().manual_seed(0)
     for layer in adapted_layers(model):
-        if layer.get_base_layer().weight.itemsize == SMALL:
-            layer.merge = partial(_merge_at_random, layer, chance)  # PEFT calls it, a layer at a time
+        plain = layer.get_base_layer()
+        linear = isinstance(plain, (torch.nn.Linear, Conv1D)) and not hasattr(layer, "parameter_name")
+        if linear and plain.weight.itemsize == SMALL:
+            layer.merge = partial(_merge_at_random, layer)  # PEFT calls it, a layer at a time
     with torch.no_grad():
         return model.merge_and_unload()
 
 
-def _merge_at_random(layer: Any, chance: torch.Generator, *args: Any, **kwargs: Any) -> None:
-    whole = layer.get_base_layer().weight.float() + adapter_delta(layer).float()
-    type(layer).merge(layer, *args, **kwargs)  # what else it changes, such as a bias
-    put(layer.get_base_layer().weight, whole, chance)
+def _merge_at_random(layer: Any, *args: Any, **kwargs: Any) -> None:
+    del layer.merge  # it holds the layer, which would then outlive the model
+    whole = adapter_delta(layer).float() + layer.get_base_layer().weight
+    layer.merge(*args, **kwargs)  # what else it changes, such as a bias
+    put(layer.get_base_layer().weight, whole)
 
 
 def in_full(layer: nn.Module) -> Any:

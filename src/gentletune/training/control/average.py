@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -45,9 +44,8 @@ class Average(TrainerCallback):
 
     def give(self, model: Any) -> None:
         """Put the average in the place of the trained weights, rounded to what they are held in."""
-        chance = torch.Generator().manual_seed(0)
         for name, value in _trained(model).items():
-            put(value, self.values[name], chance)
+            put(value, self.values[name])
 
 
 def _trained(model: Any) -> dict[str, Tensor]:

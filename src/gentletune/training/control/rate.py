@@ -76,10 +76,13 @@ class RateControl(ProbeCallback, ExportableState):
         else:
             self.ceiling = max(LEAST, self.rate * max(SHRINK, change))
             logs["update_kept"] = share = math.sqrt(change)
-            chance = torch.Generator().manual_seed(state.global_step)
             for name, value in self.trainer.model.named_parameters():
                 if value.requires_grad:
-                    put(value, interpolated(self.start[name], value.detach().float(), share), chance)
+                    whole = torch.promote_types(value.dtype, torch.float32)
+                    start = self.start[name].to(value.device, value.dtype).to(whole)
+                    put(value, interpolated(start, value.detach().to(whole), share))
+                    if (kept := self.trainer.optimizer.state.get(value, {}).get("kahan_comp")) is not None:
+                        kept.mul_(share)  # of the update, too, and added at the end
         due = control.should_log
         self.trainer.log({"rate_ceiling": self.ceiling, **logs})
         control.should_log = due
