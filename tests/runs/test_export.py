@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,16 @@ def test_a_model_in_fp32_is_written_in_bf16_without_losing_small_updates(
     plain.save_pretrained(tmp_path / "base")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "base" / file).write_bytes((tiny_dir / file).read_bytes())
-    train(short(tmp_path / "base", tmp_path / "run", learning_rate=1e-6, warmup=0.0, weights="fp32", shard_size="60KB"))
+    record = train(
+        short(tmp_path / "base", tmp_path / "run", learning_rate=1e-6, warmup=0.0, weights="fp32", shard_size="60KB")
+    )
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        rf"loaded in bf16, it would lose \d+% of its updates; gentletune export bf16 {tmp_path}/run keeps", told
+    )
+    assert (
+        "lost_in_bf16" not in train(short(tiny_dir, tmp_path / "whole", weights="fp32")).training
+    )  # published in fp32
     assert command(monkeypatch, "export", "bf16", str(tmp_path / "run")) == 0
     target = tmp_path / "run" / "model-bf16"
     assert f"written: {target}" in capsys.readouterr().err.replace("\n", "")
@@ -155,6 +165,7 @@ def test_a_model_in_fp32_is_written_in_bf16_without_losing_small_updates(
         random += float(((found.float() - start.float()) * change).sum())
         all_of_it += float(change.square().sum())
     assert nearest / all_of_it < 0.3
+    assert record.training["lost_in_bf16"] == pytest.approx(1 - nearest / all_of_it, abs=1e-3)
     assert random / all_of_it == pytest.approx(1, abs=0.3)
     assert (target / "tokenizer.json").read_bytes() == (tmp_path / "run" / "model" / "tokenizer.json").read_bytes()
 

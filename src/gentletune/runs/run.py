@@ -49,13 +49,15 @@ from gentletune.runs.launch import launch
 from gentletune.runs.micro_batch import halved, settled
 from gentletune.runs.plan import check_weights_fit, first_lines, shared_out
 from gentletune.runs.ranks import all_ranks, all_ready, looked_at_by_all, ranks
-from gentletune.runs.saved import SourceFailedError, card_text, reused, save
+from gentletune.runs.saved import SourceFailedError, card_text, lost_in_bf16, reused, save
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.attention import check_speed
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.sharding import called_in_parts, to_share
 from gentletune.training.trainer import last_checkpoint
+
+LOST = 0.1  # of the update, in bf16: more is told
 
 
 def train(
@@ -264,6 +266,12 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
             figures |= merge_within(inputs, tuned, run / "tuned")
     if not all(map(math.isfinite, figures.values())):
         raise TrainingDivergedError("the weights are not finite after the last step")
+    share = None if tuned is None or recipe.save == "adapter" else lost_in_bf16(tuned, inputs.base.directory)
+    if share is not None:
+        figures["lost_in_bf16"] = share
+        if share > LOST:
+            mend = f"gentletune export bf16 {run} keeps them"
+            print(f"gentletune: loaded in bf16, it would lose {share:.0%} of its updates; {mend}", file=sys.stderr)
     write_json_atomic(run / FIGURES_FILE, figures)
     save(tuned, inputs, target, inputs.method.label, adapter if recipe.save == "adapter" else None)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gentletune.core.cache import whole_directory
 from gentletune.core.errors import UserError
 from gentletune.core.provenance import model_card
 from gentletune.core.records import Score, read_record
 from gentletune.data.chat import end_tokens
 from gentletune.data.templates import save_tokenizer
+from gentletune.lm.base_weights import FileWeights
 from gentletune.lm.kinds import copy_processor
 from gentletune.lm.loaded import stop_at
 from gentletune.lm.model_files import quiet
@@ -54,6 +57,24 @@ def save(model: Any, inputs: Inputs, target: Path, method: str, adapter: Path | 
         save_tokenizer(inputs.base.tokenizer, scratch)
         copy_processor(inputs.base.directory, scratch)
         (scratch / "README.md").write_text(card_text(inputs, method), encoding="utf-8")
+
+
+@torch.no_grad()
+def lost_in_bf16(model: Any, base: Path) -> float | None:
+    """The share of the update of a model held in fp32 that is lost where it is loaded in bf16, as servers do.
+
+    1 - <θ-θ⁰, bf16(θ)-θ⁰> / ‖θ-θ⁰‖², over the weights that `base` published in bf16; None where there are none or
+    nothing moved.
+    """
+    published, kept, whole = FileWeights(base), 0.0, 0.0
+    for name, value in model.named_parameters():
+        start = published.get(name)
+        if value.dtype == torch.float32 and start is not None and start.dtype == torch.bfloat16:
+            start = start.to(value.device).float()
+            delta = value - start
+            kept += float((delta * (value.bfloat16().float() - start)).sum(dtype=torch.float64))
+            whole += float(delta.square().sum(dtype=torch.float64))
+    return 1 - kept / whole if whole else None
 
 
 def card_text(inputs: Inputs, method: str, scores: Sequence[Score] = (), base: Sequence[Score] = ()) -> str:
