@@ -158,7 +158,7 @@ def test_the_back_ends(subject: Loaded, monkeypatch: pytest.MonkeyPatch) -> None
     made = make_lm("vllm", subject.model, subject.tokenizer, subject.directory, **where)
     assert made.name == "vllm"
     assert made.pretrained == str(subject.directory)
-    assert made.max_model_len == 512
+    assert (made.max_model_len, made.dtype) == (512, "float32")  # what the model is held in
     assert made.hf_chat_template == subject.tokenizer.chat_template
 
 

@@ -200,6 +200,7 @@ def make_lm(
         raise UserError("backend: vllm is not installed; pip install vllm, or use backend: gentletune")
     if is_adapter(directory):
         raise UserError(f"backend: vllm needs whole weights, and {directory} holds an adapter; use backend: gentletune")
-    made = get_model("vllm")(pretrained=str(directory), max_model_len=max_length, batch_size="auto")
+    dtype = str(model.dtype).removeprefix("torch.")  # by itself it takes fp32 weights down to fp16
+    made = get_model("vllm")(pretrained=str(directory), dtype=dtype, max_model_len=max_length, batch_size="auto")
     made.hf_chat_template = tokenizer.chat_template  # the recipe's, with its date, whatever lies in the directory
     return made
