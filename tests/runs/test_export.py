@@ -51,7 +51,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
 
 
 def short(tiny_dir: Path, run: Path, **changes: Any) -> Recipe:
-    return tiny_recipe(tiny_dir, run, evaluate=False, probe_every=0, max_steps=1, **changes)
+    return tiny_recipe(tiny_dir, run, evaluate=False, probe_every=0, max_steps=1, warmup=0.0, **changes)
 
 
 def test_a_run_is_uploaded_once_and_private(
@@ -141,9 +141,7 @@ def test_a_model_in_fp32_is_written_in_bf16_without_losing_small_updates(
     plain.save_pretrained(tmp_path / "base")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "base" / file).write_bytes((tiny_dir / file).read_bytes())
-    record = train(
-        short(tmp_path / "base", tmp_path / "run", learning_rate=1e-6, warmup=0.0, weights="fp32", shard_size="60KB")
-    )
+    record = train(short(tmp_path / "base", tmp_path / "run", learning_rate=1e-6, weights="fp32", shard_size="60KB"))
     told = " ".join(capsys.readouterr().err.split())
     assert re.search(
         rf"loaded in bf16, it would lose \d+% of its updates; gentletune export bf16 {tmp_path}/run keeps", told
@@ -171,6 +169,13 @@ def test_a_model_in_fp32_is_written_in_bf16_without_losing_small_updates(
 
     assert command(monkeypatch, "export", "bf16", str(tmp_path / "run")) == 2
     assert "model-bf16 has something in it; give a new directory" in " ".join(capsys.readouterr().err.split())
+    train(short(tmp_path / "base", tmp_path / "lora", method="lora(r=2)", weights="fp32", save="adapter"))
+    assert command(monkeypatch, "export", "bf16", str(tmp_path / "lora")) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "lora" / "model-bf16", dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    assert any(not torch.equal(value, plain.state_dict()[name]) for name, value in merged.state_dict().items())
+    assert (tmp_path / "lora" / "model-bf16" / "tokenizer.json").is_file()
+    capsys.readouterr()
     assert command(monkeypatch, "export", "bf16", str(target), "--output", str(tmp_path / "again")) == 2
     assert "are not in fp32, so there is nothing to round" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "again").exists()

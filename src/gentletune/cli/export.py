@@ -43,14 +43,16 @@ def bf16_command(
         Path | None, typer.Option(help="The directory to write; model-bf16 beside the model by default.")
     ] = None,
 ) -> None:
-    """Write a model that is held in fp32 in bf16, for serving, so that small updates are kept on average.
+    """Write a model held in fp32, or an adapter with its base model, in bf16, so that small updates are not lost.
 
-    What serves a model in bf16 rounds each weight to the nearest, and most of what a small learning rate changed is
-    lost.
+    What loads such a model in bf16, or merges the adapter into bf16 weights, rounds each weight to the nearest, and
+    most of what a small learning rate changed is gone.
 
     [bold]Example[/bold]
 
       gentletune export bf16 runs/a
+
+      gentletune export bf16 my-peft-adapter --output merged
     """
     model = _model(run)
     target = output or model.with_name("model-bf16")

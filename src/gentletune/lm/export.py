@@ -15,7 +15,7 @@ from gentletune.core.errors import RunFailedError, UserError, unknown
 from gentletune.core.paths import user_path
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import whole_file
-from gentletune.lm.model_files import INDEX, quiet
+from gentletune.lm.model_files import INDEX, is_adapter, quiet
 
 GGUF_TYPES = ("q8_0", "f16", "bf16", "f32", "auto", "tq1_0", "tq2_0")  # what the converter writes by itself
 _CONVERTER = "convert_hf_to_gguf.py"
@@ -110,37 +110,55 @@ def to_gguf(model: Path, converter: str, target: Path, kind: str = "q8_0") -> Pa
 
 
 def to_bf16(model: Path, target: Path) -> Path:
-    """Write a model directory with its fp32 weights in bf16, rounded at random, whole or not at all; returns `target`.
+    """Write a model directory in bf16, rounded at random, whole or not at all; returns `target`.
 
-    The same model gives the same files. Weights that are not fp32, and every other file, are as they were.
+    fp32 weights are rounded; an adapter's directory gives its base model in bf16 with the adapter merged. The same
+    model gives the same files, and what is no weight is as it was.
 
     Raises:
-        UserError: a directory without a whole model, or without fp32 weights.
+        UserError: a directory without a model, weights that are not in fp32, an adapter that cannot be merged.
     """
+    with whole_directory(target) as scratch:
+        if is_adapter(model):
+            _merge_in_bf16(model, scratch)
+        else:
+            _round_to_bf16(model, scratch)
+    return target
+
+
+def _merge_in_bf16(adapter: Path, target: Path) -> None:
+    import torch
+
+    from gentletune.lm.loaded import load_model, load_tokenizer
+
+    with quiet():
+        load_model(adapter, torch.bfloat16, place=torch.device("cpu")).save_pretrained(target)
+        load_tokenizer(adapter).save_pretrained(target)
+
+
+def _round_to_bf16(model: Path, target: Path) -> None:
     files = sorted(model.glob("*.safetensors"))
     if not (model / "config.json").is_file() or not files:
-        raise UserError(f"bf16: {model} holds no whole model; give a run directory, or one saved with save: merged")
+        raise UserError(f"bf16: {model} holds no weights; give a run directory, or the directory of a model")
     import torch
     from safetensors.torch import load_file, save_file
 
-    from gentletune.methods.rounding import rounded_at_random
+    from gentletune.methods.rounding import rounded
 
-    chance, found, size = torch.Generator().manual_seed(0), False, 0
-    with whole_directory(target) as scratch:
-        shutil.copytree(model, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
-        for file in files:
-            weights = load_file(file)
-            for name, value in weights.items():
-                if value.dtype == torch.float32:
-                    weights[name], found = rounded_at_random(value, torch.bfloat16, chance), True
-            save_file(weights, scratch / file.name, metadata={"format": "pt"})
-            size += sum(value.nbytes for value in weights.values())
-        if not found:
-            raise UserError(f"bf16: the weights in {model} are not in fp32, so there is nothing to round")
-        _set(scratch / "config.json", "dtype", "bfloat16")
-        if (index := scratch / INDEX).is_file():
-            _set(index, "metadata", {"total_size": size})
-    return target
+    shutil.copytree(model, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    found, size = False, 0
+    for file in files:
+        weights = load_file(file)
+        for name, value in weights.items():
+            if value.dtype == torch.float32:
+                weights[name], found = rounded(value, torch.bfloat16), True
+        save_file(weights, target / file.name, metadata={"format": "pt"})
+        size += sum(value.nbytes for value in weights.values())
+    if not found:
+        raise UserError(f"bf16: the weights in {model} are not in fp32, so there is nothing to round")
+    _set(target / "config.json", "dtype", "bfloat16")
+    if (index := target / INDEX).is_file():
+        _set(index, "metadata", {"total_size": size})
 
 
 def _set(file: Path, key: str, value: Any) -> None:

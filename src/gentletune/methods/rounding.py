@@ -24,12 +24,21 @@ def put(parameter: Tensor, values: Tensor) -> None:
     rounded again after another change is drawn anew.
     """
     own, new = parameter.detach(), values.detach()
-    if own.itemsize != SMALL or not own.is_contiguous():
-        own.copy_(rounded_at_random(new, own.dtype, _draws(new)) if own.itemsize == SMALL else new)
-        return
-    chance = _draws(new)
-    for mine, block in zip(own.view(-1).split(_BLOCK), new.reshape(-1).split(_BLOCK), strict=True):
-        mine.copy_(rounded_at_random(block, own.dtype, chance))
+    own.copy_(rounded(new, own.dtype) if own.itemsize == SMALL else new)
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 values in a float dtype of 2 bytes, rounded at random by draws that the values themselves seed."""
+    import torch
+
+    flat, found, chance = (
+        values.reshape(-1),
+        torch.empty(values.shape, dtype=dtype, device=values.device),
+        _draws(values),
+    )
+    for mine, block in zip(found.view(-1).split(_BLOCK), flat.split(_BLOCK), strict=True):
+        mine.copy_(rounded_at_random(block, dtype, chance))
+    return found
 
 
 def rounded_at_random(values: Tensor, dtype: torch.dtype, chance: torch.Generator) -> Tensor:
