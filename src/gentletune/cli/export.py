@@ -45,8 +45,8 @@ def bf16_command(
 ) -> None:
     """Write a model held in fp32, or an adapter with its base model, in bf16, so that small updates are not lost.
 
-    What loads such a model in bf16, or merges the adapter into bf16 weights, rounds each weight to the nearest, and
-    most of what a small learning rate changed is gone.
+    What loads such a model in bf16, or merges the adapter into bf16 weights, rounds each weight to the nearest. Where
+    the base model was published in bf16, most of what a small learning rate changed is then gone.
 
     [bold]Example[/bold]
 

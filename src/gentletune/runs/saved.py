@@ -41,6 +41,7 @@ def reused(inputs: Inputs, source: Path) -> tuple[Any, dict[str, float]]:
     if not holds_model(tuned):
         raise UserError(f"{source} holds no tuned model yet; let it complete first")
     figures = before_merge(read_json(source / FIGURES_FILE))
+    figures.pop("lost_in_bf16", None)  # of its own merge
     if "tuned_norm" in figures:
         figures["update_norm"] = figures.pop("tuned_norm")
     return inputs.base.with_model(directory=tuned).model, figures
