@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from gentletune.core.errors import UserError
 from gentletune.lm.adapters import add_adapter, save_adapter
@@ -23,13 +25,8 @@ SMALL = {
     "miss": 4, "oft": 8, "osf": 4, "randlora": 4, "shira": 2, "vera": 4,
 }  # fmt: skip
 METHODS = [*(f"peft(kind={kind}, r={SMALL[kind]})" for kind in KINDS), "oplora(k=3, r=2)"]
-SIZES = {
-    "hira": 2e-3,
-    "hra": 5e-4,
-    "vera": 2e-4,
-    "loha": 4e-5,
-    "oplora": 2e-6,
-}  # of what moves weights by a tenth of a step or so; else 1e-5
+# Of what moves weights by a tenth of a bf16 step or so; else 1e-5.
+SIZES = {"hira": 2e-3, "hra": 5e-4, "vera": 2e-4, "loha": 4e-5, "oft": 5e-5, "oplora": 2e-6}
 IDS = torch.arange(1, 41).view(2, 20)
 
 
@@ -154,6 +151,31 @@ def test_an_adapter_of_ones_own_merges_into_bf16(how: dict[str, Any], base: Llam
         assert type(found) is LlamaForCausalLM
         assert not torch.allclose(base.bfloat16()(IDS).logits.float(), expected, atol=0.01)
         torch.testing.assert_close(found(IDS).logits.float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_one_side_of_a_tied_matrix_is_refused(target: str, tmp_path: Path) -> None:
+    tied = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                        num_attention_heads=2, tie_word_embeddings=True))  # fmt: skip
+    wrapped = get_peft_model(copy.deepcopy(tied), LoraConfig(r=2, target_modules=[target], task_type="CAUSAL_LM"))
+    save_adapter(wrapped, tmp_path)
+    with pytest.raises(UserError, match="the embedding or the head alone, which are one matrix in this model"):
+        add_adapter(tied, tmp_path)
+
+
+def test_a_merged_model_takes_its_adapter_with_it(base: LlamaForCausalLM) -> None:
+    """Nothing of the wrapper holds on to the layers, so they go without the cyclic garbage collector."""
+    wrapped = moved("lora(r=2)", base.bfloat16())
+    layers = [weakref.ref(layer) for layer in adapted_layers(wrapped)]
+    gc.collect()
+    gc.disable()
+    try:
+        model = merged(wrapped)
+        del wrapped
+        assert type(model) is LlamaForCausalLM
+        assert [layer for layer in layers if layer() is not None] == []
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from gentletune import Recipe, UserError, sweep, train
 from gentletune.core.records import read_record
+from gentletune.lm.loaded import load_model
 from tests.cli.test_cli import run as command
 from tests.helpers import tiny_recipe
 
@@ -144,7 +145,7 @@ def test_a_model_in_fp32_is_written_in_bf16_without_losing_small_updates(
     record = train(short(tmp_path / "base", tmp_path / "run", learning_rate=1e-6, weights="fp32", shard_size="60KB"))
     told = " ".join(capsys.readouterr().err.split())
     assert re.search(
-        rf"loaded in bf16, it would lose \d+% of its updates; gentletune export bf16 {tmp_path}/run keeps", told
+        rf"loaded in bf16, this model loses \d+% of its updates; gentletune export bf16 {tmp_path}/run keeps", told
     )
     assert (
         "lost_in_bf16" not in train(short(tiny_dir, tmp_path / "whole", weights="fp32")).training
@@ -169,16 +170,60 @@ def test_a_model_in_fp32_is_written_in_bf16_without_losing_small_updates(
 
     assert command(monkeypatch, "export", "bf16", str(tmp_path / "run")) == 2
     assert "model-bf16 has something in it; give a new directory" in " ".join(capsys.readouterr().err.split())
-    train(short(tmp_path / "base", tmp_path / "lora", method="lora(r=2)", weights="fp32", save="adapter"))
-    assert command(monkeypatch, "export", "bf16", str(tmp_path / "lora")) == 0
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "lora" / "model-bf16", dtype="auto")
-    assert merged.dtype == torch.bfloat16
-    assert any(not torch.equal(value, plain.state_dict()[name]) for name, value in merged.state_dict().items())
-    assert (tmp_path / "lora" / "model-bf16" / "tokenizer.json").is_file()
     capsys.readouterr()
     assert command(monkeypatch, "export", "bf16", str(target), "--output", str(tmp_path / "again")) == 2
     assert "are not in fp32, so there is nothing to round" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "again").exists()
+
+
+def test_an_adapter_is_merged_with_its_base_in_fp32_before_it_is_rounded(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the base model in fp32 has beyond bf16 is kept on average, too."""
+    train(short(tiny_dir, tmp_path / "lora", method="lora(r=2)", save="adapter"))
+    monkeypatch.chdir(tmp_path / "lora" / "model")
+    assert command(monkeypatch, "export", "bf16", ".") == 0
+    target = tmp_path / "lora" / "model-bf16"
+    exact = load_model(tmp_path / "lora" / "model")
+    found = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+    assert found.dtype == torch.bfloat16
+    for name, value in exact.named_parameters():
+        step = value.detach().abs() * 2**-7
+        assert ((found.get_parameter(name).detach().float() - value.detach()).abs() <= step).all(), name
+    assert any(
+        not torch.equal(found.get_parameter(name).detach(), value.detach().bfloat16())
+        for name, value in exact.named_parameters()
+    )
+    assert (target / "tokenizer.json").is_file()
+    assert (target / "README.md").is_file()
+
+
+def test_what_cannot_be_written_in_bf16_is_said_in_a_line(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(short(tiny_dir, tmp_path / "run", shard_size="60KB"))
+    model = tmp_path / "run" / "model"
+
+    def said() -> str:
+        capsys.readouterr()
+        assert command(monkeypatch, "export", "bf16", str(tmp_path / "run"), "--output", str(tmp_path / "out")) == 2
+        assert not (tmp_path / "out").exists()
+        text = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "Traceback" not in text
+        return text
+
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(json.dumps(json.loads(config) | {"quantization_config": {"bits": 8}}))
+    assert "holds a quantised model" in said()
+    (model / "config.json").write_text("{")
+    assert "config.json" in said() or "cannot" in said()
+    (model / "config.json").write_text(config)
+    shard = next(model.glob("model-00002*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:1000])
+    assert str(model) in said()
+    shard.unlink()
+    assert shard.name in said()
 
 
 def test_a_study_uploads_nothing(tiny_dir: Path, tmp_path: Path) -> None:

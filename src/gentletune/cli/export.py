@@ -42,6 +42,9 @@ def bf16_command(
     output: Annotated[
         Path | None, typer.Option(help="The directory to write; model-bf16 beside the model by default.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
     """Write a model held in fp32, or an adapter with its base model, in bf16, so that small updates are not lost.
 
@@ -55,11 +58,11 @@ def bf16_command(
       gentletune export bf16 my-peft-adapter --output merged
     """
     model = _model(run)
-    target = output or model.with_name("model-bf16")
+    target = (output or model.resolve().with_name("model-bf16")).absolute()
     check_folder(target)
     if target.exists() and any(target.iterdir()):  # what is written whole would take its place
         raise UserError(f"output {target} has something in it; give a new directory")
-    say(f"written: {to_bf16(model, target)}")
+    say(f"written: {to_bf16(model, target, trust_remote_code=trust_remote_code)}")
 
 
 @export_app.command("gguf")

@@ -38,7 +38,7 @@ from gentletune.lm.loaded import Loaded, base_causal_lm
 from gentletune.stats import mean_over_tasks
 
 GENERAL_SEED = 20250920  # the sampled answers are the same in every run
-_VERSION = 5  # raise when what is cached would come out differently
+_VERSION = 6  # raise when what is cached would come out differently
 _CALIBRATION_VERSION = 1
 
 

@@ -27,7 +27,7 @@ TOKENS = 48  # of the longest answer
 TOP = 32  # most probable tokens of the base model that are summed over
 TASK = "kl_steering"
 _SEED = 20251128  # the sampled answers are the same in every run
-_VERSION = 2  # raise when what is cached would come out differently
+_VERSION = 3  # raise when what is cached would come out differently
 
 
 @dataclass(frozen=True)

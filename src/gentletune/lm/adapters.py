@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from gentletune.core.errors import UserError
+from gentletune.core.errors import UserError, is_out_of_memory
 from gentletune.core.optimizers import check_bitsandbytes
 from gentletune.lm.model_files import quiet
 from gentletune.methods.parameters.peft import merged
@@ -56,9 +56,17 @@ def merge_adapter(model: Any, directory: Path) -> Any:
     """The plain `model` with the adapter in `directory` added to its weights, in place, a tensor at a time.
 
     Raises:
-        UserError: as `add_adapter`.
+        UserError: as `add_adapter`; what PEFT refuses to merge.
     """
-    return merged(add_adapter(model, directory))
+    wrapped = add_adapter(model, directory)
+    try:
+        return merged(wrapped)
+    except (RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"cannot merge the adapter in {directory}: {str(error).strip().splitlines()[0][:200]}"
+        ) from error
 
 
 def add_adapter(model: Any, directory: Path) -> Any:
@@ -81,4 +89,23 @@ def add_adapter(model: Any, directory: Path) -> Any:
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = wrapped.peft_config["default"].peft_type
         raise UserError(f"{problem}: it is of the kind {kind}, which changes no weights, so there is nothing to add")
+    if _splits_tied(wrapped):
+        raise UserError(
+            f"{problem}: it changes the embedding or the head alone, which are one matrix in this model; train it with "
+            "ensure_weight_tying, or on a model whose head is its own"
+        )
     return wrapped
+
+
+def _splits_tied(wrapped: Any) -> bool:
+    """Whether an adapter is on one side alone of an embedding and a head that share their weight."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = wrapped.get_base_model()
+    sides = [plain.get_input_embeddings(), plain.get_output_embeddings()]
+    if None in sides:
+        return False
+    one, other = (side.get_base_layer() if isinstance(side, BaseTunerLayer) else side for side in sides)
+    if getattr(one, "weight", None) is not getattr(other, "weight", None):
+        return False
+    return isinstance(sides[0], BaseTunerLayer) != isinstance(sides[1], BaseTunerLayer)

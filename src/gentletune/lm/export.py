@@ -15,7 +15,7 @@ from gentletune.core.errors import RunFailedError, UserError, unknown
 from gentletune.core.paths import user_path
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import whole_file
-from gentletune.lm.model_files import INDEX, is_adapter, quiet
+from gentletune.lm.model_files import is_adapter, plain_directory, quiet, resolve_model
 
 GGUF_TYPES = ("q8_0", "f16", "bf16", "f32", "auto", "tq1_0", "tq2_0")  # what the converter writes by itself
 _CONVERTER = "convert_hf_to_gguf.py"
@@ -109,61 +109,61 @@ def to_gguf(model: Path, converter: str, target: Path, kind: str = "q8_0") -> Pa
     return target
 
 
-def to_bf16(model: Path, target: Path) -> Path:
+def to_bf16(model: Path, target: Path, *, trust_remote_code: bool = False) -> Path:
     """Write a model directory in bf16, rounded at random, whole or not at all; returns `target`.
 
-    fp32 weights are rounded; an adapter's directory gives its base model in bf16 with the adapter merged. The same
-    model gives the same files, and what is no weight is as it was.
+    fp32 weights are rounded but for those that the model's class keeps in fp32; an adapter's directory gives its base
+    model with the adapter merged in fp32 and then rounded. It takes 4 bytes of host memory per parameter. The same
+    model gives the same weights, and what lies beside them is copied.
 
     Raises:
-        UserError: a directory without a model, weights that are not in fp32, an adapter that cannot be merged.
+        UserError: no model that can be loaded, weights that are not in fp32, an adapter that cannot be merged.
     """
-    with whole_directory(target) as scratch:
-        if is_adapter(model):
-            _merge_in_bf16(model, scratch)
-        else:
-            _round_to_bf16(model, scratch)
+    import torch
+
+    from gentletune.data.chat import end_tokens
+    from gentletune.data.templates import save_tokenizer
+    from gentletune.lm.held import published_dtype
+    from gentletune.lm.kinds import copy_processor
+    from gentletune.lm.loaded import load_model, load_tokenizer, stop_at
+
+    directory = Path(resolve_model(str(model), trust_remote_code=trust_remote_code))
+    base = plain_directory(directory, trust_remote_code=trust_remote_code)
+    if not is_adapter(directory) and published_dtype(directory) != torch.float32:
+        raise UserError(f"bf16: the weights in {model} are not in fp32, so there is nothing to round")
+    if _quantised(base):
+        raise UserError(f"bf16: {base} holds a quantised model; take one that is held in fp32")
+    loaded = load_model(directory, trust_remote_code=trust_remote_code, place=torch.device("cpu"))
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    _round(loaded)
+    with whole_directory(target.resolve()) as scratch, quiet():
+        if is_adapter(directory):
+            stop_at(loaded, end_tokens(tokenizer))
+        loaded.save_pretrained(scratch)
+        save_tokenizer(tokenizer, scratch)
+        copy_processor(base, scratch)
+        if (card := directory / "README.md").is_file():
+            shutil.copy2(card, scratch)
     return target
 
 
-def _merge_in_bf16(adapter: Path, target: Path) -> None:
+def _quantised(directory: Path) -> bool:
+    try:
+        return "quantization_config" in json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError):  # what is wrong is told where the model is loaded
+        return False
+
+
+def _round(model: Any) -> None:
+    """Put a model's fp32 parameters into bf16, but for those whose class keeps them in fp32."""
     import torch
-
-    from gentletune.lm.loaded import load_model, load_tokenizer
-
-    with quiet():
-        load_model(adapter, torch.bfloat16, place=torch.device("cpu")).save_pretrained(target)
-        load_tokenizer(adapter).save_pretrained(target)
-
-
-def _round_to_bf16(model: Path, target: Path) -> None:
-    files = sorted(model.glob("*.safetensors"))
-    if not (model / "config.json").is_file() or not files:
-        raise UserError(f"bf16: {model} holds no weights; give a run directory, or the directory of a model")
-    import torch
-    from safetensors.torch import load_file, save_file
 
     from gentletune.methods.rounding import rounded
 
-    shutil.copytree(model, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
-    found, size = False, 0
-    for file in files:
-        weights = load_file(file)
-        for name, value in weights.items():
-            if value.dtype == torch.float32:
-                weights[name], found = rounded(value, torch.bfloat16), True
-        save_file(weights, target / file.name, metadata={"format": "pt"})
-        size += sum(value.nbytes for value in weights.values())
-    if not found:
-        raise UserError(f"bf16: the weights in {model} are not in fp32, so there is nothing to round")
-    _set(target / "config.json", "dtype", "bfloat16")
-    if (index := target / INDEX).is_file():
-        _set(index, "metadata", {"total_size": size})
-
-
-def _set(file: Path, key: str, value: Any) -> None:
-    content = json.loads(file.read_bytes())
-    file.write_text(json.dumps(content | {key: value}, indent=2) + "\n", encoding="utf-8")
+    patterns = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.float32 and not any(re.search(rf"\b{re.escape(p)}\b", name) for p in patterns):
+            parameter.data = rounded(parameter.detach(), torch.bfloat16)
 
 
 def _first_line(error: Exception) -> str:

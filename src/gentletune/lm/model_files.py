@@ -21,7 +21,7 @@ from gentletune.core.paths import user_path
 
 _WEIGHTS = "*.safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-INDEX = "model.safetensors.index.json"
+_INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model")  # any of them
 _PATTERNS = [_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 _ASK_SECONDS = 10  # for the hub's first answer
@@ -169,11 +169,11 @@ def _lacks(directory: Path) -> str:
         return "" if (directory / ADAPTER_WEIGHTS).is_file() else ADAPTER_WEIGHTS
     if not (directory / "config.json").is_file():
         return "config.json"
-    if (directory / INDEX).is_file():
+    if (directory / _INDEX).is_file():
         try:
-            shards = sorted(set(json.loads((directory / INDEX).read_bytes())["weight_map"].values()))
+            shards = sorted(set(json.loads((directory / _INDEX).read_bytes())["weight_map"].values()))
         except (ValueError, LookupError, TypeError, AttributeError):
-            return f"readable {INDEX}"
+            return f"readable {_INDEX}"
         if missing := [shard for shard in shards if not (directory / shard).is_file()]:
             return str(missing[0])
     elif not any(path.is_file() for path in directory.glob(_WEIGHTS)):  # the hub's cache may hold dangling links

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 SMALL = 2  # bytes of a weight that takes steps of 1/256 of itself (bf16) or 1/2048 (fp16), at most
 _BLOCK = 2**24  # entries rounded at a time
-_SAMPLE = 4096  # entries that the draws are seeded by
 
 
 def put(parameter: Tensor, values: Tensor) -> None:
@@ -61,9 +60,9 @@ def rounded_at_random(values: Tensor, dtype: torch.dtype, chance: torch.Generato
 
 
 def _draws(values: Tensor) -> torch.Generator:
+    """A generator seeded by all bits of the values, by sums that come out the same in any order."""
     import torch
 
-    flat = values.reshape(-1)
-    sample = flat[:: max(1, flat.numel() // _SAMPLE)].cpu().contiguous()
-    digest = hashlib.sha256(sample.numpy().tobytes()).digest()
+    sums = [int(block.view(torch.int32).sum(dtype=torch.int64)) for block in values.reshape(-1).split(_BLOCK)]
+    digest = hashlib.sha256(repr(sums).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

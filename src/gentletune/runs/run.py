@@ -271,7 +271,7 @@ def _tuned_model(inputs: Inputs, run: Path, reference: Reference | None, reuse: 
         figures["lost_in_bf16"] = share
         if share > LOST:
             mend = f"gentletune export bf16 {run} keeps them"
-            print(f"gentletune: loaded in bf16, it would lose {share:.0%} of its updates; {mend}", file=sys.stderr)
+            print(f"gentletune: loaded in bf16, this model loses {share:.0%} of its updates; {mend}", file=sys.stderr)
     write_json_atomic(run / FIGURES_FILE, figures)
     save(tuned, inputs, target, inputs.method.label, adapter if recipe.save == "adapter" else None)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)

@@ -24,6 +24,8 @@ from gentletune.runs.budget import before_merge
 from gentletune.runs.directory import FIGURES_FILE, STATE_FILE, holds_model, read_json
 from gentletune.runs.inputs import Inputs
 
+_BLOCK = 2**24  # entries looked at a time
+
 
 class SourceFailedError(Exception):
     """The run that was to train the weights failed, so this one does."""
@@ -70,10 +72,12 @@ def lost_in_bf16(model: Any, base: Path) -> float | None:
     published, kept, whole = FileWeights(base), 0.0, 0.0
     for name, value in model.named_parameters():
         start = published.get(name)
-        if value.dtype == torch.float32 and start is not None and start.dtype == torch.bfloat16:
-            start = start.to(value.device).float()
-            delta = value - start
-            kept += float((delta * (value.bfloat16().float() - start)).sum(dtype=torch.float64))
+        if value.dtype != torch.float32 or start is None or (start.dtype, start.shape) != (torch.bfloat16, value.shape):
+            continue
+        for now, before in zip(value.reshape(-1).split(_BLOCK), start.reshape(-1).split(_BLOCK), strict=True):
+            first = before.to(now.device).float()
+            delta = now - first
+            kept += float((delta * (now.bfloat16().float() - first)).sum(dtype=torch.float64))
             whole += float(delta.square().sum(dtype=torch.float64))
     return 1 - kept / whole if whole else None
 

@@ -23,7 +23,7 @@ from gentletune.lm.loaded import Loaded
 from gentletune.stats import accuracy_score, mean_score, ratio_score
 
 Stage = Callable[[str], Progress | None]
-_VERSION = 2  # raise when what is cached would come out differently
+_VERSION = 3  # raise when what is cached would come out differently
 # The metric of a harness task that stands for its accuracy, in order of preference, and the filter.
 _HEADLINES = ("prompt_level_strict_acc", "pass@1", "exact_match", "acc")
 _FILTERS = ("flexible-extract", "none")
