@@ -47,7 +47,7 @@ COMMANDS: Mapping[str, Command] = {
     "code-length": Command(
         "texts", "Bits per token and per byte of a file under a model, and their change from the model it came from."
     ),
-    "export": Command("export", "Upload a model, or write it as GGUF."),
+    "export": Command("export", "Upload a model, or write it in bf16 or as GGUF."),
     "lab": Command("lab", "The embedded tiny base model, with its skills and its domain."),
     "research": Command("research", "Theory, token dynamics and ablations: for those who ask why."),
 }
