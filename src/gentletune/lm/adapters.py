@@ -81,6 +81,7 @@ def add_adapter(model: Any, directory: Path) -> Any:
     problem = f"cannot add the adapter in {directory} to its base model"
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # what PEFT asks of transformers
             warnings.filterwarnings("error", message=".*missing adapter keys")  # they would stay as they were made
             wrapped = PeftModel.from_pretrained(model, str(directory))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, UserWarning) as error:
