@@ -114,7 +114,7 @@ def to_bf16(model: Path, target: Path, *, trust_remote_code: bool = False) -> Pa
 
     fp32 weights are rounded but for those that the model's class keeps in fp32; an adapter's directory gives its base
     model with the adapter merged in fp32 and then rounded. It takes 4 bytes of host memory per parameter. The same
-    model gives the same weights, and what lies beside them is copied.
+    model gives the same weights. Tokenizer, processor and card come with it.
 
     Raises:
         UserError: no model that can be loaded, weights that are not in fp32, an adapter that cannot be merged.
@@ -127,7 +127,7 @@ def to_bf16(model: Path, target: Path, *, trust_remote_code: bool = False) -> Pa
     from gentletune.lm.kinds import copy_processor
     from gentletune.lm.loaded import load_model, load_tokenizer, stop_at
 
-    directory = Path(resolve_model(str(model), trust_remote_code=trust_remote_code))
+    directory = resolve_model(str(model), trust_remote_code=trust_remote_code)
     base = plain_directory(directory, trust_remote_code=trust_remote_code)
     if not is_adapter(directory) and published_dtype(directory) != torch.float32:
         raise UserError(f"bf16: the weights in {model} are not in fp32, so there is nothing to round")

@@ -30,12 +30,8 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     """fp32 values in a float dtype of 2 bytes, rounded at random by draws that the values themselves seed."""
     import torch
 
-    flat, found, chance = (
-        values.reshape(-1),
-        torch.empty(values.shape, dtype=dtype, device=values.device),
-        _draws(values),
-    )
-    for mine, block in zip(found.view(-1).split(_BLOCK), flat.split(_BLOCK), strict=True):
+    chance, found = _draws(values), torch.empty(values.shape, dtype=dtype, device=values.device)
+    for mine, block in zip(found.view(-1).split(_BLOCK), values.reshape(-1).split(_BLOCK), strict=True):
         mine.copy_(rounded_at_random(block, dtype, chance))
     return found
 

@@ -145,7 +145,7 @@ class GentleLM(_LocalLM):
 
 
 def _say_cut(prompts: Sequence[Sequence[int]], room: int) -> None:
-    """A line where prompts do not fit: lm-eval cuts them without a word, so do we, but for the word."""
+    """A line where prompts do not fit; they are cut as lm-eval cuts them."""
     if count := sum(len(ids) > room for ids in prompts):
         print(
             f"gentletune: {count} of {len(prompts)} prompts are longer than the {room:,} tokens that the model's "
@@ -200,7 +200,7 @@ def make_lm(
         raise UserError("backend: vllm is not installed; pip install vllm, or use backend: gentletune")
     if is_adapter(directory):
         raise UserError(f"backend: vllm needs whole weights, and {directory} holds an adapter; use backend: gentletune")
-    dtype = str(model.dtype).removeprefix("torch.")  # by itself it takes fp32 weights down to fp16
+    dtype = str(model.dtype).removeprefix("torch.")  # by itself it takes fp32 weights down to 2 bytes
     made = get_model("vllm")(pretrained=str(directory), dtype=dtype, max_model_len=max_length, batch_size="auto")
     made.hf_chat_template = tokenizer.chat_template  # the recipe's, with its date, whatever lies in the directory
     return made
