@@ -5,8 +5,8 @@
 RUN is a finished run of `gentletune train` that kept its model, from a base model in bf16: LoRA with `save: adapter`,
 merged whole; all weights in fp32, put into bf16; or all weights in bf16, of which three averages with the base model
 are made. Of each, on its held-out answers: KL in bits per token from the weights that are not rounded to the base model
-and to both rounded ones, and the answers' bits per token. All compute in fp32, so that only the rounding differs. What
-the JSON holds already is kept.
+and to the rounded ones, to the nearest in fp16 too, and the answers' bits per token. All compute in fp32, so that only
+the rounding differs. What the JSON holds already is kept.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ def log_probabilities(model: Any, row: Encoded) -> tuple[Tensor, Tensor]:
 
 def nearest(values: Tensor) -> Tensor:
     return values.bfloat16()
+
+
+def half(values: Tensor) -> Tensor:
+    return values.half()
 
 
 def random(seed: int) -> Rounding:
@@ -107,7 +111,8 @@ def compared(run: Path, count: int | None) -> list[dict[str, Any]]:
         exact = one.answers(share)
         row = {"model": one.name, "learning_rate": one.rate, "adapter": one.adapter, "share": share}
         row |= {"rows": len(one.rows), "exact": beside(exact, exact), "base": beside(exact, base)}
-        for name, rounding in {"nearest": nearest, "random": random(0), "random, another seed": random(1)}.items():
+        sides = {"nearest": nearest, "nearest in fp16": half, "random": random(0), "random, another seed": random(1)}
+        for name, rounding in sides.items():
             row[name] = beside(exact, one.answers(share, rounding))
         rows.append(row)
         print(json.dumps(row), flush=True)

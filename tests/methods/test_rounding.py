@@ -34,7 +34,7 @@ def test_what_the_dtype_has_stays_and_so_does_what_is_no_number() -> None:
 
 def test_any_change_of_the_values_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two roundings in a row must not share their draws, wherever in a matrix the change between them was."""
-    monkeypatch.setattr(rounding, "_BLOCK", 999)  # not a divisor
+    monkeypatch.setattr(rounding, "BLOCK", 999)  # not a divisor
     values = torch.full((100, 50), 1.003)
     first = rounded(values, torch.bfloat16)
     assert torch.equal(rounded(values, torch.bfloat16), first)

@@ -16,7 +16,7 @@ from gentletune.data import encode_rows, load_data
 from gentletune.methods import parse_method
 from gentletune.training import fit
 from gentletune.training.arguments import scheduler_options
-from gentletune.training.trainer import last_checkpoint
+from gentletune.training.checkpoints import last_checkpoint
 from tests.conftest import make_model
 from tests.helpers import StoppedError, run_cli
 

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALL = 2  # bytes of a weight that takes steps of 1/256 of itself (bf16) or 1/2048 (fp16), at most
-_BLOCK = 2**24  # entries rounded at a time
+BLOCK = 2**24  # entries taken at a time, so that no other copy of a large weight is made
 
 
 def put(parameter: Tensor, values: Tensor) -> None:
     """Copy fp32 values into a parameter, in place; into one of 2 bytes rounded at random.
 
-    A bf16 weight takes steps of about 1/256 of itself. Rounded to the nearest, changes smaller than half a step are all
-    lost, and what is lost points the same way everywhere; rounded at random they are kept on average. Values that the
-    dtype has stay as they are. The draws are seeded by the values: the same values come out the same, and what is
+    A bf16 weight takes steps of about 1/256 of itself. Rounded to the nearest, a change of less than half a step is
+    lost, always towards the old value; rounded at random it is kept on average. Values that the dtype has stay as they
+    are. The draws are seeded by the values: the same values come out the same, and what is
     rounded again after another change is drawn anew.
     """
     own, new = parameter.detach(), values.detach()
@@ -31,7 +31,7 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     import torch
 
     chance, found = _draws(values), torch.empty(values.shape, dtype=dtype, device=values.device)
-    for mine, block in zip(found.view(-1).split(_BLOCK), values.reshape(-1).split(_BLOCK), strict=True):
+    for mine, block in zip(found.view(-1).split(BLOCK), values.reshape(-1).split(BLOCK), strict=True):
         mine.copy_(rounded_at_random(block, dtype, chance))
     return found
 
@@ -59,6 +59,6 @@ def _draws(values: Tensor) -> torch.Generator:
     """A generator seeded by all bits of the values, by sums that come out the same in any order."""
     import torch
 
-    sums = [int(block.view(torch.int32).sum(dtype=torch.int64)) for block in values.reshape(-1).split(_BLOCK)]
+    sums = [int(block.view(torch.int32).sum(dtype=torch.int64)) for block in values.reshape(-1).split(BLOCK)]
     digest = hashlib.sha256(repr(sums).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -18,7 +18,8 @@ from gentletune.core.records import RECORD_FILE, read_record
 from gentletune.core.samples import SAMPLES_FILE
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.callbacks import read_metrics
-from gentletune.training.trainer import METRICS_FILE, last_checkpoint
+from gentletune.training.checkpoints import last_checkpoint
+from gentletune.training.trainer import METRICS_FILE
 
 STATE_FILE = "state.json"  # what the files in the directory were made from
 FIGURES_FILE = "training.json"

@@ -53,9 +53,9 @@ from gentletune.runs.saved import SourceFailedError, card_text, lost_in_bf16, re
 from gentletune.training import TrainingDivergedError, fit
 from gentletune.training.arguments import CHECKPOINTS
 from gentletune.training.attention import check_speed
+from gentletune.training.checkpoints import last_checkpoint
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.sharding import called_in_parts, to_share
-from gentletune.training.trainer import last_checkpoint
 
 LOST = 0.1  # of the update, in bf16: more is told
 

@@ -19,12 +19,11 @@ from gentletune.lm.kinds import copy_processor
 from gentletune.lm.loaded import stop_at
 from gentletune.lm.model_files import quiet
 from gentletune.methods import method_parts
+from gentletune.methods.rounding import BLOCK
 from gentletune.runs.adapted import place_adapter
 from gentletune.runs.budget import before_merge
 from gentletune.runs.directory import FIGURES_FILE, STATE_FILE, holds_model, read_json
 from gentletune.runs.inputs import Inputs
-
-_BLOCK = 2**24  # entries looked at a time
 
 
 class SourceFailedError(Exception):
@@ -64,7 +63,7 @@ def save(model: Any, inputs: Inputs, target: Path, method: str, adapter: Path | 
 
 @torch.no_grad()
 def lost_in_bf16(model: Any, base: Path) -> float | None:
-    """The share of the update of a model held in fp32 that is lost where it is loaded in bf16, as servers do.
+    """The share of the update of a model held in fp32 that is lost where it is loaded in bf16.
 
     1 - <θ-θ⁰, bf16(θ)-θ⁰> / ‖θ-θ⁰‖², over the weights that `base` published in bf16; None where there are none or
     nothing moved.
@@ -74,7 +73,7 @@ def lost_in_bf16(model: Any, base: Path) -> float | None:
         start = published.get(name)
         if value.dtype != torch.float32 or start is None or (start.dtype, start.shape) != (torch.bfloat16, value.shape):
             continue
-        for now, before in zip(value.reshape(-1).split(_BLOCK), start.reshape(-1).split(_BLOCK), strict=True):
+        for now, before in zip(value.reshape(-1).split(BLOCK), start.reshape(-1).split(BLOCK), strict=True):
             first = before.to(now.device).float()
             delta = now - first
             kept += float((delta * (now.bfloat16().float() - first)).sum(dtype=torch.float64))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback as PlainProgress
@@ -20,7 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from gentletune.core.errors import UserError, is_out_of_memory
+from gentletune.core.errors import UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.schedule import Schedule
 from gentletune.data import Encoded
@@ -35,6 +32,7 @@ from gentletune.training.anchor import Lookup, ReplayRows
 from gentletune.training.arguments import CHECKPOINTS, optimizer_rate, rate_in_words, training_arguments
 from gentletune.training.attention import at_own, attending
 from gentletune.training.callbacks import MetricsCallback, ProgressCallback, figures_of
+from gentletune.training.checkpoints import last_checkpoint, reading
 from gentletune.training.control.average import Average
 from gentletune.training.control.rate import RateControl, Steer, started
 from gentletune.training.early_stop import StopEarly
@@ -179,7 +177,7 @@ class GentleTrainer(Releasing, MethodMixin, Metered, SFTTrainer):
 
     def restore(self, checkpoint: Path) -> None:
         """Take up the previous batch's statistic and the running average where the checkpoint left them."""
-        with _reading(checkpoint):
+        with reading(checkpoint):
             if self.average is not None:
                 self.average.read(checkpoint)
             file = checkpoint / PREVIOUS_FILE
@@ -187,15 +185,15 @@ class GentleTrainer(Releasing, MethodMixin, Metered, SFTTrainer):
                 self.previous = torch.load(file, weights_only=True, map_location="cpu").to(self.accelerator.device)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _reading(resume_from_checkpoint):
+        with reading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
+        with reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
+        with reading(checkpoint):
             super()._load_rng_state(checkpoint)
 
 
@@ -329,11 +327,9 @@ def fit(
             trainer.finish_checkpoint()
             if stop is not None:
                 stop.give_best()
-            late = dict[str, float]()
             if average is not None:
                 average.give(trainer.model)
-            elif stop is None or stop.has_last:
-                late = lost.arrive(trainer)
+            late = lost.arrive(trainer) if _keeps_last(trainer, stop) else {}
             figures = figures_of(trainer, run / METRICS_FILE) | late
             figures |= (stop.figures() if stop else {}) | (rate.figures() if rate else {})
             if (used := optimizer_rate(recipe, method)) != recipe.learning_rate:
@@ -367,9 +363,14 @@ def _release(trainer: GentleTrainer) -> None:
     give_back_memory()
 
 
+def _keeps_last(trainer: GentleTrainer, stop: StopEarly | None) -> bool:
+    """Whether a training ends with the weights of its last step, not with an average or an earlier best."""
+    return trainer.average is None and (stop is None or stop.has_last)
+
+
 def _finished(trainer: GentleTrainer, checkpoint: Path, stop: StopEarly | None) -> bool:
     """Whether the checkpoint is of the last step: it is loaded then. transformers would train one step more."""
-    with _reading(checkpoint):
+    with reading(checkpoint):
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, (StopEarly, RateControl)):
@@ -378,30 +379,7 @@ def _finished(trainer: GentleTrainer, checkpoint: Path, stop: StopEarly | None) 
         return False
     trainer.state = state
     trainer._load_from_checkpoint(str(checkpoint))
-    last = trainer.average is None and (stop is None or stop.has_last)
-    if last and trainer.lost_updates is not None and trainer.lost_updates.keeps(trainer.model):
+    if _keeps_last(trainer, stop) and trainer.lost_updates is not None and trainer.lost_updates.keeps(trainer.model):
         trainer.create_optimizer_and_scheduler(state.max_steps)
         trainer._load_optimizer_and_scheduler(str(checkpoint))
     return True
-
-
-@contextmanager
-def _reading(checkpoint: str | Path | None) -> Iterator[None]:
-    """Turn what damaged files of a checkpoint end in into one line."""
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError,
-            UnpicklingError, SafetensorError) as error:  # fmt: skip
-        # A device or a rank that failed is a RuntimeError, too.
-        if is_out_of_memory(error) or isinstance(error, (torch.AcceleratorError, torch.distributed.DistBackendError)):
-            raise
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"checkpoint {checkpoint} cannot be read ({why}); if it is damaged, move it away and run this again"
-        ) from error
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run. Checkpoints are renamed into place whole, so the newest is good."""
-    found = {int(m[1]): p for p in (run / CHECKPOINTS).glob("checkpoint-*") if (m := re.search(r"-(\d+)$", p.name))}
-    return found[max(found)] if found else None
