@@ -4,10 +4,10 @@
     python benchmarks/advisor.py --study DIR --json CARD.json
 
 A pair is a base model and one of CONDITIONS; its sweep is `gentletune compare` with plain SFT, in
-RUNS/adv-BASE-CONDITION. Missing sweeps are run, missing proposals made, and what there is is kept: run it again and it
-goes on. The fresh pairs have no sweep: one run for the recipe, then the advised rate and twice that with two seeds.
-`--study` adds any finished study, whose recipe is then that of its first complete run. `--pairs` picks one set of pairs
-(`docs/results/advisor.md` says what each may be used for), `--again` makes their proposals anew.
+RUNS/adv-BASE-CONDITION. Missing runs of a sweep are made, missing proposals too, and what there is is kept: run it
+again and it goes on. `--study` adds any finished study, whose recipe is then that of its first complete run. `--pairs`
+picks one set of pairs (`docs/results/advisor.md` says what each may be used for), `--again` makes their proposals anew,
+`--seeds` adds seeds to the sweeps: what is proposed, and its share of the time, are those for a sweep of two.
 
 Seconds are those of the processor, after the imports, of the sweep's process and of a process that only advises, with
 an empty cache; of a `--study` those that its records tell, by the clock.
@@ -64,7 +64,6 @@ CONDITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "large": ("fresh", ("--data", "lab", "--batch-size", "32")),
 }
 SETS = ("development", "held out", "fresh")
-FIRST = 1e-3  # of a fresh pair: the rate of the run that only tells the recipe
 SHARE = 0.1  # of the sweep's seconds
 _OF_THE_RUN = ("output", "learning_rate", "method", "seed")  # what an advisor must not know
 
@@ -114,8 +113,8 @@ def judge(records: Sequence[RunRecord], rate: float, method: str) -> dict[str, A
     grid = [s.learning_rate for s in settings]
     losses = [_loss(choice, i) for i in range(len(grid))]
     gains = [oriented(domain, change)[0] if (change := choice.gains[i]) else 0.0 for i in range(len(grid))]
-    where = place(grid, rate)
-    loss = between(losses, where)
+    where, twice = place(grid, rate), place(grid, 2 * rate)
+    loss, loss_at_twice = between(losses, where), between(losses, twice)[0]
     found: dict[str, Any] = {
         "grid": grid,
         "gains": gains,
@@ -126,6 +125,11 @@ def judge(records: Sequence[RunRecord], rate: float, method: str) -> dict[str, A
         "loss_interval": loss[1:],
         "harmful": loss[0] > 2 * choice.margin,
         "gain": between(gains, where),
+        "twice": {
+            "loss": loss_at_twice,
+            "harmful": loss_at_twice > 2 * choice.margin,
+            "gain": between(gains, twice),
+        },
         "chosen": None,
         "steps_off": None,
         "gain_lost": None,
@@ -224,37 +228,21 @@ def complete(folder: Path) -> list[RunRecord]:
     return [r for r in load_records([folder]) if r.status == "complete"]
 
 
-def tested(made: dict[str, Any]) -> tuple[float, ...]:
-    """The rates that a fresh pair is run at: the advised one and twice that; none where the advice was refused."""
-    rate = made["proposal"].get("learning_rate")
-    return (rate, 2 * rate) if rate else ()
+def missing(folder: Path, seeds: Sequence[int]) -> bool:
+    """Whether a run of a pair's sweep is still to be made; one that failed is made again."""
+    done = {(r.learning_rate, r.seed) for r in (complete(folder) if (folder / "compare.csv").exists() else ())}
+    return any((rate, seed) not in done for rate in RATES for seed in seeds)
 
 
-def missing(folder: Path, made: dict[str, Any]) -> bool:
-    """Whether a run of a fresh pair is still to be made; one that failed is made again."""
-    done = {(f"{r.learning_rate:g}", r.seed) for r in complete(folder)}
-    return any((f"{rate:g}", seed) not in done for rate in tested(made) for seed in SEEDS)
-
-
-def row(records: Sequence[RunRecord], folder: Path, made: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
-    """One line of the card; of a fresh pair without a sweep's choice.
-
-    Its sweep takes 14 times as long as one of its four or five runs, which counts what a study does once too often.
-    """
+def row(records: Sequence[RunRecord], folder: Path, made: dict[str, Any], runs: int) -> dict[str, Any]:
+    """One line of the card, for a proposal in the place of a sweep of so many runs."""
     proposal, seconds = made["proposal"], made["seconds"]
     total, clock = sweep_seconds(records, folder, seconds["start"])
-    if fresh:
-        total *= len(RATES) * len(SEEDS) / len(records)
-        records = [r for r in records if any(math.isclose(r.learning_rate, rate) for rate in tested(made))]
+    total *= runs / len(records)
     spent = {"seconds": seconds[clock], "sweep_seconds": total, "share": seconds[clock] / total, "clock": clock}
-    spent |= {"fresh": True} if fresh else {}
     if "refused" in proposal:
         return {**spent, "refused": proposal["refused"]}
-    found = judge(records, proposal["learning_rate"], "sft")
-    if fresh:
-        found |= {"chosen": None, "claim": None, "steps_off": None, "gain_lost": None}
-        found["twice"] = {"loss": found["losses"][1], "harmful": found["losses"][1] > 2 * found["margin"]}
-    return {**found, **spent, "method": proposal["method"]}
+    return {**judge(records, proposal["learning_rate"], "sft"), **spent, "method": proposal["method"]}
 
 
 def wilson(good: int, of: int) -> dict[str, Any]:
@@ -267,15 +255,14 @@ def wilson(good: int, of: int) -> dict[str, Any]:
 
 def card(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The three criteria over some pairs; a refusal is neither close nor harmful."""
-    swept = [r for r in rows if not r.get("fresh")]
-    chosen = [r for r in swept if r.get("chosen") is not None or "refused" in r]
+    chosen = [r for r in rows if r.get("chosen") is not None or "refused" in r]
     close = sum(r.get("steps_off") is not None and abs(r["steps_off"]) <= 1 + 1e-9 for r in chosen)
     return {
         "close": wilson(close, len(chosen)),
         "harmless": wilson(sum(not r.get("harmful") for r in rows), len(rows)),
         "twice": wilson(sum(not r["twice"]["harmful"] for r in rows if "twice" in r), sum("twice" in r for r in rows)),
         "cheap": wilson(sum(r["share"] <= SHARE for r in rows), len(rows)),
-        "without_choice": len(swept) - len(chosen),
+        "without_choice": len(rows) - len(chosen),
         "refused": sum("refused" in r for r in rows),
         "methods": sorted({r["method"] for r in rows if "method" in r}),
         "mean_gain_lost": _mean([r["gain_lost"] for r in rows if r.get("gain_lost") is not None]),
@@ -289,8 +276,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The pairs as Markdown."""
-    if rows and all(r.get("fresh") and "refused" not in r for r in rows.values()):
-        return fresh_table(rows)
     lines = ["| pair | sweep's choice | advised | steps off | general loss | domain gain (lost) | time |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     for name, r in rows.items():
@@ -303,20 +288,6 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         lines.append(
             f"| {name} | {choice} | {r['advised']:g} | {off} | {r['loss']:+.3f} [{low:+.3f}, {high:+.3f}]"
             f"{' **harmful**' if r['harmful'] else ''} | {r['gain']:.3f}{lost} | {r['share']:.1%} |"
-        )
-    return "\n".join(lines)
-
-
-def fresh_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Fresh pairs as Markdown: what was run, at the advised rate and at twice that."""
-    lines = ["| pair | advised | general loss | domain gain | general loss at twice | domain gain at twice | time |"]
-    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
-    for name, r in rows.items():
-        low, high = r["loss_interval"]
-        mark = " **harmful**" if r["harmful"] else ""
-        lines.append(
-            f"| {name} | {r['advised']:g} | {r['loss']:+.3f} [{low:+.3f}, {high:+.3f}]{mark} | {r['gain']:.3f} |"
-            f" {r['twice']['loss']:+.3f} | {r['gains'][1]:.3f} | {r['share']:.1%} |"
         )
     return "\n".join(lines)
 
@@ -334,12 +305,18 @@ def words(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Seeds as they are given."""
+    return tuple(map(int, text.split(",")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/advisor"), help="directory of the pairs' sweeps")
     parser.add_argument("--base", action="append", default=[], metavar="NAME[=MODEL]", help="base model, repeatable")
     parser.add_argument("--study", action="append", default=[], type=Path, help="a finished study, repeatable")
     parser.add_argument("--pairs", choices=SETS, help="only the pairs of this set")
+    parser.add_argument("--seeds", type=seeds_of, default=SEEDS, metavar="0,1,…", help="of the pairs' sweeps")
     parser.add_argument("--again", action="store_true", help="make the proposals of these pairs anew")
     parser.add_argument("--run", action=argparse.BooleanOptionalAction, default=True, help="off: finished sweeps only")
     parser.add_argument("--json", type=Path, required=True)
@@ -360,21 +337,18 @@ def main() -> None:
     state: dict[str, Any] = read_json(options.json) if options.json.exists() else {"pairs": {}}
     for name, kind, model, condition in pairs:
         folder = folders.get(name, options.runs / f"adv-{name}")
-        if condition and not (folder / "compare.csv").exists():
+        if condition and missing(folder, options.seeds):
             if not options.run:
                 continue
-            rates, seeds = ((FIRST,), (0,)) if kind == "fresh" else (RATES, SEEDS)
-            sweep(model, condition, folder, rates, seeds)
+            sweep(model, condition, folder, RATES, options.seeds)
+        records = complete(folder)
+        runs = len(RATES) * len(SEEDS) if condition else len(records)
         made = None if options.again else state["pairs"].get(name)
-        made = made or propose(folder, len(RATES) * len(SEEDS) if kind == "fresh" else len(complete(folder)))
-        state["pairs"][name] = {"set": kind, **{key: made[key] for key in ("proposal", "seconds")}}
-        if kind == "fresh" and missing(folder, made):
-            if not options.run:
-                continue
-            sweep(model, condition, folder, tested(made), SEEDS)
-        state["pairs"][name]["row"] = row(complete(folder), folder, made, fresh=kind == "fresh")
+        made = made or propose(folder, runs)
+        found = {"proposal": made["proposal"], "seconds": made["seconds"], "row": row(records, folder, made, runs)}
+        state["pairs"][name] = {"set": kind, **found}
         write_json_atomic(options.json, state)
-        print(table({name: state["pairs"][name]["row"]}).splitlines()[-1], file=sys.stderr)
+        print(table({name: found["row"]}).splitlines()[-1], file=sys.stderr)
     for kind in (*SETS, "other"):
         rows = {name: pair["row"] for name, pair in state["pairs"].items() if pair["set"] == kind}
         if rows:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gentletune.core.records import RunRecord
+from gentletune.core.records import RunRecord, write_record
 from tests.reporting.report_records import pair
 
 GENERAL = {1e-4: 0.60, 1e-3: 0.598, 1e-2: 0.398}
@@ -65,24 +65,26 @@ def test_the_card_counts_what_the_plan_says(script: Any, sweep: list[RunRecord])
     assert "refused" in script.table(dict(zip("abcd", rows, strict=True))).splitlines()[-1]
 
 
-def test_a_fresh_pair_is_judged_by_runs_at_the_advised_rate_and_twice_that(script: Any, tmp_path: Path) -> None:
-    def runs(rate: float, general: float, seeds: int) -> list[RunRecord]:
-        return [pair("sft", rate, (0.7, 0.005), (general, 0.005), seed=seed) for seed in range(seeds)]
-
-    made = {"proposal": {"learning_rate": 2e-3, "method": "sft"}, "seconds": {"start": 1.0, "processor": 10.0}}
-    assert script.tested(made) == (2e-3, 4e-3)
-    assert script.tested({"proposal": {"refused": "why"}}) == ()
-    (tmp_path / "processor.json").write_text('{"seconds": 51.0}')
-    records = [*runs(1e-3, 0.1, 1), *runs(2e-3, 0.57, 2), *runs(4e-3, 0.5, 2)]  # the first only told the recipe
-    found = script.row(records, tmp_path, made, fresh=True)
-    assert found["grid"] == [2e-3, 4e-3]
-    assert found["loss"] == pytest.approx(0.03)
+def test_a_third_seed_leaves_the_share_of_the_time_that_of_a_sweep_of_two(
+    script: Any, sweep: list[RunRecord], tmp_path: Path
+) -> None:
+    made = {"proposal": {"learning_rate": 5e-4, "method": "sft"}, "seconds": {"start": 1.0, "processor": 10.0}}
+    (tmp_path / "processor.json").write_text('{"seconds": 61.0}')
+    third = [pair("sft", rate, (DOMAIN[rate], 0.005), (GENERAL[rate], 0.005), seed=2) for rate in DOMAIN]
+    found = script.row([*sweep, *third], tmp_path, made, len(sweep))
+    assert (found["sweep_seconds"], found["share"]) == (pytest.approx(40), pytest.approx(0.25))
     assert not found["harmful"]
-    assert found["twice"] == {"loss": pytest.approx(0.1), "harmful": True}
-    assert found["chosen"] is None
-    assert found["sweep_seconds"] == pytest.approx(50 / 5 * 14)  # as long as fourteen such runs
+    assert found["twice"] == {"loss": pytest.approx(0.002), "harmful": False, "gain": pytest.approx(0.3)}
     lines = script.words(script.card([found]))
     assert "- harmless: 1 of 1" in lines
-    assert "- twice the rate harmless: 0 of 1" in lines
-    assert "close" not in lines
-    assert "| a pair | 0.002 | +0.030 [" in script.table({"a pair": found})
+    assert "- twice the rate harmless: 1 of 1" in lines
+    assert "- cheap: 0 of 1" in lines
+
+
+def test_a_sweep_goes_on_where_a_run_is_missing(script: Any, tmp_path: Path) -> None:
+    assert script.missing(tmp_path, (0,))
+    (tmp_path / "compare.csv").touch()
+    for rate in script.RATES:
+        write_record(tmp_path / f"sft-{rate:g}", pair("sft", rate, (0.5, 0.005), (0.6, 0.005), seed=0))
+    assert not script.missing(tmp_path, (0,))
+    assert script.missing(tmp_path, (0, 1))

@@ -249,9 +249,10 @@ def test_a_dry_run_downloads_nothing(
     assert "2 trials, 1 of them train" in capfd.readouterr().err
 
 
-def test_a_bad_margin_trains_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="margin must be a number >= 0"):
-        compare_methods(comparison_study({"data": "lab"}), tmp_path / "out", margin=math.nan)
+@pytest.mark.parametrize(("margin", "words"), [(math.nan, "margin must be a number >= 0"), (2, "for 2 % write 0.02")])
+def test_a_bad_margin_trains_nothing(margin: float, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        compare_methods(comparison_study({"data": "lab"}), tmp_path / "out", margin=margin)
     assert not (tmp_path / "out").exists()
 
 

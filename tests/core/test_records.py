@@ -116,6 +116,14 @@ def test_a_run_below_two_of_the_directories_counts_once(
     assert "a" in found
 
 
+def test_linked_runs_are_found_and_a_link_back_ends(tmp_path: Path) -> None:
+    for name in ("elsewhere/run", "study/own"):
+        write_record(tmp_path / name, record(name))
+    (tmp_path / "study" / "linked").symlink_to(tmp_path / "elsewhere" / "run")
+    (tmp_path / "study" / "back").symlink_to(tmp_path / "study")
+    assert [r.label for r in load_records([tmp_path / "study"])] == ["elsewhere/run", "study/own"]
+
+
 def test_missing_and_empty_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such directory: .*none"):
         load_records([tmp_path, tmp_path / "none"])

@@ -219,6 +219,21 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
+def _record_files(root: Path) -> list[Path]:
+    """Every `record.json` at or below a directory, in path order, those behind links to directories as well."""
+    found, walked = list[Path](), set[Path]()
+    for folder, below, names in os.walk(root, followlinks=True):
+        below.sort()
+        here = Path(folder).resolve()
+        if here in walked:  # a link back to where we come from
+            below.clear()
+            continue
+        walked.add(here)
+        if RECORD_FILE in [*names, *below]:
+            found.append(Path(folder) / RECORD_FILE)
+    return sorted(found)
+
+
 def load_records(directories: Iterable[Path]) -> list[RunRecord]:
     """Every `record.json` at or below the given directories, in path order; one below two of them once.
 
@@ -230,7 +245,7 @@ def load_records(directories: Iterable[Path]) -> list[RunRecord]:
         if not root.is_dir():
             what = f"{root} is a file" if root.exists() else f"no such directory: {root}"
             raise UserError(f"{what}; give a run or study directory")
-        for path in sorted(root.rglob(RECORD_FILE)):
+        for path in _record_files(root):
             record = read_record(path.parent) if path.resolve() not in known else None
             known.add(path.resolve())
             if record is not None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gentletune.core.records import RunRecord, load_records, write_text_atomic
-from gentletune.evaluation.harness import Stage
+from gentletune.evaluation.harness import Stage, resolve_tasks
 from gentletune.evaluation.measure import silent
 from gentletune.reporting import report
 from gentletune.reporting.recommend import check_margin
 from gentletune.research.comparison.pages import write
 from gentletune.research.comparison.result import Comparison
+from gentletune.sweeps.plan import Trial, plan
 from gentletune.sweeps.sweep import Say, sweep
 
 STUDY_FILE = "study.yaml"
@@ -41,10 +42,17 @@ def compare_methods(
     >>> records, (found,) = compare_methods(study, Path("runs/compare"))  # doctest: +SKIP
     >>> print("\\n".join(found.sentences()))  # doctest: +SKIP
     """
-    check_margin(margin)
+    _check_margin(margin, plan(study, output, where))
     write_text_atomic(output / STUDY_FILE, yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True))
     records = sweep(study, output, where=where, executor=executor, workers=workers, stage=stage, say=say)
     return records, read_comparison(output, margin=margin)
+
+
+def _check_margin(margin: float | None, trials: Sequence[Trial]) -> None:
+    """Refuse what no run could bear out before the first one is made: a margin of all the accuracy there is."""
+    asked = trials[0].recipe if trials else None
+    general = asked and asked.evaluate and any(t.own and t.side == "general" for t in resolve_tasks(asked))
+    check_margin(margin, "the general accuracy" if general else None)
 
 
 def read_comparison(output: Path, *, margin: float | None = None) -> list[Comparison]:
