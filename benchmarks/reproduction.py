@@ -5,7 +5,8 @@
 The CSV is that of `gentletune compare`. The published figures are averages over Qwen2.5-3B, Qwen3-4B and Gemma3-4B on
 MedCalc after 20 epochs at rates of 1e-6 and 5e-6 (arXiv 2509.20758), so ours can agree in direction, never in value:
 each method's difference from plain SFT at the same rate. A direction is shown if the 95 % interval of our difference
-leaves out nought. The paper gives no error, so a published difference of less than a point counts as none.
+leaves out nought. The paper gives no error, so a published difference of less than a point counts as none. A row is at
+best `direction only`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PUBLISHED: dict[str, tuple[tuple[float, float], tuple[float, float] | None]] = {
     "talr": ((0.501, 0.717), (0.542, 0.502)),
 }
 NONE = 0.01  # a published difference below this counts as none
-HEADER = "| method | rate | paper: domain / general | minus SFT | ours | minus SFT | domain | general |"
+HEADER = "| method | rate | paper: domain / general | minus SFT | ours | minus SFT | domain | general | verdict |"
 
 
 def direction(published: float, low: float, high: float) -> str:
@@ -41,6 +42,21 @@ def direction(published: float, low: float, high: float) -> str:
     return "same direction" if (low > 0) == (published > 0) else "opposite"
 
 
+def verdict(domain: str, general: str) -> str:
+    """A row's verdict: at best the direction, on one side if the other one is not shown.
+
+    >>> verdict("same direction", "none in either"), verdict("same direction", "not shown")
+    ('direction only', 'direction only, domain')
+    >>> verdict("not shown", "none in either"), verdict("same direction", "opposite")
+    ('not reproduced', 'not reproduced')
+    """
+    sides = {"domain": domain, "general": general}
+    shown = [side for side, found in sides.items() if found == "same direction"]
+    if not shown or any(found in ("opposite", "the paper has none") for found in sides.values()):
+        return "not reproduced"
+    return "direction only" + (f", {shown[0]}" if "not shown" in sides.values() else "")
+
+
 def rows(found: dict[tuple[str, float], dict[str, str]], rate: float, place: int) -> list[str]:
     """The table's lines of one rate; `place` is 0 for the small one."""
     lines = []
@@ -54,17 +70,17 @@ def rows(found: dict[tuple[str, float], dict[str, str]], rate: float, place: int
         cells.append("" if method == "sft" else " / ".join(f"{d:+.3f}" for d in differences))
         ours = found.get((method, rate))
         if ours is None:
-            lines.append([*cells, "not run", "", "", ""])
+            lines.append([*cells, "not run", "", "", "", "not run"])
             continue
         keys = [key.removesuffix(" minus base") for key in ours if key.endswith("/accuracy minus base")]
         cells.append(" / ".join(f"{float(ours[key]):.3f}" for key in keys))
         if method == "sft":
-            lines.append([*cells, "", "", ""])
+            lines.append([*cells, "", "", "", ""])
             continue
         ranges = [tuple(float(ours[f"{key} minus sft{end}"]) for end in ("", " low", " high")) for key in keys]
         cells.append(" / ".join(f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" for value, low, high in ranges))
-        cells += [direction(d, low, high) for d, (_, low, high) in zip(differences, ranges, strict=True)]
-        lines.append(cells)
+        sides = [direction(d, low, high) for d, (_, low, high) in zip(differences, ranges, strict=True)]
+        lines.append([*cells, *sides, verdict(*sides)])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
@@ -81,7 +97,7 @@ def main() -> None:
         near = next((r for r in (options.small, options.large) if math.isclose(r, float(row["learning_rate"]))), None)
         if near is not None:
             found[row["method"], near] = row
-    lines = [HEADER, "|---" * 8 + "|"]
+    lines = [HEADER, "|---" * 9 + "|"]
     lines += [*rows(found, options.small, 0), *rows(found, options.large, 1)]
     print("\n".join(lines))
 

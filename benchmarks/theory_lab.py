@@ -4,8 +4,8 @@
     python benchmarks/theory_lab.py show --work runs/theory --output docs/results/theory
 
 `run` trains every condition at every rate and seed and keeps each run's figures in a file of its own, so that a killed
-call goes on where it was. `show` reads the files and writes the tables, `theory.csv` and `theory.png`. What is measured
-and what would count was written down before: docs/results/theory.md.
+call goes on where it was. `show` reads the files and writes `tables.md`, `checkpoints.csv`, `curves.csv` and
+`theory.png`. What is measured and what would count was written down before: docs/results/theory.md.
 """
 
 from __future__ import annotations

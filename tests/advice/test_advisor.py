@@ -16,7 +16,7 @@ from gentletune.advice.curve import ProbePoint
 from gentletune.advice.probes import Bench, GeneralLook, split_rows
 from gentletune.data import Encoded
 from gentletune.training import looks
-from tests.helpers import run_cli
+from tests.helpers import run_cli, write_jsonl
 
 from .points import accuracy, point
 
@@ -124,12 +124,40 @@ def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+def easy_task(folder: Path) -> str:
+    """A general task in which every model is better than guessing: of two texts the short one is right, and likelier."""
+    write_jsonl(folder / "data.jsonl", [{"q": f"{i}?", "gold": 0} for i in range(20)])
+    (folder / "easy.yaml").write_text(
+        f"task: easy\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder / 'data.jsonl'}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_target: gold\n"
+        "doc_to_choice: ['a', 'a b c d e f g h i j k l']\n"
+    )
+    return str(folder / "easy.yaml")
+
+
 def test_a_margin_in_per_cent_is_refused(
-    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--general-prompts", "4"]
-    assert run_cli(monkeypatch, *call, "--general-tokens", "4", "--margin", "2") == 2
+    call += ["--general-tokens", "4", "--tasks", easy_task(tmp_path)]
+    assert run_cli(monkeypatch, *call, "--margin", "2") == 2
     assert capfd.readouterr().err.splitlines()[-1].endswith("goes from 0 to 1; for 2 % write 0.02")
+
+
+def test_accuracy_that_guessing_has_too_shows_nothing_to_be_harmless(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A random model is right in half of the pairs of sentences before training, and after any."""
+    call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "24", "--batch-size", "2"]
+    call += ["--general-prompts", "6", "--general-tokens", "6", "--tasks", "grammar", "--steps", "4"]
+    assert run_cli(monkeypatch, *call, "--rates", "1e-4,0.1", "--json", str(tmp_path / "found.json")) == 0
+    said = capfd.readouterr()
+    assert "general accuracy cannot show a loss" in said.err
+    assert "right where guessing has 0.5" in said.err
+    assert "no general task with an accuracy above that of guessing" in " ".join(said.out.split())
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert (found["general"], found["margin"]) == (None, 0.05)
+    assert found["learning_rate"] < 0.1
 
 
 def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
@@ -138,7 +166,7 @@ def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
     seen, proposal = trained_rows(monkeypatch), tmp_path / "proposal.json"
     call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--batch-size", "1"]
     call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3", "--margin", "0.9"]
-    assert run_cli(monkeypatch, *call, "--json", str(proposal)) == 0
+    assert run_cli(monkeypatch, *call, "--tasks", easy_task(tmp_path), "--json", str(proposal)) == 0
     assert seen == [45, 45]  # the last is the longer one, of as many steps as the full run
     found = json.loads(proposal.read_text(encoding="utf-8"))
     assert found["probe_rows"] == 45

@@ -41,6 +41,13 @@ def test_a_base_model_off_the_floor_is_enough() -> None:
     assert chosen([record], "general") == "arithmetic/accuracy"
 
 
+def test_a_gain_of_the_tuned_model_gives_general_skill_nothing_to_lose() -> None:
+    gained = {"arithmetic/accuracy": 0.6, "kl_sampled/bits_per_token": 0.1}
+    record = run("sft", 1e-6, gained, base={"arithmetic/accuracy": (0.01, 0.01)})
+    assert chosen([record], "general") == "kl_sampled/bits_per_token"
+    assert chosen([record.model_copy(update={"base_scores": []})], "general") == "arithmetic/accuracy"  # not known
+
+
 def test_only_accuracies_in_every_complete_run_are_averaged() -> None:
     records = [run("sft", 1e-6, TUNED), pair("talr", 1e-6, 0.8, 0.5), failed()]
     assert chosen(records, "general") == "arithmetic/accuracy"

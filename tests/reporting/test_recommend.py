@@ -22,7 +22,7 @@ from gentletune.reporting.words import answer
 from gentletune.stats import accuracy_score, ratio_score
 from tests.helpers import run_cli
 
-from .report_records import failed, pair, run
+from .report_records import failed, pair, run, score
 
 
 def names(found: Findings) -> tuple[str | None, str | None]:
@@ -79,7 +79,7 @@ def test_the_demo_names_the_small_rate_as_safe_and_the_large_one_with_its_price(
     assert found.most_gain.general is not None
     assert found.most_gain.general.value == pytest.approx(-0.1375)
     assert reasons(found)[2] == "loss"
-    assert found.floor == ("clinic/accuracy",)
+    assert found.domain_at_chance == ("clinic/accuracy",)
 
     out = told(records, tmp_path, monkeypatch, capsys)
     safe, most = (next(line for line in out if line.startswith(head)) for head in ("Safe choice", "Most domain gain"))
@@ -90,7 +90,7 @@ def test_the_demo_names_the_small_rate_as_safe_and_the_large_one_with_its_price(
     assert most.startswith("Most domain gain: sft at learning rate 3e-4: domain 2.47 → 0.641 ")
     assert "at a price: general −0.137" in most
     assert most.endswith("a significant loss.")
-    assert any(line.startswith("No model leaves 0 in clinic/accuracy") for line in out)
+    assert any(line.startswith("No model does better than guessing in clinic/accuracy") for line in out)
     assert any(line.startswith("  sft at learning rate 3e-5 → sft at learning rate 3e-4: domain −0.55") for line in out)
 
 
@@ -420,6 +420,58 @@ def test_where_there_is_no_other_general_score_nothing_is_safe(
     out = told([record], tmp_path, monkeypatch, capsys)
     assert "facts/accuracy trains a skill of the domain's own data, so it is not counted as general skill." in out
     assert any("add a general task" in line for line in out)
+
+
+# --- accuracies that guessing has, too
+
+
+def guessable(record: RunRecord, chance: float, *more: tuple[Score, Score]) -> RunRecord:
+    """The run with this chance to guess its general answers, and more general scores, tuned and of the base model."""
+
+    def of(scores: list[Score], place: int) -> list[Score]:
+        told = [s.model_copy(update={"chance": chance}) if s.side == "general" else s for s in scores]
+        return [*told, *(pair[place] for pair in more)]
+
+    return record.model_copy(update={"scores": of(record.scores, 0), "base_scores": of(record.base_scores, 1)})
+
+
+def test_general_accuracy_at_chance_vouches_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = score("kl_sampled/bits_per_token", 0.8, 0.05)
+    record = guessable(items("sft", 1e-3, (90, 0), (3, 3)), 0.4, (far, score("kl_sampled/bits_per_token", 0.0, 0.0)))
+    assert recommend([guessable(record, 0.0)]).general_axis == "facts/accuracy"
+    found = recommend([record])
+    assert (found.general_axis, found.general_at_chance) == ("kl_sampled/bits_per_token", ("facts/accuracy",))
+    assert (found.safe, found.reason, reasons(found)) == (None, "nothing_safe", {0: "loss"})
+    out = told([record], tmp_path, monkeypatch, capsys)
+    assert any(line.startswith("In facts/accuracy the base model cannot be told from guessing") for line in out)
+    assert any(line.endswith("another score stands for general skill: an easier task would show more.") for line in out)
+
+
+def test_within_a_margin_of_half_the_skill_nothing_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base model has 40 %, guessing 35 %: with a margin of 3 points most of the skill could be gone."""
+    record = guessable(items("sft", 1e-5, (900, 0), (30, 30), n=3000, base=1200), 0.35)
+    assert recommend([record]).index == 0
+    found = recommend([record], margin=0.03)
+    assert (found.safe, found.shallow, reasons(found)) == (None, True, {0: "shallow"})
+    assert found.headroom == pytest.approx(0.05)
+    assert found.try_next == ("an easier general task, in which the base model is well above guessing",)
+    lost = guessable(items("sft", 1e-3, (900, 0), (0, 140), n=3000, base=1200), 0.35)
+    assert reasons(recommend([lost], margin=0.03)) == {0: "loss"}  # a loss that is seen stays one
+    out = told([record], tmp_path, monkeypatch, capsys, "--margin", "0.03")
+    assert any(line.startswith("The base model is 0.05 above guessing in general skill") for line in out)
+    assert any("(share correct, higher is better; by guessing 0.35)" in line for line in out)
+
+
+def test_a_task_at_chance_within_the_mean_is_named() -> None:
+    other = score("reading/accuracy", 0.27, 0.03).model_copy(update={"chance": 0.25})
+    found = recommend([guessable(items("sft", 1e-5, (90, 0), (3, 3)), 0.0, (other, other))])
+    assert (found.general_axis, found.general_at_chance) == ("general_mean/accuracy", ("reading/accuracy",))
+    assert "take it out of tasks, or read one score by --general" in " ".join(answer(found))
+    assert "by guessing 0.125" in found.general_label
 
 
 # --- settings

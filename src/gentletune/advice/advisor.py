@@ -33,6 +33,7 @@ from gentletune.methods import parse_method
 from gentletune.methods.parameters.peft import RATE_SCALE
 from gentletune.reporting.recommend import MARGIN_BITS, MARGIN_SHARE, check_margin
 from gentletune.runs.inputs import processes_here
+from gentletune.stats import above_chance
 from gentletune.training.packing import rows_to_draw
 
 FIRST = 3.0  # times the prior rate: the first probe
@@ -308,8 +309,10 @@ def _bench(
     reference = reference_answers(loaded, recipe)
     look = GeneralLook(loaded, recipe, GENERAL_ITEMS)
     general = look(model)
-    if general is not None and general.value <= 2 * (general.stderr or 0.0):
-        general = None  # as the report, which takes KL from base where accuracy is at the floor
+    if general is not None and not above_chance(general.value, general.stderr, general.chance):
+        told = f"{general.value:.3g} right where guessing has {general.chance:.3g}"
+        say(f"general accuracy cannot show a loss ({told}), so KL from base stands for it")
+        general = None
     drawn = (steps if general is None else most) * recipe.step_rows()
     train, held = split_rows(rows, HELD_ROWS, drawn, recipe.seed)
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")

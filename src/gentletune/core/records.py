@@ -35,7 +35,8 @@ class Score(BaseModel):
     `items` are the n linearised items, in the value's unit: their mean is `value`, up to rounding, and the
     variance of their mean is that of `value` (`gentletune.stats`). `clusters` numbers the group of each
     item; empty, every item is its own. `details` holds breakdowns, fit for JSON. `skills` are what the task asks for,
-    on the domain side what the data train: a general score that shares one says nothing of general skill.
+    on the domain side what the data train: a general score that shares one says nothing of general skill. `chance` is
+    the accuracy that guessing has: 1/k where one of k is to be chosen, 0 where an answer is written freely.
 
     Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.
     """
@@ -53,6 +54,7 @@ class Score(BaseModel):
     clusters: tuple[int, ...] = ()
     details: dict[str, Any] = Field(default_factory=dict)
     skills: tuple[str, ...] = ()
+    chance: float = 0.0
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:

@@ -9,12 +9,14 @@ from typing import Literal
 
 from gentletune.core.errors import UserError, unknown
 from gentletune.core.records import FROM_BASE, RunRecord, Score
+from gentletune.stats import above_chance
+from gentletune.stats.numbers import number
 
 Side = Literal["domain", "general"]
 Verdict = Literal["better", "worse", "no_difference", "unknown"]
 
 MEAN_KEYS: dict[Side, str] = {"domain": "domain_mean/accuracy", "general": "general_mean/accuracy"}
-# What each side falls back to when no accuracy leaves the floor, in order.
+# What general skill falls back to where the accuracies are no better than guessing, in order.
 GENERAL_FALLBACK = ("kl_sampled/bits_per_token", "nll_greedy/bits_per_token", "reference/bits_per_token")
 ACCURACIES = ("/accuracy", "/balanced_accuracy")
 UNITS = {
@@ -53,7 +55,8 @@ class Point:
 class Axis:
     """A way to read one number off a run: a single score, or the mean of several (`sources`).
 
-    `key` names it (`clinic/accuracy`), `label` says in plain words what it is, `unit` its unit.
+    `key` names it (`clinic/accuracy`), `label` says in plain words what it is, `unit` its unit. `chance` is what
+    guessing has on it.
     """
 
     key: str
@@ -62,6 +65,7 @@ class Axis:
     unit: str
     higher_is_better: bool
     sources: tuple[str, ...]
+    chance: float = 0.0
 
     def point(self, record: RunRecord, base: bool = False) -> Point | None:
         """The run's point on this axis (of its base model if `base`), None where a score is missing.
@@ -85,8 +89,9 @@ class Axis:
 
     @property
     def described(self) -> str:
-        """Label, unit and direction: `clinic (share correct, higher is better)`."""
-        return f"{self.label} ({self.unit}, {'higher' if self.higher_is_better else 'lower'} is better)"
+        """Label, unit and direction: `clinic (share correct, higher is better)`, and what guessing has."""
+        guess = f"; by guessing {number(self.chance)}" if self.chance else ""
+        return f"{self.label} ({self.unit}, {'higher' if self.higher_is_better else 'lower'} is better{guess})"
 
 
 def is_distance(key: str) -> bool:
@@ -119,12 +124,13 @@ def single_axis(records: Sequence[RunRecord], key: str, side: Side | None = None
 
 
 def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None) -> Axis | None:
-    """The axis that stands for a side: the one asked for, else accuracy where the model has any.
+    """The axis that stands for a side: the one asked for, else accuracy where it can show anything.
 
-    The default is the mean of the side's accuracies (ESCI's is balanced) present in every complete run, if it is
-    more than 2 standard errors above zero for some run or its base model. Else it is the domain task's
-    `bits_per_token`, or `kl_sampled/bits_per_token` for general skill. General scores that train the domain's own
-    skill are taken only where there is nothing else. None where there is no score at all.
+    The default is the mean of the side's accuracies (ESCI's is balanced) present in every complete run, if it is more
+    than 2 standard errors above guessing: the domain's in some run or its base model, general skill's in the base
+    model, since a skill that was never there cannot be lost. Else it is the domain task's `bits_per_token`, or
+    `kl_sampled/bits_per_token` for general skill. General scores that train the domain's own skill are taken only
+    where there is nothing else. None where there is no score at all.
     Raises `UserError` on an unknown `key`, and on one of the data's own as the general score: a domain cannot vouch for
     its own safety.
     """
@@ -137,7 +143,7 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
             raise UserError(f"general: '{key}' is the domain's own score; general scores: {known}")
         return asked
     mean = _mean_axis(records, side)
-    if mean is not None and _off_the_floor(mean, complete(records)):
+    if mean is not None and _above_chance(mean, complete(records)):
         return mean
     names = _common(records, side) or _apart(records, side, score_keys(complete(records), side))
     losses = [name for name in names if name.endswith("/bits_per_token")]
@@ -160,12 +166,25 @@ def overlapping(records: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(s.key for s in scores if s.side == "general" and trained & set(s.skills)))
 
 
-def on_the_floor(records: Sequence[RunRecord], axis: Axis | None, key: str | None) -> list[str]:
-    """Accuracies that no model leaves 0 in, so that another score stands for their side; none where `key` chose it."""
-    if axis is None or key is not None or axis.key.endswith(ACCURACIES):
+def at_chance(records: Sequence[RunRecord], side: Side, axis: Axis | None, key: str | None) -> list[str]:
+    """Accuracies of a side no better than guessing: the domain's if another score stands for them, general ones always.
+
+    A general one may be part of the axis, where it hides a part of what others lost. None but `key` itself, if given.
+    """
+    mean = _mean_axis(records, side) if key is None else axis
+    if axis is None or mean is None or not all(source.endswith(ACCURACIES) for source in mean.sources):
         return []
-    mean = _mean_axis(records, axis.side)
-    return list(mean.sources) if mean else []
+    if side == "domain":
+        return [] if axis.key.endswith(ACCURACIES) else list(mean.sources)
+    done = complete(records)
+    return [source for source in mean.sources if not _above_chance(single_axis(records, source, side), done)]
+
+
+def headroom(records: Sequence[RunRecord], axis: Axis) -> float:
+    """How far the base model is above guessing, at least in some record: all that can be lost. Endless if unknown."""
+    points = (axis.point(r, base=True) for r in complete(records))
+    known = [p.value - axis.chance for p in points if p is not None]
+    return max(known) if known and all(source.endswith(ACCURACIES) for source in axis.sources) else math.inf
 
 
 def _apart(records: Sequence[RunRecord], side: Side, keys: Sequence[str]) -> list[str]:
@@ -190,7 +209,7 @@ def _axis_of(score: Score) -> Axis:
     plain = f"loss on {task} answers" if score.metric == "bits_per_token" else plain
     plain = CALIBRATION.get(score.metric, plain).format(task)
     label = LABELS.get(score.key, plain)
-    return Axis(score.key, score.side, label, unit, score.higher_is_better, (score.key,))
+    return Axis(score.key, score.side, label, unit, score.higher_is_better, (score.key,), score.chance)
 
 
 def _common(records: Sequence[RunRecord], side: Side) -> list[str]:
@@ -207,7 +226,8 @@ def _mean_axis(records: Sequence[RunRecord], side: Side) -> Axis | None:
     tasks = " and ".join(key.partition("/")[0].replace("_", " ") for key in keys)
     many = f"{len(keys)} {side} tasks" if len(keys) > 4 else tasks.replace(" and ", ", ", len(keys) - 2)
     label = f"mean accuracy over {many}"
-    return Axis(MEAN_KEYS[side], side, label, UNITS["accuracy"], True, tuple(keys))
+    chance = math.fsum(single_axis(records, key, side).chance for key in keys) / len(keys)
+    return Axis(MEAN_KEYS[side], side, label, UNITS["accuracy"], True, tuple(keys), chance)
 
 
 def _means(records: Sequence[RunRecord]) -> list[Axis]:
@@ -215,9 +235,10 @@ def _means(records: Sequence[RunRecord]) -> list[Axis]:
     return [a for a in axes if a is not None and len(a.sources) > 1]
 
 
-def _off_the_floor(axis: Axis, records: Sequence[RunRecord]) -> bool:
-    points = (axis.point(r, base) for r in records for base in (False, True))
-    return any(p is not None and p.stderr is not None and p.value > 2 * p.stderr for p in points)
+def _above_chance(axis: Axis, records: Sequence[RunRecord]) -> bool:
+    tuned, base = ([p for r in records if (p := axis.point(r, of)) is not None] for of in (False, True))
+    points = base if axis.side == "general" and base else [*tuned, *base]
+    return any(above_chance(p.value, p.stderr, axis.chance) for p in points)
 
 
 def both_axes(records: Sequence[RunRecord], domain: str | None, general: str | None) -> tuple[Axis | None, Axis | None]:

@@ -23,6 +23,7 @@ ExcludedReason = Literal[
     "too_few_items",  # to leave out a large loss
     "no_base",  # the base model's general score, or an error, is missing
     "own_skill",  # the only general scores train the domain's own skill
+    "shallow",  # the base model is hardly above guessing in general skill
     "less_gain",  # safe, but significantly below the best safe one on the domain
     "no_difference",  # as good as the choice, and less simple
 ]
@@ -95,8 +96,10 @@ class Findings:
     general one is how far a model has gone from its base model, so that the margin alone decides.
 
     `overlapping` are general scores that train the domain's own skill, and are no part of the general axis unless asked
-    for; `blind` is that there is no other. `floor` are accuracies that no model leaves 0 in, so that another score
-    stands for their side; `apart` are recipe fields in which alone some settings differ.
+    for; `blind` is that there is no other. `domain_at_chance` are accuracies in which no model does better than
+    guessing, so that another score stands for them; `general_at_chance` those in which the base model does not.
+    `headroom` is how far the base model is above guessing on the general axis (None: no accuracy, or unknown),
+    `shallow` that the margin is more than half of it. `apart` are recipe fields in which alone some settings differ.
     """
 
     safe: Pick | None
@@ -115,7 +118,10 @@ class Findings:
     general_label: str = ""
     distance: bool = False
     blind: bool = False
-    floor: tuple[str, ...] = ()
+    domain_at_chance: tuple[str, ...] = ()
+    general_at_chance: tuple[str, ...] = ()
+    headroom: float | None = None
+    shallow: bool = False
     apart: tuple[str, ...] = ()
     settings: int = 0
     runs: int = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord
-from gentletune.reporting.axes import ACCURACIES, Axis, both_axes, complete, on_the_floor, overlapping
+from gentletune.reporting.axes import ACCURACIES, Axis, at_chance, both_axes, complete, headroom, overlapping
 from gentletune.reporting.choice import RULED_OUT, Choice
 from gentletune.reporting.findings import Excluded, Findings, Reason
 from gentletune.reporting.settings import apart, settings_of
@@ -28,8 +28,8 @@ def recommend(
     A setting is a method at a learning rate, over its seeds. It is safe where its domain gain is significant among all
     settings (Benjamini and Hochberg) and its general change against the base model is shown to be no larger loss than
     `margin` (by default 0.02 of accuracy or 0.05 bits per token, in the general axis's unit); where the data are too
-    few to show that, where no loss is seen (`choice` has the rules). `domain` and `general` choose the axes by score
-    key (`clinic/accuracy`).
+    few to show that, where no loss is seen (`choice` has the rules). Where the base model is hardly above guessing in
+    general skill, nothing is. `domain` and `general` choose the axes by score key (`clinic/accuracy`).
 
     Raises `UserError` on a margin below 0, not finite or, where the general axis is a share, of 1 or more; on an
     unknown key, or the domain's own as `general`; and on runs of several base models or data sets, which are not
@@ -66,7 +66,9 @@ def find(
         "general_label": y.described if y else "",
         "distance": y is not None and y.is_distance,
         "blind": y is not None and general is None and set(y.sources) <= set(shared),
-        "floor": (*on_the_floor(records, x, domain), *on_the_floor(records, y, general)),
+        "domain_at_chance": tuple(at_chance(records, "domain", x, domain)),
+        "general_at_chance": tuple(at_chance(records, "general", y, general)),
+        "headroom": room if y and math.isfinite(room := headroom(records, y)) else None,
         "runs": len(records),
     }
     settings = settings_of(records, x, y) if x and y else []
@@ -76,6 +78,7 @@ def find(
         return Findings(None, None, None, (), (), failed, reason=reason, **known)
     choice = Choice(records, x, y, settings, known["margin"], known["blind"])
     out = (_excluded(choice, i) for i in range(len(settings)) if i != choice.safe)
+    known["shallow"] = choice.shallow
     return Findings(
         choice.pick(choice.safe),
         choice.pick(choice.most_gain),

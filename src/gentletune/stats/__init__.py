@@ -7,6 +7,7 @@ from gentletune.stats.family import Family, adjusted, benjamini_hochberg, holm, 
 from gentletune.stats.pool import Pool
 from gentletune.stats.runs import Run, measured
 from gentletune.stats.scores import (
+    above_chance,
     accuracy_score,
     balanced_accuracy_score,
     breakdown,
@@ -24,6 +25,7 @@ __all__ = [
     "Pool",
     "Run",
     "SeedEffect",
+    "above_chance",
     "accuracy_score",
     "adjusted",
     "average",

@@ -111,6 +111,7 @@ def balanced_accuracy_score(
     items = tuple(value + n / (k * counts[c]) * (r - recall[c]) for c, r in zip(classes, scores, strict=True))
     found = {"recall": recall, "class_counts": counts} | dict(details or {})
     known: dict[str, Any] = {"value": value, "metric": "balanced_accuracy", "higher_is_better": True}
+    known["chance"] = 1 / k if k > 1 else 0.0  # one class whatever is asked
     plain = _score(items, groups, found, task=task, side=side, **known)
     if plain.stderr is None:
         return plain
@@ -157,7 +158,19 @@ def mean_over_tasks(scores: Sequence[Score], *, task: str, side: Side, metric: s
         n=sum(s.n for s in scores),
         higher_is_better=scores[0].higher_is_better,
         details={"tasks": [s.task for s in scores]},
+        chance=math.fsum(s.chance for s in scores) / k,
     )
+
+
+def above_chance(value: float, stderr: float | None, chance: float) -> bool:
+    """Whether an accuracy is above that of guessing by more than two standard errors (ours); not without an error.
+
+    Of a skill that is not there no loss can be seen: an accuracy at chance shows nothing to be harmless.
+
+    >>> above_chance(0.40, 0.03, chance=0.25), above_chance(0.28, 0.03, chance=0.25), above_chance(0.02, 0.02, chance=0)
+    (True, False, False)
+    """
+    return stderr is not None and value - chance > 2 * stderr
 
 
 def zero_of(score: Score) -> Score:

@@ -76,6 +76,7 @@ def test_the_three_are_one_name_and_one_score_each(subject: Loaded) -> None:
     assert [score.key for score in scores] == ["grammar/accuracy", "facts/accuracy", "reading/accuracy"]
     for score, result in zip(scores, results, strict=True):
         assert (score.n, score.side, score.skills) == (12, "general", (score.task,))
+        assert score.chance == {"grammar": 0.5, "facts": 0.5, "reading": 0.25}[score.task]
         assert len(score.details["by_category"]) > 3
         assert not {"unreadable", "cut_off"} & score.details.keys()  # nothing was written
         likeliest = [[float(found[0][0]) for found in sample["responses"]] for sample in result.samples]

@@ -192,7 +192,7 @@ def test_choices_by_log_likelihood(subject: Loaded, tmp_path: Path) -> None:
     (result,) = evaluated(subject, None, str(tmp_path / "pick.yaml"))
     assert {tuple(sample["choices"]) for sample in result.samples} == {("yes", "no")}
     found = {score.key: score for score in result.scores}
-    assert found["pick/accuracy"].n == 6
+    assert (found["pick/accuracy"].n, found["pick/accuracy"].chance) == (6, 0.5)
     assert set(found["pick/accuracy"].items) <= {0.0, 1.0}
     assert "pick/acc_norm" in found
 

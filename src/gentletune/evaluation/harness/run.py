@@ -23,7 +23,7 @@ from gentletune.lm.loaded import Loaded
 from gentletune.stats import accuracy_score, mean_score, ratio_score
 
 Stage = Callable[[str], Progress | None]
-_VERSION = 3  # raise when what is cached would come out differently
+_VERSION = 4  # raise when what is cached would come out differently
 # The metric of a harness task that stands for its accuracy, in order of preference, and the filter.
 _HEADLINES = ("prompt_level_strict_acc", "pass@1", "exact_match", "acc")
 _FILTERS = ("flexible-extract", "none")
@@ -223,8 +223,20 @@ def _scores_of(
             stderr = float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None
             count, value = _count(name, result), float(metrics[key])
             score = Score(value=value, stderr=stderr, n=count, higher_is_better=better, **of)
-        scores.append(score)
+        scores.append(score.model_copy(update={"chance": _chance(name, result) if key == headline else 0.0}))
     return scores
+
+
+def _chance(name: str, result: dict[str, Any]) -> float:
+    """The accuracy of guessing where a continuation is chosen: the mean of 1/k over the documents; else 0."""
+    leaves = result["group_subtasks"].get(name) or [name]
+    found = [
+        1 / len(sample["resps"])
+        for leaf in leaves
+        if result["configs"].get(leaf, {}).get("output_type") == "multiple_choice"
+        for sample in result["samples"].get(leaf, ())
+    ]
+    return math.fsum(found) / len(found) if found else 0.0
 
 
 def _cut_off(samples: Sequence[dict[str, Any]]) -> dict[str, int]:
