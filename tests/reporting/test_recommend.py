@@ -276,7 +276,7 @@ def test_where_more_is_to_be_gained_than_the_safe_choice_does_it_says_with_what(
     safe, more = items("sft", 1e-5, (40, 0), (1, 1)), items("sft", 1e-4, (150, 0), (0, 90))
     free, idea = recommend([safe, more]).try_next
     assert free == "averaging sft at 1e-4 with the base model, wise_ft(alpha=0.75), which takes no training"
-    assert idea.startswith("mofo at learning rates of 2e-5 to 4e-5, where more may be gained")
+    assert idea.startswith("mofo at learning rates of 2e-5 to 3e-5, where more may be gained")
     assert f"For more, try {free}; {idea}." in answer(recommend([safe, more]))
     assert recommend([safe]).try_next == ()  # nothing has gained more
     assert recommend([safe, more, items("mofo", 3e-5, (40, 0), (0, 90))]).try_next == (free,)  # the other was tried

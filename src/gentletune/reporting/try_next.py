@@ -38,7 +38,7 @@ def _further(choice: Choice, safe: int) -> Iterator[Idea]:
     if setting.plain and more and beyond and not any(_has(label, "wise_ft") for label in tried):
         yield "averaged", {"rate": min(beyond)}
     if setting.plain and more and not any(_has(label, "mofo") for label in tried):
-        yield "steadier", {"low": _round(2 * rate), "high": _round(4 * rate)}
+        yield "steadier", {"low": _round(2 * rate), "high": _round(3 * rate)}
 
 
 def _has(label: str, *parts: str) -> bool:
