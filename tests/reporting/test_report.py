@@ -359,7 +359,7 @@ def test_cards_say_gain_price_and_how_sure(tmp_path: Path) -> None:
 def test_the_card_of_the_safe_choice_says_what_may_gain_more(tmp_path: Path) -> None:
     records = [record for record in made_study() if "replay" not in record.label]
     page = Page(report(records, tmp_path, margin=0.1).html.read_text(encoding="utf-8"))
-    assert "For more, try mofo at learning rates of 1e-5 to 1.5e-5, where more may be gained" in page.text
+    assert "For more, try mofo at learning rates of 1e-5 to 2e-5, where more may be gained" in page.text
 
 
 def test_without_a_safe_choice_the_card_says_what_to_try(tmp_path: Path) -> None:
