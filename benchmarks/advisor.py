@@ -342,6 +342,8 @@ def main() -> None:
                 continue
             sweep(model, condition, folder, RATES, options.seeds)
         records = complete(folder)
+        if condition:
+            records = [r for r in records if r.learning_rate in RATES and r.seed in options.seeds]
         runs = len(RATES) * len(SEEDS) if condition else len(records)
         made = None if options.again else state["pairs"].get(name)
         made = made or propose(folder, runs)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from gentletune import Recipe, UserError
 from gentletune.advice import Proposal, advise
 from gentletune.advice.curve import ProbePoint
 from gentletune.advice.probes import Bench, GeneralLook, split_rows
+from gentletune.core.records import Score
 from gentletune.data import Encoded
+from gentletune.stats import accuracy_score
 from gentletune.training import looks
 from tests.helpers import run_cli, write_jsonl
 
@@ -125,12 +128,13 @@ def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def easy_task(folder: Path) -> str:
-    """A general task in which every model is better than guessing: of two texts the short one is right, and likelier."""
-    write_jsonl(folder / "data.jsonl", [{"q": f"{i}?", "gold": 0} for i in range(20)])
+    """A general task in which every model is better than guessing: the shorter text is right, and likelier."""
+    rows = [{"q": f"{i}?", "texts": [f"{i % 10}", f"{i % 10} b c d e f g h i j k l"], "gold": 0} for i in range(20)]
+    write_jsonl(folder / "data.jsonl", rows)
     (folder / "easy.yaml").write_text(
         f"task: easy\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder / 'data.jsonl'}\n"
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_target: gold\n"
-        "doc_to_choice: ['a', 'a b c d e f g h i j k l']\n"
+        "doc_to_choice: texts\n"
     )
     return str(folder / "easy.yaml")
 
@@ -152,12 +156,34 @@ def test_accuracy_that_guessing_has_too_shows_nothing_to_be_harmless(
     call += ["--general-prompts", "6", "--general-tokens", "6", "--tasks", "grammar", "--steps", "4"]
     assert run_cli(monkeypatch, *call, "--rates", "1e-4,0.1", "--json", str(tmp_path / "found.json")) == 0
     said = capfd.readouterr()
-    assert "general accuracy cannot show a loss" in said.err
-    assert "right where guessing has 0.5" in said.err
+    assert re.search(r"accuracy could not show a loss \([\d.]+ right, where guessing has 0.5\), so KL from", said.err)
     assert "no general task with an accuracy above that of guessing" in " ".join(said.out.split())
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert (found["general"], found["margin"]) == (None, 0.05)
     assert found["learning_rate"] < 0.1
+
+
+def test_a_task_that_can_lose_is_asked_where_the_mean_of_all_shows_nothing(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One task at 0.40 ± 0.05 where guessing has 0.25, and two at chance by fewer questions."""
+    right = {"grammar": (50, 100, 0.5), "facts": (5, 10, 0.5), "reading": (40, 100, 0.25)}
+
+    def scores(look: GeneralLook, _: Any) -> list[list[Score]]:
+        return [[hand_made(task.name, *right[task.name])] for task in look.tasks]
+
+    def hand_made(name: str, k: int, n: int, chance: float) -> Score:
+        made = accuracy_score([1] * k + [0] * (n - k), task=name, side="general")
+        return made.model_copy(update={"chance": chance})
+
+    monkeypatch.setattr(GeneralLook, "_scores", scores)
+    told: list[str] = []
+    found = advise(tiny(tiny_dir, tasks=("general",)), rates=[1e-4], steps=4, say=told.append)
+    assert any(line.endswith("where guessing has 0.417), so only reading counts") for line in told)
+    assert found.general is not None
+    assert (found.general.value, found.general.details["tasks"]) == (0.4, ["reading"])
+    assert found.points[0].general == found.general
+    assert found.margin == 0.02
 
 
 def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
@@ -165,13 +191,13 @@ def test_a_probe_of_many_steps_trains_on_the_rows_of_all_of_them(
 ) -> None:
     seen, proposal = trained_rows(monkeypatch), tmp_path / "proposal.json"
     call = ["advise", "--model", str(tiny_dir), "--data", "clinic", "--train-rows", "60", "--batch-size", "1"]
-    call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3", "--margin", "0.9"]
+    call += ["--general-prompts", "4", "--general-tokens", "4", "--steps", "36", "--rates", "1e-3", "--margin", "0.15"]
     assert run_cli(monkeypatch, *call, "--tasks", easy_task(tmp_path), "--json", str(proposal)) == 0
     assert seen == [45, 45]  # the last is the longer one, of as many steps as the full run
     found = json.loads(proposal.read_text(encoding="utf-8"))
     assert found["probe_rows"] == 45
     assert [p["steps"] for p in found["points"]] == [36, 60]
-    assert found["margin"] == 0.9
+    assert found["margin"] == 0.15
     assert found["grid_ends"] == ["largest probe"]
     out = capfd.readouterr().out
     assert "The grid ends here: nothing above 0.001 was probed" in out
@@ -304,7 +330,7 @@ def accurate(
         return point(rate, 1 + math.log10(rate / 1e-5), 0.01, steps=steps, method=method, general=0.9 - lost)
 
     monkeypatch.setattr(Bench, "probe", probe)
-    monkeypatch.setattr(GeneralLook, "__call__", lambda _self, _model: accuracy(0.9))
+    monkeypatch.setattr(GeneralLook, "of_base", lambda _: (accuracy(0.9), accuracy(0.9)))
     how = {"rates": [1e-4, 1e-3, 3e-3], "steps": 8, **over}
     return advise(tiny(tiny_dir, tasks=("general",)), **how), asked
 

@@ -18,7 +18,7 @@ from gentletune.reporting import Findings
 from gentletune.reporting.axes import both_axes
 from gentletune.reporting.choice import Choice
 from gentletune.reporting.settings import settings_of
-from gentletune.reporting.words import answer
+from gentletune.reporting.words import answer, warnings
 from gentletune.stats import accuracy_score, ratio_score
 from tests.helpers import run_cli
 
@@ -90,7 +90,7 @@ def test_the_demo_names_the_small_rate_as_safe_and_the_large_one_with_its_price(
     assert most.startswith("Most domain gain: sft at learning rate 3e-4: domain 2.47 → 0.641 ")
     assert "at a price: general −0.137" in most
     assert most.endswith("a significant loss.")
-    assert any(line.startswith("No model does better than guessing in clinic/accuracy") for line in out)
+    assert any(line.startswith("No model is shown to be above guessing in clinic/accuracy") for line in out)
     assert any(line.startswith("  sft at learning rate 3e-5 → sft at learning rate 3e-4: domain −0.55") for line in out)
 
 
@@ -435,43 +435,80 @@ def guessable(record: RunRecord, chance: float, *more: tuple[Score, Score]) -> R
     return record.model_copy(update={"scores": of(record.scores, 0), "base_scores": of(record.base_scores, 1)})
 
 
-def test_general_accuracy_at_chance_vouches_for_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    far = score("kl_sampled/bits_per_token", 0.8, 0.05)
-    record = guessable(items("sft", 1e-3, (90, 0), (3, 3)), 0.4, (far, score("kl_sampled/bits_per_token", 0.0, 0.0)))
+FAR = score("kl_sampled/bits_per_token", 0.8, 0.05), score("kl_sampled/bits_per_token", 0.0, 0.0)
+WEAK = score("reading/accuracy", 0.27, 0.03).model_copy(update={"chance": 0.25})
+
+
+def test_general_accuracy_at_chance_vouches_for_nothing() -> None:
+    record = guessable(items("sft", 1e-3, (90, 0), (3, 3)), 0.4, FAR)
     assert recommend([guessable(record, 0.0)]).general_axis == "facts/accuracy"
     found = recommend([record])
-    assert (found.general_axis, found.general_at_chance) == ("kl_sampled/bits_per_token", ("facts/accuracy",))
+    assert (found.general_axis, found.general_left_out) == ("kl_sampled/bits_per_token", ("facts/accuracy",))
     assert (found.safe, found.reason, reasons(found)) == (None, "nothing_safe", {0: "loss"})
-    out = told([record], tmp_path, monkeypatch, capsys)
-    assert any(line.startswith("In facts/accuracy the base model cannot be told from guessing") for line in out)
-    assert any(line.endswith("another score stands for general skill: an easier task would show more.") for line in out)
+    assert found.headroom is None
+    assert warnings(found) == [
+        "The base model is not shown to be above guessing in facts/accuracy, so no loss could be seen there, and "
+        "kl_sampled/bits_per_token stands for general skill. An easier task, or more questions, would show more.",
+    ]
 
 
-def test_within_a_margin_of_half_the_skill_nothing_is_safe(
+def test_records_made_before_chance_was_known_do_not_hide_it() -> None:
+    new = guessable(items("sft", 1e-3, (90, 0), (3, 3)), 0.4, FAR)
+    old = guessable(items("sft", 1e-4, (90, 0), (3, 3)), 0.0, FAR)
+    assert recommend([old, new]).general_axis == "kl_sampled/bits_per_token"
+
+
+@pytest.mark.parametrize("others", [(), FAR], ids=["asked for", "no other score"])
+def test_where_only_accuracy_at_chance_is_read_only_a_gain_is_safe(others: tuple[Score, ...]) -> None:
+    key = {"general": "facts/accuracy"} if others else {}
+    more = (others,) if others else ()
+    record = guessable(items("sft", 1e-3, (90, 0), (0, 0)), 0.4, *more)  # no answer changed
+    found = recommend([record], **key)
+    assert (found.general_axis, found.margin, found.headroom) == ("facts/accuracy", 0, 0)
+    assert found.safe is None
+    assert found.try_next[0] == "an easier general task, in which the base model is well above guessing"
+    assert "so nothing but a gain can be shown to be safe" in " ".join(warnings(found))
+    gained = recommend([guessable(items("sft", 1e-3, (90, 0), (60, 0)), 0.4, *more)], **key)
+    assert (gained.index, gained.general_axis) == (0, "facts/accuracy")
+
+
+def test_the_margin_is_at_most_half_of_what_there_is_to_lose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The base model has 40 %, guessing 35 %: with a margin of 3 points most of the skill could be gone."""
-    record = guessable(items("sft", 1e-5, (900, 0), (30, 30), n=3000, base=1200), 0.35)
-    assert recommend([record]).index == 0
+    record = guessable(items("sft", 1e-5, (900, 0), (0, 60), n=3000, base=1200), 0.35)
+    assert recommend([guessable(record, 0.0)], margin=0.03).index == 0
     found = recommend([record], margin=0.03)
-    assert (found.safe, found.shallow, reasons(found)) == (None, True, {0: "shallow"})
-    assert found.headroom == pytest.approx(0.05)
-    assert found.try_next == ("an easier general task, in which the base model is well above guessing",)
-    lost = guessable(items("sft", 1e-3, (900, 0), (0, 140), n=3000, base=1200), 0.35)
-    assert reasons(recommend([lost], margin=0.03)) == {0: "loss"}  # a loss that is seen stays one
+    assert (found.safe, reasons(found)) == (None, {0: "loss"})
+    assert found.headroom == pytest.approx(0.05 - 2 * 0.00894, abs=1e-4)
+    assert (found.margin, found.margin_asked) == (pytest.approx(found.headroom / 2), 0.03)
+    still = guessable(items("sft", 1e-5, (900, 0), (2, 2), n=3000, base=1200), 0.35)
+    assert recommend([still], margin=0.03).index == 0
     out = told([record], tmp_path, monkeypatch, capsys, "--margin", "0.03")
-    assert any(line.startswith("The base model is 0.05 above guessing in general skill") for line in out)
+    assert "The margin is 0.0161 instead of 0.03: half of what the base model is shown to have above guessing." in out
     assert any("(share correct, higher is better; by guessing 0.35)" in line for line in out)
 
 
 def test_a_task_at_chance_within_the_mean_is_named() -> None:
-    other = score("reading/accuracy", 0.27, 0.03).model_copy(update={"chance": 0.25})
-    found = recommend([guessable(items("sft", 1e-5, (90, 0), (3, 3)), 0.0, (other, other))])
-    assert (found.general_axis, found.general_at_chance) == ("general_mean/accuracy", ("reading/accuracy",))
-    assert "take it out of tasks, or read one score by --general" in " ".join(answer(found))
+    found = recommend([guessable(items("sft", 1e-5, (90, 0), (3, 3)), 0.0, (WEAK, WEAK))])
+    assert (found.general_axis, found.general_diluting) == ("general_mean/accuracy", ("reading/accuracy",))
+    assert "leave it out of tasks" in " ".join(answer(found))
     assert "by guessing 0.125" in found.general_label
+
+
+def test_where_the_mean_shows_nothing_a_task_that_can_lose_is_read() -> None:
+    """One task at 0.40 ± 0.03 where guessing has 0.30, and three at chance: their mean is not above it."""
+    weak = [WEAK.model_copy(update={"task": name, "stderr": 0.07}) for name in ("one", "two", "three")]
+    lost = guessable(items("sft", 1e-3, (90, 0), (0, 36)), 0.30, *((one, one) for one in weak), FAR)
+    found = recommend([lost])
+    assert (found.general_axis, reasons(found)) == ("facts/accuracy", {0: "loss"})
+    assert found.general_left_out == ("one/accuracy", "two/accuracy", "three/accuracy")
+    assert "and facts/accuracy stands for general skill" in " ".join(warnings(found))
+
+
+def test_warnings_are_a_line_each() -> None:
+    record = guessable(items("sft", 1e-5, (90, 0), (3, 3)), 0.0, (WEAK, WEAK))
+    assert all(line.count(". ") == 0 and line.endswith(".") for line in warnings(recommend([record])))
 
 
 # --- settings

@@ -33,7 +33,7 @@ from gentletune.methods import parse_method
 from gentletune.methods.parameters.peft import RATE_SCALE
 from gentletune.reporting.recommend import MARGIN_BITS, MARGIN_SHARE, check_margin
 from gentletune.runs.inputs import processes_here
-from gentletune.stats import above_chance
+from gentletune.stats import headroom
 from gentletune.training.packing import rows_to_draw
 
 FIRST = 3.0  # times the prior rate: the first probe
@@ -144,6 +144,8 @@ def advise(
     if general is not None:
         check_margin(margin, "the general accuracy")
     margin = margin if margin is not None else MARGIN_BITS if general is None else MARGIN_SHARE
+    if general is not None:
+        margin = min(margin, headroom(general.value, general.stderr, general.chance) / 2)
     search = _Search(bench, base, count, general, margin, full / count, say)
     if rates is None:
         search.look_for_the_edge(nearest(prior * FIRST))
@@ -308,11 +310,13 @@ def _bench(
     say("the base model's own answers (shared with any run of the recipe)")
     reference = reference_answers(loaded, recipe)
     look = GeneralLook(loaded, recipe, GENERAL_ITEMS)
-    general = look(model)
-    if general is not None and not above_chance(general.value, general.stderr, general.chance):
-        told = f"{general.value:.3g} right where guessing has {general.chance:.3g}"
-        say(f"general accuracy cannot show a loss ({told}), so KL from base stands for it")
-        general = None
+    general, mean = look.of_base()
+    if mean is not None and mean is not general:
+        told = f"{mean.value:.3g} right, where guessing has {mean.chance:.3g}"
+        instead = (
+            "KL from base stands for it" if general is None else f"only {', '.join(general.details['tasks'])} counts"
+        )
+        say(f"general accuracy could not show a loss ({told}), so {instead}")
     drawn = (steps if general is None else most) * recipe.step_rows()
     train, held = split_rows(rows, HELD_ROWS, drawn, recipe.seed)
     say(f"probes train on {len(train)} and are measured on {len(held)} of {len(rows)} training rows")

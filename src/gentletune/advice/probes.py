@@ -20,7 +20,7 @@ from gentletune.evaluation.harness import resolve_tasks, run_tasks
 from gentletune.evaluation.measure import OwnAnswers, silent
 from gentletune.lm.loaded import Loaded, base_causal_lm
 from gentletune.methods import parse_method
-from gentletune.stats import mean_over_tasks
+from gentletune.stats import headroom, mean_over_tasks
 from gentletune.training.looks import train_copy
 
 
@@ -45,10 +45,36 @@ class GeneralLook:
 
     def __call__(self, model: Any) -> Score | None:
         """The mean accuracy over the tasks; None where none has one."""
+        return _mean_accuracy(self._scores(model))
+
+    def of_base(self) -> tuple[Score | None, Score | None]:
+        """The base model's mean accuracy over the tasks that can show a loss, of which alone it is asked from here on.
+
+        As in the report (`reporting.axes.choose_axis`) those are all, if their mean is shown to be above guessing, else
+        those that are by themselves; None where there is none. The second is the mean over all.
+        """
+        by_task = self._scores(self.base.model)
+        mean = _mean_accuracy(by_task)
+        if mean is None or _room(mean) > 0:
+            return mean, mean
+        kept = [any(_room(s) > 0 for s in scores) for scores in by_task]
+        self.tasks = [task for task, keep in zip(self.tasks, kept, strict=True) if keep]
+        return _mean_accuracy([scores for scores, keep in zip(by_task, kept, strict=True) if keep]), mean
+
+    def _scores(self, model: Any) -> list[list[Score]]:
+        """The accuracies, task by task."""
         subject = self.base.with_model(base_causal_lm(model), known_as="a model in training")
         results = run_tasks(subject, self.tasks, self.recipe, silent, keep=False) if self.tasks else []
-        scores = [s for result in results for s in result.scores if s.metric == "accuracy"]
-        return mean_over_tasks(scores, task=MEAN, side="general") if scores else None
+        return [[s for s in result.scores if s.metric == "accuracy"] for result in results]
+
+
+def _room(score: Score) -> float:
+    return headroom(score.value, score.stderr, score.chance)
+
+
+def _mean_accuracy(by_task: Sequence[Sequence[Score]]) -> Score | None:
+    scores = [score for mine in by_task for score in mine]
+    return mean_over_tasks(scores, task=MEAN, side="general") if scores else None
 
 
 @dataclass

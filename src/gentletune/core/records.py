@@ -36,7 +36,7 @@ class Score(BaseModel):
     variance of their mean is that of `value` (`gentletune.stats`). `clusters` numbers the group of each
     item; empty, every item is its own. `details` holds breakdowns, fit for JSON. `skills` are what the task asks for,
     on the domain side what the data train: a general score that shares one says nothing of general skill. `chance` is
-    the accuracy that guessing has: 1/k where one of k is to be chosen, 0 where an answer is written freely.
+    the accuracy of guessing (`stats.guessing`), 0 where nothing is known of it.
 
     Raises `ValueError` where `items` are not n, or `clusters` not as many as the items.
     """
@@ -222,22 +222,25 @@ def _no_number(name: str) -> float:
 
 
 def _record_files(root: Path) -> list[Path]:
-    """Every `record.json` at or below a directory, in path order, those behind links to directories as well."""
-    found, walked = list[Path](), set[Path]()
-    for folder, below, names in os.walk(root, followlinks=True):
-        below.sort()
-        here = Path(folder).resolve()
-        if here in walked:  # a link back to where we come from
-            below.clear()
-            continue
-        walked.add(here)
-        if RECORD_FILE in [*names, *below]:
-            found.append(Path(folder) / RECORD_FILE)
-    return sorted(found)
+    """Every `record.json` at or below a directory, in path order; then those behind links to directories elsewhere."""
+    found, links = list[Path](), list[Path]()
+    for folder, below, names in os.walk(root):
+        found += [Path(folder, RECORD_FILE)] if RECORD_FILE in [*names, *below] else []
+        links += [path for name in below if (path := Path(folder, name)).is_symlink()]
+    here = root.resolve()
+    outside = [path for path in sorted(links) if not _nested(path.resolve(), here)]
+    return [*sorted(found), *(path for link in outside for path in sorted(link.rglob(RECORD_FILE)))]
+
+
+def _nested(one: Path, other: Path) -> bool:
+    """Whether one directory lies within the other."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def load_records(directories: Iterable[Path]) -> list[RunRecord]:
     """Every `record.json` at or below the given directories, in path order; one below two of them once.
+
+    Links to directories elsewhere are followed, one deep.
 
     Raises `UserError` where a directory is missing, a record cannot be read, or none is found.
     """

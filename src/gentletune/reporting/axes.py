@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gentletune.core.errors import UserError, unknown
 from gentletune.core.records import FROM_BASE, RunRecord, Score
-from gentletune.stats import above_chance
+from gentletune.stats import headroom
 from gentletune.stats.numbers import number
 
 Side = Literal["domain", "general"]
@@ -120,7 +120,9 @@ def single_axis(records: Sequence[RunRecord], key: str, side: Side | None = None
     found = [score for r in records for score in (*r.scores, *r.base_scores) if score.key == key]
     if not found:
         raise unknown("score", key, axis_keys(records, side))
-    return _axis_of(next((score for score in found if score.side == side), found[0]))
+    # Records that were made before scores had a chance have 0.
+    axis = _axis_of(next((score for score in found if score.side == side), found[0]))
+    return replace(axis, chance=max(score.chance for score in found))
 
 
 def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None) -> Axis | None:
@@ -128,9 +130,9 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
 
     The default is the mean of the side's accuracies (ESCI's is balanced) present in every complete run, if it is more
     than 2 standard errors above guessing: the domain's in some run or its base model, general skill's in the base
-    model, since a skill that was never there cannot be lost. Else it is the domain task's `bits_per_token`, or
-    `kl_sampled/bits_per_token` for general skill. General scores that train the domain's own skill are taken only
-    where there is nothing else. None where there is no score at all.
+    model, since a skill that was never there cannot be lost. Of general skill else the mean of those accuracies that
+    are. Else it is the domain task's `bits_per_token`, or `kl_sampled/bits_per_token` for general skill. General scores
+    that train the domain's own skill are taken only where there is nothing else. None where there is no score at all.
     Raises `UserError` on an unknown `key`, and on one of the data's own as the general score: a domain cannot vouch for
     its own safety.
     """
@@ -142,9 +144,9 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
             known = ", ".join(axis_keys(records, side)) or "none"
             raise UserError(f"general: '{key}' is the domain's own score; general scores: {known}")
         return asked
-    mean = _mean_axis(records, side)
-    if mean is not None and _above_chance(mean, complete(records)):
-        return mean
+    for mean in _means_to_read(records, side):
+        if room_above_chance(records, mean) > 0:
+            return mean
     names = _common(records, side) or _apart(records, side, score_keys(complete(records), side))
     losses = [name for name in names if name.endswith("/bits_per_token")]
     wanted = losses if side == "domain" else [*GENERAL_FALLBACK, *losses]
@@ -166,25 +168,33 @@ def overlapping(records: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(s.key for s in scores if s.side == "general" and trained & set(s.skills)))
 
 
-def at_chance(records: Sequence[RunRecord], side: Side, axis: Axis | None, key: str | None) -> list[str]:
-    """Accuracies of a side no better than guessing: the domain's if another score stands for them, general ones always.
+def _means_to_read(records: Sequence[RunRecord], side: Side) -> Iterator[Axis]:
+    """The mean of all accuracies; of general skill then that of those in which the base model has something to lose."""
+    keys = _accuracies(records, side)
+    if keys:
+        yield _mean_axis(records, side, keys)
+    left = [key for key in keys if key not in at_chance(records, side)]
+    if side == "general" and left and left != keys:
+        yield _mean_axis(records, side, left)
 
-    A general one may be part of the axis, where it hides a part of what others lost. None but `key` itself, if given.
+
+def at_chance(records: Sequence[RunRecord], side: Side) -> list[str]:
+    """Accuracies of a side that are not shown to be above guessing; none where the error is not known."""
+    axes = [single_axis(records, key, side) for key in _accuracies(records, side)]
+    return [axis.key for axis in axes if room_above_chance(records, axis) == 0]
+
+
+def room_above_chance(records: Sequence[RunRecord], axis: Axis) -> float:
+    """How far a model is shown to be above guessing: on the general side the base model, which is all it can lose.
+
+    On the domain side, and where the base model's score is not known, the best of all runs. Endless for other scores
+    than accuracies.
     """
-    mean = _mean_axis(records, side) if key is None else axis
-    if axis is None or mean is None or not all(source.endswith(ACCURACIES) for source in mean.sources):
-        return []
-    if side == "domain":
-        return [] if axis.key.endswith(ACCURACIES) else list(mean.sources)
-    done = complete(records)
-    return [source for source in mean.sources if not _above_chance(single_axis(records, source, side), done)]
-
-
-def headroom(records: Sequence[RunRecord], axis: Axis) -> float:
-    """How far the base model is above guessing, at least in some record: all that can be lost. Endless if unknown."""
-    points = (axis.point(r, base=True) for r in complete(records))
-    known = [p.value - axis.chance for p in points if p is not None]
-    return max(known) if known and all(source.endswith(ACCURACIES) for source in axis.sources) else math.inf
+    if not (axis.chance or all(source.endswith(ACCURACIES) for source in axis.sources)):
+        return math.inf
+    tuned, base = ([p for r in complete(records) if (p := axis.point(r, of)) is not None] for of in (False, True))
+    points = base if axis.side == "general" and base else [*tuned, *base]
+    return max((headroom(p.value, p.stderr, axis.chance) for p in points), default=0.0)
 
 
 def _apart(records: Sequence[RunRecord], side: Side, keys: Sequence[str]) -> list[str]:
@@ -218,11 +228,15 @@ def _common(records: Sequence[RunRecord], side: Side) -> list[str]:
     return _apart(records, side, [key for key in keys[0] if all(key in other for other in keys)] if keys else [])
 
 
-def _mean_axis(records: Sequence[RunRecord], side: Side) -> Axis | None:
+def _accuracies(records: Sequence[RunRecord], side: Side) -> list[str]:
+    """The side's accuracies present in every complete run, a balanced one only where it stands alone."""
     found = [key for key in _common(records, side) if key.endswith(ACCURACIES)]
-    keys = [key for key in found if key.replace("/balanced_", "/") not in found or key.endswith("/accuracy")]
-    if len(keys) < 2:
-        return single_axis(records, keys[0]) if keys else None
+    return [key for key in found if key.replace("/balanced_", "/") not in found or key.endswith("/accuracy")]
+
+
+def _mean_axis(records: Sequence[RunRecord], side: Side, keys: Sequence[str]) -> Axis:
+    if len(keys) == 1:
+        return single_axis(records, keys[0], side)
     tasks = " and ".join(key.partition("/")[0].replace("_", " ") for key in keys)
     many = f"{len(keys)} {side} tasks" if len(keys) > 4 else tasks.replace(" and ", ", ", len(keys) - 2)
     label = f"mean accuracy over {many}"
@@ -231,14 +245,9 @@ def _mean_axis(records: Sequence[RunRecord], side: Side) -> Axis | None:
 
 
 def _means(records: Sequence[RunRecord]) -> list[Axis]:
-    axes = (_mean_axis(records, "domain"), _mean_axis(records, "general"))
-    return [a for a in axes if a is not None and len(a.sources) > 1]
-
-
-def _above_chance(axis: Axis, records: Sequence[RunRecord]) -> bool:
-    tuned, base = ([p for r in records if (p := axis.point(r, of)) is not None] for of in (False, True))
-    points = base if axis.side == "general" and base else [*tuned, *base]
-    return any(above_chance(p.value, p.stderr, axis.chance) for p in points)
+    sides: tuple[Side, ...] = ("domain", "general")
+    axes = [_mean_axis(records, side, keys) for side in sides if (keys := _accuracies(records, side))]
+    return [a for a in axes if len(a.sources) > 1]
 
 
 def both_axes(records: Sequence[RunRecord], domain: str | None, general: str | None) -> tuple[Axis | None, Axis | None]:

@@ -8,9 +8,6 @@ claims that make it safe:
   loss of `RULED_OUT` margins or more is rejected at 5 % among all settings that gained (Holm, one-sided). Without
   that test a study of many settings on few items often holds a harmful one that looks harmless by luck.
 
-None can be made where the base model is so little above guessing that the margin is more than half of that: most of a
-skill may be lost then without leaving it.
-
 A significant loss is no safe choice, unless it is shown to lie within the margin: the margin is the loss that the user
 takes, and with items enough any training has a significant one. It is then named as what it is, a small loss.
 
@@ -33,7 +30,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gentletune.core.records import RunRecord
-from gentletune.reporting.axes import Axis, headroom
+from gentletune.reporting.axes import Axis
 from gentletune.reporting.findings import Claim, ExcludedReason, Pick, Step
 from gentletune.reporting.pareto import pareto_front
 from gentletune.reporting.repeat import command
@@ -61,11 +58,6 @@ class Choice:
     blind: bool = False
 
     # --- what is known of each setting
-
-    @cached_property
-    def shallow(self) -> bool:
-        """Whether the margin is more than half of the general skill there is: then within it says nothing."""
-        return headroom(self.records, self.general) < 2 * self.margin
 
     @cached_property
     def gains(self) -> list[Change | None]:
@@ -199,8 +191,6 @@ class Choice:
         if found is None or self.blind:
             return "unknown"
         value, low, high = found
-        if self.shallow:
-            return "loss" if self._significant_loss(i) else "unknown"
         if low >= -self.margin:
             return "safe"
         if self._significant_loss(i) or high < -self.margin:
@@ -318,8 +308,6 @@ class Choice:
             return "own_skill"
         if found is None:
             return "no_base"
-        if self.shallow:
-            return "shallow"
         return "over_margin" if found[0] < -self.margin else "too_few_items"
 
 

@@ -23,7 +23,6 @@ ExcludedReason = Literal[
     "too_few_items",  # to leave out a large loss
     "no_base",  # the base model's general score, or an error, is missing
     "own_skill",  # the only general scores train the domain's own skill
-    "shallow",  # the base model is hardly above guessing in general skill
     "less_gain",  # safe, but significantly below the best safe one on the domain
     "no_difference",  # as good as the choice, and less simple
 ]
@@ -96,10 +95,12 @@ class Findings:
     general one is how far a model has gone from its base model, so that the margin alone decides.
 
     `overlapping` are general scores that train the domain's own skill, and are no part of the general axis unless asked
-    for; `blind` is that there is no other. `domain_at_chance` are accuracies in which no model does better than
-    guessing, so that another score stands for them; `general_at_chance` those in which the base model does not.
-    `headroom` is how far the base model is above guessing on the general axis (None: no accuracy, or unknown),
-    `shallow` that the margin is more than half of it. `apart` are recipe fields in which alone some settings differ.
+    for; `blind` is that there is no other. `apart` are recipe fields in which alone some settings differ.
+
+    `domain_at_chance` are accuracies in which no model is shown to be above guessing, so that another score stands for
+    them; `general_left_out` those in which the base model is not, and which the general axis leaves out;
+    `general_diluting` such as are part of it. `headroom` is how far the base model is shown to be above guessing on the
+    general axis (None: no accuracy). The margin is at most half of that; `margin_asked` is what it was before.
     """
 
     safe: Pick | None
@@ -119,9 +120,10 @@ class Findings:
     distance: bool = False
     blind: bool = False
     domain_at_chance: tuple[str, ...] = ()
-    general_at_chance: tuple[str, ...] = ()
+    general_left_out: tuple[str, ...] = ()
+    general_diluting: tuple[str, ...] = ()
     headroom: float | None = None
-    shallow: bool = False
+    margin_asked: float = 0.0
     apart: tuple[str, ...] = ()
     settings: int = 0
     runs: int = 0

@@ -9,7 +9,15 @@ from typing import Any
 
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord
-from gentletune.reporting.axes import ACCURACIES, Axis, at_chance, both_axes, complete, headroom, overlapping
+from gentletune.reporting.axes import (
+    ACCURACIES,
+    Axis,
+    at_chance,
+    both_axes,
+    complete,
+    overlapping,
+    room_above_chance,
+)
 from gentletune.reporting.choice import RULED_OUT, Choice
 from gentletune.reporting.findings import Excluded, Findings, Reason
 from gentletune.reporting.settings import apart, settings_of
@@ -28,8 +36,8 @@ def recommend(
     A setting is a method at a learning rate, over its seeds. It is safe where its domain gain is significant among all
     settings (Benjamini and Hochberg) and its general change against the base model is shown to be no larger loss than
     `margin` (by default 0.02 of accuracy or 0.05 bits per token, in the general axis's unit); where the data are too
-    few to show that, where no loss is seen (`choice` has the rules). Where the base model is hardly above guessing in
-    general skill, nothing is. `domain` and `general` choose the axes by score key (`clinic/accuracy`).
+    few to show that, where no loss is seen (`choice` has the rules). The margin is never more than half of what the
+    base model is shown to have above guessing. `domain` and `general` choose the axes by score key (`clinic/accuracy`).
 
     Raises `UserError` on a margin below 0, not finite or, where the general axis is a share, of 1 or more; on an
     unknown key, or the domain's own as `general`; and on runs of several base models or data sets, which are not
@@ -56,9 +64,12 @@ def find(
     if y is not None and (_is_share(y) or y.unit.endswith("from 0 to 1")):
         check_margin(margin, y.key)
     shared = overlapping(records)
+    asked = margin if margin is not None else default_margin(y)
+    room = room_above_chance(records, y) if y else math.inf
     known: dict[str, Any] = {
         "overlapping": tuple(shared),
-        "margin": margin if margin is not None else default_margin(y),
+        "margin": min(asked, room / 2),
+        "margin_asked": asked,
         "unit": y.unit if y else "",
         "domain_axis": x.key if x else None,
         "general_axis": y.key if y else None,
@@ -66,9 +77,8 @@ def find(
         "general_label": y.described if y else "",
         "distance": y is not None and y.is_distance,
         "blind": y is not None and general is None and set(y.sources) <= set(shared),
-        "domain_at_chance": tuple(at_chance(records, "domain", x, domain)),
-        "general_at_chance": tuple(at_chance(records, "general", y, general)),
-        "headroom": room if y and math.isfinite(room := headroom(records, y)) else None,
+        **_at_chance(records, x if domain is None else None, y, general is None),
+        "headroom": room if math.isfinite(room) else None,
         "runs": len(records),
     }
     settings = settings_of(records, x, y) if x and y else []
@@ -78,7 +88,6 @@ def find(
         return Findings(None, None, None, (), (), failed, reason=reason, **known)
     choice = Choice(records, x, y, settings, known["margin"], known["blind"])
     out = (_excluded(choice, i) for i in range(len(settings)) if i != choice.safe)
-    known["shallow"] = choice.shallow
     return Findings(
         choice.pick(choice.safe),
         choice.pick(choice.most_gain),
@@ -91,6 +100,21 @@ def find(
         settings=len(settings),
         **known,
     )
+
+
+def _at_chance(
+    records: Sequence[RunRecord], domain: Axis | None, general: Axis | None, chosen: bool
+) -> dict[str, tuple[str, ...]]:
+    """Accuracies at chance, by what becomes of them; those left out only where an axis was `chosen` for the user."""
+    weak = at_chance(records, "general")
+    within = [key for key in general.sources if key in weak] if general else []
+    return {
+        "domain_at_chance": tuple(
+            at_chance(records, "domain") if domain and not domain.key.endswith(ACCURACIES) else ()
+        ),
+        "general_left_out": tuple(key for key in weak if general and chosen and key not in within),
+        "general_diluting": tuple(within),
+    }
 
 
 def check_margin(margin: float | None, share: str | None = None) -> None:

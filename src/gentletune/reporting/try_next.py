@@ -88,9 +88,8 @@ def _gentler(choice: Choice) -> Iterator[Idea]:
     if choice.blind:
         yield "general_task", {}
         return
-    if choice.shallow:
+    if choice.margin == 0:
         yield "easier_task", {}
-        return
     if any(choice.why_not(i) == "too_few_items" for i in choice.gained):
         yield "general_items", {}
     yield _rate(choice)

@@ -8,6 +8,7 @@ mean of differences. Shares of right answers get pseudo-observations besides, so
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -111,7 +112,7 @@ def balanced_accuracy_score(
     items = tuple(value + n / (k * counts[c]) * (r - recall[c]) for c, r in zip(classes, scores, strict=True))
     found = {"recall": recall, "class_counts": counts} | dict(details or {})
     known: dict[str, Any] = {"value": value, "metric": "balanced_accuracy", "higher_is_better": True}
-    known["chance"] = 1 / k if k > 1 else 0.0  # one class whatever is asked
+    known["chance"] = 1 / k  # one class whatever is asked
     plain = _score(items, groups, found, task=task, side=side, **known)
     if plain.stderr is None:
         return plain
@@ -162,15 +163,29 @@ def mean_over_tasks(scores: Sequence[Score], *, task: str, side: Side, metric: s
     )
 
 
-def above_chance(value: float, stderr: float | None, chance: float) -> bool:
-    """Whether an accuracy is above that of guessing by more than two standard errors (ours); not without an error.
+def guessing(targets: Sequence[str], options: Sequence[int] = ()) -> float:
+    """The accuracy of who knows nothing: of one of the `options` of each item, or of one answer to all of them.
 
-    Of a skill that is not there no loss can be seen: an accuracy at chance shows nothing to be harmless.
+    The latter is the share of the other items that have the most frequent target, so that targets that are all
+    different give 0 (ours).
 
-    >>> above_chance(0.40, 0.03, chance=0.25), above_chance(0.28, 0.03, chance=0.25), above_chance(0.02, 0.02, chance=0)
-    (True, False, False)
+    >>> guessing(["a", "b", "c"]), guessing(["a", "b", "c"], [4, 4, 4]), guessing(["yes", "yes", "yes", "no", "no"])
+    (0.0, 0.25, 0.5)
     """
-    return stderr is not None and value - chance > 2 * stderr
+    n = len(targets)
+    same = (max(Counter(targets).values()) - 1) / (n - 1) if n > 1 else 0.0
+    return max(same, math.fsum(1 / k for k in options) / n if options else 0.0)
+
+
+def headroom(value: float, stderr: float | None, chance: float) -> float:
+    """How far an accuracy is shown to be above guessing: by all but two standard errors (ours); 0 if it is not.
+
+    A skill that is not there cannot be lost, so at 0 an accuracy shows nothing to be harmless.
+
+    >>> [round(headroom(value, 0.03, chance=0.25), 2) for value in (0.40, 0.28)], headroom(0.9, None, chance=0)
+    ([0.09, 0.0], 0.0)
+    """
+    return 0.0 if stderr is None else max(0.0, value - 2 * stderr - chance)
 
 
 def zero_of(score: Score) -> Score:

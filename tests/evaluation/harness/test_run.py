@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,38 @@ def test_choices_by_log_likelihood(subject: Loaded, tmp_path: Path) -> None:
     assert (found["pick/accuracy"].n, found["pick/accuracy"].chance) == (6, 0.5)
     assert set(found["pick/accuracy"].items) <= {0.0, 1.0}
     assert "pick/acc_norm" in found
+
+
+def test_what_guessing_has_in_a_group_of_groups_is_that_of_its_tasks() -> None:
+    def documents(targets: Sequence[Any], choices: int) -> list[dict[str, Any]]:
+        asked = [[(f"{i}?", f" {k}") for k in range(choices)] for i in range(len(targets))]
+        return [
+            {"filter": name, "target": target, "arguments": arguments}
+            for name in ("none", "strict")
+            for target, arguments in zip(targets, asked, strict=True)
+        ]
+
+    result = {
+        "group_subtasks": {"mmlu": ["stem", "other"], "stem": ["physics"], "other": ["law"], "physics": [], "law": []},
+        "samples": {"physics": documents([0, 1, 2, 3], 4), "law": documents(["a", "b", "c", "d"], 1)},
+    }
+    assert run._leaves_of("mmlu", result) == ["physics", "law"]
+    assert run._chance("mmlu", result) == pytest.approx(0.125)  # of four choices, and of answers all different
+    assert run._chance("stem", result) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("targets", "arguments", "chance"),
+    [
+        ([0, 0, 0, 1], [[("q", "yes"), ("q", "no")]] * 4, 2 / 3),  # always yes
+        ([0, 0, 0, 1], [[("q", f"a{i}"), ("q", f"b{i}")] for i in range(4)], 0.5),  # other choices each time
+        ([[0, 1], [0]], [[("q", f"{k}{i}") for k in "abcd"] for i in range(2)], (2 / 4 + 1 / 4) / 2),
+        (["yes", "no", "yes"], [[("q", {})]] * 3, 0.5),  # written: the answer of most of the others
+    ],
+)
+def test_what_guessing_has(targets: list[Any], arguments: list[Any], chance: float) -> None:
+    samples = [{"target": t, "arguments": a} for t, a in zip(targets, arguments, strict=True)]
+    assert run._chance_of(samples) == pytest.approx(chance)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,6 @@ def test_ten_lines_make_a_task(tmp_path: Path) -> None:
     assert (task.name, task.side, task.metric, task.max_tokens) == ("triage", "domain", "balanced_accuracy", 9)
     assert task.items[1].prompt == "Note: note 1. Is the risk low or high?"
     assert (task.items[1].target, task.items[1].group) == ("high", "w0")
-    assert task.chance == 0.5
     assert task.judge(1, "Answer: High.").right
     assert not task.judge(1, "low, not high").right
     assert task.judge(1, "lower and highest").read is None

@@ -18,7 +18,7 @@ from gentletune.data.example import Example
 from gentletune.evaluation import constraints, reading, scoring
 from gentletune.evaluation.constraints import satisfied
 from gentletune.evaluation.scoring import is_right, likeness, said
-from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown
+from gentletune.stats import accuracy_score, balanced_accuracy_score, breakdown, guessing
 
 UNREADABLE = "unreadable"
 
@@ -56,7 +56,7 @@ class OwnTask:
     """A task of ours: `judge` is given an item's number and the answer's text.
 
     `identity` tells, beside the items, how answers are judged: scores are cached by it. `notes` go into the score's
-    details. Where there are `choices`, accuracy is told balanced over them, too. `chance` is the accuracy of guessing.
+    details. Where there are `choices`, accuracy is told balanced over them, too.
     """
 
     name: str
@@ -69,7 +69,6 @@ class OwnTask:
     stop: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
-    chance: float = 0.0
 
     @property
     def hash(self) -> str:
@@ -108,8 +107,7 @@ def example_task(
         max_tokens,
         metric,
         notes=notes or {},
-        choices=(choices := first.choices if first else ()),
-        chance=1 / len(choices) if choices else 0.0,
+        choices=first.choices if first else (),
     )
 
 
@@ -187,7 +185,10 @@ def own_scores(task: OwnTask, answers: Sequence[str]) -> list[Score]:
         details["by_category"] = breakdown(right, categories, groups=groups)
     plain = accuracy_score(
         right, task=task.name, side=task.side, groups=groups, metric=task.metric, details=dict(details)
-    ).model_copy(update={"chance": task.chance})
+    )
+    if task.metric != "chrf":
+        options = [len(item.continuations) for item in task.items if item.continuations]
+        plain = plain.model_copy(update={"chance": guessing([item.target for item in task.items], options)})
     if task.metric != "balanced_accuracy" and not task.choices:
         return [plain]
     targets = [item.target for item in task.items]

@@ -20,7 +20,8 @@ from gentletune.evaluation.harness.own import Said, answered, own_scores
 from gentletune.evaluation.harness.tasks import EvalTask
 from gentletune.lm.generate import Progress
 from gentletune.lm.loaded import Loaded
-from gentletune.stats import accuracy_score, mean_score, ratio_score
+from gentletune.stats import accuracy_score, guessing, mean_score, ratio_score
+from gentletune.stats.scores import is_share
 
 Stage = Callable[[str], Progress | None]
 _VERSION = 4  # raise when what is cached would come out differently
@@ -223,20 +224,44 @@ def _scores_of(
             stderr = float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None
             count, value = _count(name, result), float(metrics[key])
             score = Score(value=value, stderr=stderr, n=count, higher_is_better=better, **of)
-        scores.append(score.model_copy(update={"chance": _chance(name, result) if key == headline else 0.0}))
+        if key == headline or is_share(score):
+            score = score.model_copy(update={"chance": _chance(name, result)})
+        scores.append(score)
     return scores
 
 
+def _leaves_of(name: str, result: dict[str, Any]) -> list[str]:
+    """The tasks that a group comes down to, through groups of groups; of a task itself."""
+    below = result["group_subtasks"].get(name) or []
+    return [leaf for child in below for leaf in _leaves_of(child, result)] if below else [name]
+
+
 def _chance(name: str, result: dict[str, Any]) -> float:
-    """The accuracy of guessing where a continuation is chosen: the mean of 1/k over the documents; else 0."""
-    leaves = result["group_subtasks"].get(name) or [name]
-    found = [
-        1 / len(sample["resps"])
-        for leaf in leaves
-        if result["configs"].get(leaf, {}).get("output_type") == "multiple_choice"
-        for sample in result["samples"].get(leaf, ())
-    ]
-    return math.fsum(found) / len(found) if found else 0.0
+    """The accuracy of guessing in a task, or in a group as the mean over its documents."""
+    found = [(_chance_of(samples), len(samples)) for leaf in _leaves_of(name, result)
+             if (samples := _once(result["samples"].get(leaf, [])))]  # fmt: skip
+    return math.fsum(chance * n for chance, n in found) / sum(n for _, n in found) if found else 0.0
+
+
+def _once(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The samples of one filter: every filter has all documents."""
+    return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+
+
+def _chance_of(samples: Sequence[dict[str, Any]]) -> float:
+    """`guessing` among a task's documents.
+
+    Where what is chosen from differs, a target that is the number of a choice says nothing of another document.
+    """
+    chosen = [_choices(sample["arguments"]).get("choices", ()) for sample in samples]
+    targets = [str(sample["target"]) for sample in samples]
+    if not all(chosen):
+        return guessing(targets)
+    # Of several right answers any one will do.
+    right = [len(t) if isinstance(t := sample["target"], list) else 1 for sample in samples]
+    by_option = math.fsum(r / len(c) for r, c in zip(right, chosen, strict=True)) / len(chosen)
+    alike = len({tuple(choices) for choices in chosen}) == 1
+    return max(by_option, guessing(targets) if alike else 0.0)
 
 
 def _cut_off(samples: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -272,7 +297,7 @@ def _from_items(values: list[Any], better: bool, **of: Any) -> Score | None:
 
 
 def _count(name: str, result: dict[str, Any]) -> int:
-    leaves = result["group_subtasks"].get(name) or [name]
+    leaves = _leaves_of(name, result)
     counts = [result["n-samples"][leaf]["effective"] for leaf in leaves if leaf in result["n-samples"]]
     return int(sum(counts))
 

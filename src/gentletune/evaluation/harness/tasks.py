@@ -117,8 +117,7 @@ def _likelihood_task(name: str, limit: int | None) -> OwnTask:
     def judge(number: int, text: str) -> Verdict:
         return Verdict(text == items[number].target, text)
 
-    chance = sum(1 / len(i.choices) for i in found) / len(found)
-    return OwnTask(name, "general", items, judge, "likeliest", max_tokens=1, chance=chance)
+    return OwnTask(name, "general", items, judge, "likeliest", max_tokens=1)
 
 
 def _resolve(name: str, recipe: Recipe) -> EvalTask:

@@ -49,10 +49,14 @@ def compare_methods(
 
 
 def _check_margin(margin: float | None, trials: Sequence[Trial]) -> None:
-    """Refuse what no run could bear out before the first one is made: a margin of all the accuracy there is."""
-    asked = trials[0].recipe if trials else None
-    general = asked and asked.evaluate and any(t.own and t.side == "general" for t in resolve_tasks(asked))
-    check_margin(margin, "the general accuracy" if general else None)
+    """Refuse what no run could bear out before the first one is made: a margin of all the accuracy there is.
+
+    Of lm-eval's tasks the unit is known only when they have run.
+    """
+    check_margin(margin)
+    asked = [trial.recipe for trial in trials[:1] if trial.recipe.evaluate] if margin is not None else []
+    if any(task.own and task.side == "general" for recipe in asked for task in resolve_tasks(recipe)):
+        check_margin(margin, "the general accuracy")
 
 
 def read_comparison(output: Path, *, margin: float | None = None) -> list[Comparison]:
