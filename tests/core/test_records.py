@@ -116,12 +116,16 @@ def test_a_run_below_two_of_the_directories_counts_once(
     assert "a" in found
 
 
-def test_linked_runs_are_found_and_a_link_back_ends(tmp_path: Path) -> None:
-    for name in ("elsewhere/run", "study/own"):
+def test_runs_behind_a_link_to_elsewhere_are_found_and_a_link_within_or_back_is_left(tmp_path: Path) -> None:
+    for name in ("elsewhere/run", "study/own", "other/run"):
         write_record(tmp_path / name, record(name))
-    (tmp_path / "study" / "linked").symlink_to(tmp_path / "elsewhere" / "run")
-    (tmp_path / "study" / "back").symlink_to(tmp_path / "study")
-    assert [r.label for r in load_records([tmp_path / "study"])] == ["elsewhere/run", "study/own"]
+    study = tmp_path / "study"
+    (study / "linked").symlink_to(tmp_path / "elsewhere")
+    (study / "best").symlink_to("own")
+    (study / "back").symlink_to("..")
+    found = load_records([study])
+    assert [r.label for r in found] == ["study/own", "elsewhere/run"]
+    assert [r.directory for r in found] == [study / "own", study / "linked" / "run"]
 
 
 def test_missing_and_empty_directories_are_named(tmp_path: Path) -> None:
