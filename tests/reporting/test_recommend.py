@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gentletune import recommend
 from gentletune.core.errors import UserError
 from gentletune.core.records import RunRecord, Score, write_record
-from gentletune.reporting import Findings
+from gentletune.reporting import Findings, report
 from gentletune.reporting.axes import both_axes
 from gentletune.reporting.choice import Choice
 from gentletune.reporting.settings import settings_of
@@ -487,6 +487,28 @@ def test_the_margin_is_at_most_half_of_what_there_is_to_lose(
     out = told([record], tmp_path, monkeypatch, capsys, "--margin", "0.03")
     assert "The margin is 0.0161 instead of 0.03: half of what the base model is shown to have above guessing." in out
     assert any("(share correct, higher is better; by guessing 0.35)" in line for line in out)
+
+
+def test_a_general_task_of_the_domain_side_has_only_the_base_models_headroom() -> None:
+    """Another run's gain there gives the base model nothing to lose."""
+    other = score("reading/accuracy", 0.5, 0.03).model_copy(update={"side": "domain", "chance": 0.5})
+    better = other.model_copy(update={"value": 0.8})
+    bits = score("clinic/bits_per_token", 1.0), score("clinic/bits_per_token", 2.0)
+    runs = (1e-5, other), (1e-3, better)
+    records = [guessable(items("sft", r, (90, 0), (3, 3)), 0, (tuned, other), bits) for r, tuned in runs]
+    found = recommend(records, domain="clinic/accuracy", general="reading/accuracy")
+    assert (found.margin, found.headroom) == (0, 0)
+    assert "guessing in reading/accuracy, so nothing but a gain can be shown to be safe" in " ".join(warnings(found))
+
+
+def test_a_page_with_nothing_to_lose_and_nothing_lost_is_written(tmp_path: Path) -> None:
+    nought = score("sums/accuracy", 0.0, 0.0)
+    record = run("sft", 1e-3, {"clinic/accuracy": 0.8}, base={"clinic/accuracy": 0.4})
+    record = record.model_copy(
+        update={"scores": [*record.scores, nought], "base_scores": [*record.base_scores, nought]}
+    )
+    assert recommend([record]).safe is None
+    assert report([record], tmp_path).html.exists()
 
 
 def test_a_task_at_chance_within_the_mean_is_named() -> None:

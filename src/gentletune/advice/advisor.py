@@ -119,8 +119,9 @@ def advise(
     probes take about 6 % of the steps of `sweep_runs` full runs.
 
     The rule is `curve.choose`'s: of the `candidates` (default: round rates up to the largest probed) that are forecast
-    to keep to `margin` (default: 0.02 of accuracy, or 0.05 bits of KL from base per token) and to `budget`, the most
-    KL from base that may come of it, the smallest whose gain is as good as the best.
+    to keep to `margin` (default: 0.02 of accuracy, or 0.05 bits of KL from base per token; at most half of what the
+    base model is shown to have above guessing) and to `budget`, the most KL from base that may come of it, the smallest
+    whose gain is as good as the best.
 
     Raises:
         UserError: bad input, fewer than 4 training rows, no rate at which a probe stayed finite or within budget.
@@ -144,8 +145,9 @@ def advise(
     if general is not None:
         check_margin(margin, "the general accuracy")
     margin = margin if margin is not None else MARGIN_BITS if general is None else MARGIN_SHARE
-    if general is not None:
-        margin = min(margin, headroom(general.value, general.stderr, general.chance) / 2)
+    if general is not None and margin > (half := headroom(general.value, general.stderr, general.chance) / 2):
+        say(f"the margin is {half:.3g}, not {margin:g}: half of what the base model is shown to have above guessing")
+        margin = half
     search = _Search(bench, base, count, general, margin, full / count, say)
     if rates is None:
         search.look_for_the_edge(nearest(prior * FIRST))

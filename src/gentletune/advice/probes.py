@@ -59,7 +59,8 @@ class GeneralLook:
             return mean, mean
         kept = [any(_room(s) > 0 for s in scores) for scores in by_task]
         self.tasks = [task for task, keep in zip(self.tasks, kept, strict=True) if keep]
-        return _mean_accuracy([scores for scores, keep in zip(by_task, kept, strict=True) if keep]), mean
+        rest = _mean_accuracy([scores for scores, keep in zip(by_task, kept, strict=True) if keep])
+        return (rest if rest is not None and _room(rest) > 0 else None), mean
 
     def _scores(self, model: Any) -> list[list[Score]]:
         """The accuracies, task by task."""

@@ -145,7 +145,7 @@ def choose_axis(records: Sequence[RunRecord], side: Side, key: str | None = None
             raise UserError(f"general: '{key}' is the domain's own score; general scores: {known}")
         return asked
     for mean in _means_to_read(records, side):
-        if room_above_chance(records, mean) > 0:
+        if room_above_chance(records, mean, side) > 0:
             return mean
     names = _common(records, side) or _apart(records, side, score_keys(complete(records), side))
     losses = [name for name in names if name.endswith("/bits_per_token")]
@@ -179,21 +179,21 @@ def _means_to_read(records: Sequence[RunRecord], side: Side) -> Iterator[Axis]:
 
 
 def at_chance(records: Sequence[RunRecord], side: Side) -> list[str]:
-    """Accuracies of a side that are not shown to be above guessing; none where the error is not known."""
+    """Accuracies of a side that are not shown to be above guessing, those without an error included."""
     axes = [single_axis(records, key, side) for key in _accuracies(records, side)]
-    return [axis.key for axis in axes if room_above_chance(records, axis) == 0]
+    return [axis.key for axis in axes if room_above_chance(records, axis, side) == 0]
 
 
-def room_above_chance(records: Sequence[RunRecord], axis: Axis) -> float:
-    """How far a model is shown to be above guessing: on the general side the base model, which is all it can lose.
+def room_above_chance(records: Sequence[RunRecord], axis: Axis, side: Side) -> float:
+    """How far a model is shown to be above guessing: for general skill the base model, which is all that can be lost.
 
-    On the domain side, and where the base model's score is not known, the best of all runs. Endless for other scores
-    than accuracies.
+    For the domain, and where the base model's score is not known, the best of all runs. Endless for other scores than
+    accuracies.
     """
     if not (axis.chance or all(source.endswith(ACCURACIES) for source in axis.sources)):
         return math.inf
     tuned, base = ([p for r in complete(records) if (p := axis.point(r, of)) is not None] for of in (False, True))
-    points = base if axis.side == "general" and base else [*tuned, *base]
+    points = base if side == "general" and base else [*tuned, *base]
     return max((headroom(p.value, p.stderr, axis.chance) for p in points), default=0.0)
 
 

@@ -3,7 +3,7 @@
 A setting counts where its gain on the domain is significant among all settings. Of general skill there are two
 claims that make it safe:
 
-- `safe`: its 95 % interval leaves out a loss larger than the margin (non-inferiority).
+- `safe`: its 95 % interval leaves out a loss larger than the margin (non-inferiority), and with no margin, every loss.
 - `no_loss_seen`: too few items for that, but there is no significant loss, the estimate lies within the margin, and a
   loss of `RULED_OUT` margins or more is rejected at 5 % among all settings that gained (Holm, one-sided). Without
   that test a study of many settings on few items often holds a harmful one that looks harmless by luck.
@@ -191,11 +191,12 @@ class Choice:
         if found is None or self.blind:
             return "unknown"
         value, low, high = found
-        if low >= -self.margin:
+        if low > 0 or (low >= -self.margin and self.margin):
             return "safe"
         if self._significant_loss(i) or high < -self.margin:
             return "loss"
-        return "no_loss_seen" if value >= -self.margin and self._larger_loss[i] <= 1 - LEVEL else "unknown"
+        seen = value >= -self.margin and self._larger_loss[i] <= 1 - LEVEL
+        return "no_loss_seen" if seen and self.margin else "unknown"
 
     def interval(self, i: int) -> tuple[float, float, float] | None:
         """The general change with its interval, oriented; None where something of it is unknown."""

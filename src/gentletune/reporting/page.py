@@ -184,6 +184,8 @@ def _scale(pick: Pick, axis: Axis | None, margin: float) -> dict[str, float] | N
     sign = 1.0 if axis.higher_is_better else -1.0
     low, high = sorted((sign * change.low, sign * change.high))
     reach = 1.1 * max(abs(low), abs(high), 1.5 * margin)
+    if not reach:
+        return None
     points = {"low": low, "value": sign * change.value, "high": high, "margin": -margin}
     return {name: round(50 + 50 * value / reach, 2) for name, value in points.items()}
 

@@ -65,7 +65,7 @@ def find(
         check_margin(margin, y.key)
     shared = overlapping(records)
     asked = margin if margin is not None else default_margin(y)
-    room = room_above_chance(records, y) if y else math.inf
+    room = room_above_chance(records, y, "general") if y else math.inf
     known: dict[str, Any] = {
         "overlapping": tuple(shared),
         "margin": min(asked, room / 2),

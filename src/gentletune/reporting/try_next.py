@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from statistics import NormalDist
 from typing import Any
 
+from gentletune.reporting.axes import room_above_chance
 from gentletune.reporting.choice import Choice, oriented
 from gentletune.reporting.words import say
 from gentletune.stats import LEVEL
@@ -88,7 +89,7 @@ def _gentler(choice: Choice) -> Iterator[Idea]:
     if choice.blind:
         yield "general_task", {}
         return
-    if choice.margin == 0:
+    if room_above_chance(choice.records, choice.general, "general") == 0:
         yield "easier_task", {}
     if any(choice.why_not(i) == "too_few_items" for i in choice.gained):
         yield "general_items", {}

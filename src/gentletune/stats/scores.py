@@ -167,13 +167,13 @@ def guessing(targets: Sequence[str], options: Sequence[int] = ()) -> float:
     """The accuracy of who knows nothing: of one of the `options` of each item, or of one answer to all of them.
 
     The latter is the share of the other items that have the most frequent target, so that targets that are all
-    different give 0 (ours).
+    different give 0 (ours). So does one target for all, which is no answer (IFEval's) or too few items to tell.
 
     >>> guessing(["a", "b", "c"]), guessing(["a", "b", "c"], [4, 4, 4]), guessing(["yes", "yes", "yes", "no", "no"])
     (0.0, 0.25, 0.5)
     """
-    n = len(targets)
-    same = (max(Counter(targets).values()) - 1) / (n - 1) if n > 1 else 0.0
+    n, counts = len(targets), Counter(targets)
+    same = (max(counts.values()) - 1) / (n - 1) if len(counts) > 1 else 0.0
     return max(same, math.fsum(1 / k for k in options) / n if options else 0.0)
 
 

@@ -59,6 +59,7 @@ def test_the_numbers_are_lm_evals_own(subject: Loaded, files: Path) -> None:
         assert score.value == expected[f"{score.task}/{score.details['harness_metric']}"]
         assert sum(score.items) / score.n == pytest.approx(score.value)
         assert score.side == "general"
+        assert score.chance == 0  # written answers; the target of `ifeval` is 0 for every prompt, and no answer
     assert found["gsm8k/accuracy"].n == 5
     assert found["ifeval/inst_level_strict_acc"].n == 2
 

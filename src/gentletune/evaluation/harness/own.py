@@ -56,7 +56,8 @@ class OwnTask:
     """A task of ours: `judge` is given an item's number and the answer's text.
 
     `identity` tells, beside the items, how answers are judged: scores are cached by it. `notes` go into the score's
-    details. Where there are `choices`, accuracy is told balanced over them, too.
+    details. Where there are `choices`, accuracy is told balanced over them, too. `offered` is from how many answers a
+    prompt lets choose (0: it is written freely).
     """
 
     name: str
@@ -69,6 +70,7 @@ class OwnTask:
     stop: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
+    offered: int = 0
 
     @property
     def hash(self) -> str:
@@ -108,6 +110,7 @@ def example_task(
         metric,
         notes=notes or {},
         choices=first.choices if first else (),
+        offered=len(first.choices) if first else 0,
     )
 
 
@@ -187,7 +190,7 @@ def own_scores(task: OwnTask, answers: Sequence[str]) -> list[Score]:
         right, task=task.name, side=task.side, groups=groups, metric=task.metric, details=dict(details)
     )
     if task.metric != "chrf":
-        options = [len(item.continuations) for item in task.items if item.continuations]
+        options = [k for item in task.items if (k := len(item.continuations) or task.offered)]
         plain = plain.model_copy(update={"chance": guessing([item.target for item in task.items], options)})
     if task.metric != "balanced_accuracy" and not task.choices:
         return [plain]

@@ -24,7 +24,7 @@ from gentletune.stats import accuracy_score, guessing, mean_score, ratio_score
 from gentletune.stats.scores import is_share
 
 Stage = Callable[[str], Progress | None]
-_VERSION = 4  # raise when what is cached would come out differently
+_VERSION = 5  # raise when what is cached would come out differently
 # The metric of a harness task that stands for its accuracy, in order of preference, and the filter.
 _HEADLINES = ("prompt_level_strict_acc", "pass@1", "exact_match", "acc")
 _FILTERS = ("flexible-extract", "none")
@@ -224,7 +224,7 @@ def _scores_of(
             stderr = float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None
             count, value = _count(name, result), float(metrics[key])
             score = Score(value=value, stderr=stderr, n=count, higher_is_better=better, **of)
-        if key == headline or is_share(score):
+        if key == headline or (better and is_share(score)):
             score = score.model_copy(update={"chance": _chance(name, result)})
         scores.append(score)
     return scores

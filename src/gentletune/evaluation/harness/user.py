@@ -89,7 +89,7 @@ def user_task(path: Path, limit: int | None) -> OwnTask:
     return OwnTask(
         spec.task, spec.side, items, lambda i, text: spec.judge(items[i].target, text),
         repr(spec.model_copy(update={"file": ""})),
-        spec.max_tokens, spec.metric, spec.stop,
+        spec.max_tokens, spec.metric, spec.stop, offered=len(spec.choices),
     )  # fmt: skip
 
 
