@@ -35,7 +35,7 @@ from gentletune.data.batches import pad_batch
 from gentletune.lab import lab_domain  # noqa: F401 - its import makes the domain `lab` known
 from gentletune.lm.loaded import Loaded
 from gentletune.methods.rounding import put
-from gentletune.training.lost_updates import Watch
+from gentletune.training.callbacks.lost_updates import Watch
 
 RATES = (1e-7, 1e-6, 1e-5, 1e-4)
 KINDS = ("fp32", "bf16", "kahan", "added")

@@ -30,7 +30,7 @@ from gentletune.cli.common import prepare, split_methods
 from gentletune.methods import method_names
 from gentletune.runs.plan import plan_recipe
 from gentletune.training import throughput
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from gentletune.training.trainer import METRICS_FILE
 
 WARM = 2  # steps

@@ -19,7 +19,7 @@ from gentletune import Recipe, train
 from gentletune.core.locks import HOLDER_FILE, SOFT_LOCK_FILE, RunHeldError, check_free, holder, holding, locked
 from gentletune.core.records import read_record
 from gentletune.lm.loaded import Loaded
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.helpers import child_sweep, run_cli, tiny_recipe
 
 STEPS = 120

@@ -26,7 +26,7 @@ from gentletune.research.dynamics.callback import (
     token_figures,
 )
 from gentletune.training import TALRTrainer, TrainingDivergedError, fit
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.conftest import make_model
 from tests.training.steps import ROWS, lively_model, settings, token_losses
 

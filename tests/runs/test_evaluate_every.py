@@ -14,7 +14,7 @@ from gentletune.evaluation.measure import TaskLook
 from gentletune.reporting import report
 from gentletune.reporting.figures import curves
 from gentletune.reporting.scene import looks_of
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.helpers import tiny_recipe
 
 SCORES = ["clinic/accuracy", "arithmetic/accuracy", "instructions/accuracy", "general_mean/accuracy"]

@@ -26,7 +26,7 @@ from gentletune.lm.setting import Machine
 from gentletune.methods import parse_method
 from gentletune.runs import ranks, run
 from gentletune.training import sharding
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.cli.test_cli import refused
 from tests.helpers import tiny_recipe
 

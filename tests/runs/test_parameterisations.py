@@ -20,7 +20,7 @@ from gentletune.lm.plan import Planner, Setting
 from gentletune.lm.step_memory import Work
 from gentletune.methods import parse_method
 from gentletune.methods.adapted import check_adapted
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.conftest import make_model
 from tests.helpers import run_cli, tiny_recipe
 from tests.methods.test_adapters import METHODS

@@ -12,7 +12,7 @@ import pytest
 
 from gentletune import Recipe
 from gentletune.core.cache import file_digest
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.helpers import tiny_recipe
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import gentletune.runs.run
 from gentletune import Recipe, UserError, evaluate, sweep, train
 from gentletune.core.records import read_record
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.helpers import tiny_recipe
 
 SCORES = {

@@ -23,7 +23,7 @@ from gentletune.core.records import read_record
 from gentletune.sweeps.executors import pinned
 from gentletune.sweeps.plan import Resources
 from gentletune.sweeps.ray_executor import RayExecutor
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.helpers import child_sweep, comparable, tiny_recipe, tiny_study
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gentletune.core.cache import file_digest
 from gentletune.core.records import load_records
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.helpers import child_sweep, comparable, tiny_study
 
 

@@ -25,7 +25,7 @@ from gentletune.runs.inputs import Inputs
 from gentletune.sweeps.estimate import probe_trial
 from gentletune.training import MethodMixin, method_loss
 from gentletune.training.anchor.replay import Replayer, ReplayRows, drawn
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from gentletune.training.trainer import GentleTrainer
 from tests.cli.test_cli import refused_last
 from tests.conftest import make_model

@@ -16,7 +16,7 @@ from gentletune.core.recipe import Recipe
 from gentletune.data import encode_rows, load_data
 from gentletune.methods import parse_method
 from gentletune.training import fit
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from gentletune.training.checkpoints import last_checkpoint
 from gentletune.training.trainer import METRICS_FILE, WRITING
 from tests.conftest import make_model

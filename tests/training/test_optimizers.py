@@ -22,7 +22,7 @@ from gentletune.methods import parse_method
 from gentletune.methods.micro_batch import check_micro_batch
 from gentletune.training import fit
 from gentletune.training.arguments import training_arguments
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from gentletune.training.optimizers import check_optimizer
 from gentletune.training.trainer import METRICS_FILE, GentleTrainer
 from tests.conftest import make_model

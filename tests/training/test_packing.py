@@ -14,9 +14,9 @@ from gentletune import Recipe
 from gentletune.core.errors import UserError
 from gentletune.core.records import read_record
 from gentletune.training.attention import at_own, attending, keeps_apart
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
+from gentletune.training.callbacks.throughput import device_peak, model_flops
 from gentletune.training.packing import Layout, pack_length, rows_to_draw, training_set
-from gentletune.training.throughput import device_peak, model_flops
 from tests.cli.test_cli import GOOD, refused_last, run, write
 from tests.conftest import make_model
 from tests.training.steps import EXACT, ROWS, distance, first_loss, gradients, lively_model, one_step

@@ -15,7 +15,7 @@ from gentletune.core.records import Score
 from gentletune.data import encode_rows, load_data
 from gentletune.methods import parse_method
 from gentletune.training import fit
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from tests.conftest import make_model
 from tests.helpers import assert_same, untimed
 

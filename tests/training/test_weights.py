@@ -19,8 +19,8 @@ from gentletune.lm.held import how_held, parameter_count
 from gentletune.lm.loaded import Loaded
 from gentletune.methods import parse_method
 from gentletune.training import fit
-from gentletune.training.callbacks import read_metrics
-from gentletune.training.lost_updates import Watch
+from gentletune.training.callbacks.lost_updates import Watch
+from gentletune.training.callbacks.metrics import read_metrics
 from gentletune.training.trainer import METRICS_FILE
 from tests.conftest import make_model
 from tests.helpers import StoppedError, run_cli, tiny_recipe

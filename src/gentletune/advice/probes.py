@@ -28,7 +28,7 @@ class GeneralLook:
     """The recipe's general accuracy of a model in memory, on about `items` questions in all, shared among the tasks.
 
     Tasks of the domain's own skill say nothing of general skill, and those that run generated programs take too long:
-    neither is asked. `scores` is False where no task is left.
+    neither is asked.
     """
 
     def __init__(self, base: Loaded, recipe: Recipe, items: int) -> None:

@@ -82,7 +82,7 @@ def say(line: str) -> None:
 @contextmanager
 def stages() -> Iterator[Callable[[str], Callable[[int, int], None] | None]]:
     """A progress line that names the stage under way, with its count and ETA."""
-    from gentletune.training.callbacks import progress_bar
+    from gentletune.training.callbacks.metrics import progress_bar
 
     bars: list[Progress] = []
 

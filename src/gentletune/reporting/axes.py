@@ -173,9 +173,10 @@ def _means_to_read(records: Sequence[RunRecord], side: Side) -> Iterator[Axis]:
     keys = _accuracies(records, side)
     if keys:
         yield _mean_axis(records, side, keys)
-    left = [key for key in keys if key not in at_chance(records, side)]
-    if side == "general" and left and left != keys:
-        yield _mean_axis(records, side, left)
+    if side == "general":
+        weak = at_chance(records, side)
+        if left := [key for key in keys if key not in weak]:
+            yield _mean_axis(records, side, left)
 
 
 def at_chance(records: Sequence[RunRecord], side: Side) -> list[str]:

@@ -17,7 +17,7 @@ from gentletune.core.locks import HOLDER_FILE, LOCK_FILE, SOFT_LOCK_FILE
 from gentletune.core.records import RECORD_FILE, read_record
 from gentletune.core.samples import SAMPLES_FILE
 from gentletune.training.arguments import CHECKPOINTS
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from gentletune.training.checkpoints import last_checkpoint
 from gentletune.training.trainer import METRICS_FILE
 

@@ -31,19 +31,19 @@ from gentletune.methods.token_weights.talr import talr
 from gentletune.training.anchor import Lookup, ReplayRows
 from gentletune.training.arguments import CHECKPOINTS, optimizer_rate, rate_in_words, training_arguments
 from gentletune.training.attention import at_own, attending
-from gentletune.training.callbacks import MetricsCallback, ProgressCallback, figures_of
+from gentletune.training.callbacks.early_stop import StopEarly
+from gentletune.training.callbacks.looking import Evaluate, Probe, looks
+from gentletune.training.callbacks.lost_updates import LostUpdates
+from gentletune.training.callbacks.metrics import MetricsCallback, ProgressCallback, figures_of
+from gentletune.training.callbacks.throughput import Meter, Metered
 from gentletune.training.checkpoints import last_checkpoint, reading
 from gentletune.training.control.average import Average
 from gentletune.training.control.rate import RateControl, Steer, started
-from gentletune.training.early_stop import StopEarly
-from gentletune.training.looking import Evaluate, Probe, looks
 from gentletune.training.loss import remove_token_nll
-from gentletune.training.lost_updates import LostUpdates
 from gentletune.training.mixin import MethodMixin, TrainingDivergedError
 from gentletune.training.optimizers import Releasing, own_optimizer, trained_dtype
 from gentletune.training.packing import ByEpoch, Collator, batches_in_words, pack_length, training_set
 from gentletune.training.sharding import Background, Whole, forget_sharding, reshard, shard_on_cpu, whole
-from gentletune.training.throughput import Meter, Metered
 
 METRICS_FILE = "metrics.jsonl"
 PREVIOUS_FILE = "previous_sequence_nll.pt"

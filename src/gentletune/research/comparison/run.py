@@ -42,20 +42,21 @@ def compare_methods(
     >>> records, (found,) = compare_methods(study, Path("runs/compare"))  # doctest: +SKIP
     >>> print("\\n".join(found.sentences()))  # doctest: +SKIP
     """
-    _check_margin(margin, plan(study, output, where))
+    check_margin(margin)
+    if margin is not None:
+        _check_share(margin, plan(study, output, where))
     write_text_atomic(output / STUDY_FILE, yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True))
     records = sweep(study, output, where=where, executor=executor, workers=workers, stage=stage, say=say)
     return records, read_comparison(output, margin=margin)
 
 
-def _check_margin(margin: float | None, trials: Sequence[Trial]) -> None:
-    """Refuse what no run could bear out before the first one is made: a margin of all the accuracy there is.
+def _check_share(margin: float, trials: Sequence[Trial]) -> None:
+    """Refuse a margin of all the accuracy there is before a run is made, where the first trial has a task of ours.
 
     Of lm-eval's tasks the unit is known only when they have run.
     """
-    check_margin(margin)
-    asked = [trial.recipe for trial in trials[:1] if trial.recipe.evaluate] if margin is not None else []
-    if any(task.own and task.side == "general" for recipe in asked for task in resolve_tasks(recipe)):
+    asked = trials[0].recipe if trials else None
+    if asked and asked.evaluate and any(task.own and task.side == "general" for task in resolve_tasks(asked)):
         check_margin(margin, "the general accuracy")
 
 

@@ -21,7 +21,7 @@ from gentletune.data import Encoded
 from gentletune.lm.label_tokens import label_logits
 from gentletune.losses import sequence_means, topk_entropy
 from gentletune.methods import Method, TokenBatch
-from gentletune.training.callbacks import read_metrics
+from gentletune.training.callbacks.metrics import read_metrics
 from gentletune.training.mixin import TrainingDivergedError
 
 DYNAMICS_FILE = "dynamics.jsonl"

@@ -13,8 +13,8 @@ from transformers.trainer_callback import ExportableState
 from gentletune.core.records import Score
 from gentletune.methods.base import TrustRegion, interpolated
 from gentletune.methods.rounding import put
-from gentletune.training.early_stop import Seen
-from gentletune.training.looking import ProbeCallback
+from gentletune.training.callbacks.early_stop import Seen
+from gentletune.training.callbacks.looking import ProbeCallback
 
 Steer = Callable[[Any], Score]
 KL = "kl_steering"

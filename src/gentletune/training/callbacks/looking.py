@@ -18,7 +18,7 @@ from gentletune.core.errors import NotFiniteError, UserError
 from gentletune.core.recipe import Recipe
 from gentletune.core.records import Score
 from gentletune.core.schedule import EarlyStop, seconds_of
-from gentletune.training.early_stop import Seen, StopEarly
+from gentletune.training.callbacks.early_stop import Seen, StopEarly
 from gentletune.training.mixin import TrainingDivergedError
 
 Probe = Callable[[Any], Mapping[str, float]]
