@@ -205,7 +205,7 @@ def _scores_of(
 ) -> list[Score]:
     keys = [k for k in metrics if "," in k and "_stderr," not in k and isinstance(metrics[k], (int, float))]
     headline = _headline(keys)
-    chance = _chance(name, result)
+    chance = functools.cache(lambda: _chance(name, result))  # the same for all metrics, and of no use to some
     scores = []
     for key in keys:
         metric, _, filtered = key.partition(",")
@@ -226,7 +226,7 @@ def _scores_of(
             count, value = _count(name, result), float(metrics[key])
             score = Score(value=value, stderr=stderr, n=count, higher_is_better=better, **of)
         if key == headline or (better and is_share(score)):
-            score = score.model_copy(update={"chance": chance})
+            score = score.model_copy(update={"chance": chance()})
         scores.append(score)
     return scores
 
